@@ -1,0 +1,309 @@
+"""The Lightning callback: every hook calls one stage of the package."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from lightning_selfcompress.convert import (
+    ConversionPlan,
+    as_float,
+    convert,
+    supported_types,
+    unmatched,
+)
+from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
+from lightning_selfcompress.optim import DepthOptimizer, take_out
+from lightning_selfcompress.report import layer_scalars, log_histogram, scalars
+from lightning_selfcompress.size import ModelSize, size_report
+
+Gamma = float | Callable[[int], float]
+
+
+class SelfCompression(pl.Callback):
+    """Makes the network smaller while it trains: learned bit depths for every output channel, and a price for bits.
+
+    Minimizes ``loss + gamma * Q`` with Q the network's size in bits per original weight (Cséfalvay and Imber,
+    "Self-Compressing Neural Networks", arXiv 2301.13142). The LightningModule, its optimizers and its schedulers stay
+    as they are: layers are converted in place, and depths and exponents are trained by an optimizer of the callback's
+    own, a step after each step of the optimizer that trains their weights.
+
+    Logs ``selfcompress/bits_per_weight``, ``selfcompress/nbytes`` and ``selfcompress/channels`` at the loggers' pace
+    (also in ``trainer.callback_metrics``, for ModelCheckpoint and EarlyStopping), and at the end of each epoch the
+    bits of each layer and a histogram of all depths.
+
+    Args:
+        gamma: Loss per bit of the average weight, >= 0; or a function of the global step that returns it. 0 quantizes
+            without pressure on the size.
+        initial_bits: Bit depth all channels start with, from 2 to 24. At 8 the network starts at its float function.
+        bits_lr: Learning rate of depths and exponents, >= 0: about the bits a depth can move in one step. 0 holds
+            them where they are.
+        skip: What to leave in float: names of modules (with everything inside), patterns such as ``"blocks.*.attn"``,
+            or module types.
+
+    Raises:
+        TypeError: If ``gamma`` is neither a number nor a function, or ``skip`` holds other than strings and types.
+        ValueError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        gamma: Gamma,
+        *,
+        initial_bits: float = 8.0,
+        bits_lr: float = 0.02,
+        skip: Sequence[type[nn.Module] | str] = (),
+    ) -> None:
+        super().__init__()
+        if not callable(gamma):
+            _check_gamma(gamma)
+        if not _is_number(initial_bits) or not 2 <= initial_bits <= 24:
+            raise ValueError(f"Expected initial_bits from 2 to 24, got {initial_bits!r}.")
+        if not _is_number(bits_lr) or not 0 <= bits_lr < math.inf:
+            raise ValueError(f"Expected bits_lr >= 0 (bits a step), got {bits_lr!r}.")
+        self.gamma = gamma
+        self.initial_bits = float(initial_bits)
+        self.bits_lr = float(bits_lr)
+        self.skip = (skip,) if isinstance(skip, (str, type)) else tuple(skip)
+        for entry in self.skip:
+            if not isinstance(entry, (str, type)):
+                raise TypeError(f"Expected module names, patterns or nn.Module types in skip, got {entry!r}.")
+        self._depth_optimizers: list[DepthOptimizer] = []
+        self._restored: dict[str, Any] | None = None
+        self._earlier_skipped = 0
+        self._wrapped: dict[str, Any] = {}
+        self._fresh: dict[int, tuple[QuantizedParameter, int]] = {}  # converted by this fit, not yet trained
+        self._sizes: list[int] = []
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps of depths and exponents left out because a gradient was not finite."""
+        return self._earlier_skipped + sum(d.skipped_steps for d in self._depth_optimizers)
+
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Converts the layers there are, and those that the module's own ``setup`` and ``configure_model`` build."""
+        if sum(isinstance(c, SelfCompression) for c in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise ValueError("Expected one SelfCompression among the Trainer's callbacks, got several. Keep one.")
+        self._convert(pl_module)
+        for name in ("setup", "configure_model"):
+            self._wrap(pl_module, name, self._then_convert)
+        self._wrap(pl_module, "configure_optimizers", _in_float)
+
+    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Says what is compressed and what is not, and takes depths and exponents out of the user's optimizers."""
+        self._unwrap(pl_module)
+        plan = self._convert(pl_module, complete=True)
+        if not plan.compressed:
+            raise ValueError(
+                f"Expected something to compress in {type(pl_module).__name__}, found nothing. SelfCompression takes "
+                f"{supported_types()} and their subclasses.\n{plan}"
+            )
+        rank_zero_info(f"SelfCompression(gamma={self.gamma!r}, initial_bits={self.initial_bits:g})\n{plan}")
+        self._attach(trainer, pl_module)
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Makes the size known to callbacks that monitor it before anything was logged."""
+        trainer.callback_metrics.update(_tensors(scalars(size_report(pl_module))))
+
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """Keeps up with what others did between batches: weights loaded or swapped, parameters added to optimizers."""
+        if self._fresh:
+            self._recalibrate()
+        if self._sizes != [len(group["params"]) for o in trainer.optimizers for group in o.param_groups]:
+            self._take_out(trainer, pl_module)
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            _forget_quantized(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs bits per weight, bytes and channels when the loggers are due."""
+        if trainer._logger_connector.should_update_logs or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._log(trainer, scalars(size_report(pl_module)))
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Logs the totals, each layer's bits and a histogram of depths."""
+        report = size_report(pl_module)
+        self._log(trainer, scalars(report) | layer_scalars(report))
+        log_histogram(trainer.loggers, pl_module, trainer.global_step)
+
+    def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Refreshes what ModelCheckpoint and EarlyStopping may monitor."""
+        if not trainer.sanity_checking:
+            trainer.callback_metrics.update(_tensors(scalars(size_report(pl_module))))
+
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Forgets the weights that were validated, which a moving average may have lent."""
+        _forget_quantized(pl_module)
+
+    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Lets go of the user's optimizers."""
+        self._detach()
+
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        """Leaves module and optimizers in order when training breaks off."""
+        self._detach()
+        self._unwrap(pl_module)
+
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Undoes what :meth:`setup` wrapped; the layers stay converted."""
+        self._detach()
+        self._unwrap(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimizers of depths and exponents, in the order of the user's optimizers."""
+        states = [None if d.adam is None else d.adam.state_dict() for d in self._depth_optimizers]
+        return {"depth_optimizers": states, "skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps a state for the next ``fit``, whose optimizers do not exist yet."""
+        self._restored = state_dict
+
+    def _convert(self, pl_module: "pl.LightningModule", *, complete: bool = False) -> ConversionPlan:
+        """Converts what is there; only the complete module has to match every entry of ``skip``."""
+        skip = self.skip if complete else [s for s in self.skip if s not in unmatched(pl_module, self.skip)]
+        before = {id(p.latent) for p in quantized_parameters(pl_module)}
+        plan = convert(pl_module, initial_bits=self.initial_bits, skip=skip)
+        for p in quantized_parameters(pl_module):
+            if id(p.latent) not in before:
+                self._fresh[id(p.latent)] = p, p.exponent._version
+        return plan
+
+    def _recalibrate(self) -> None:
+        """Starts at the float function of the weights as they are now, unless depths were loaded with them."""
+        for p, version in self._fresh.values():
+            if p.exponent._version == version:
+                p.layer.calibrate(p.weight_name)
+        self._fresh.clear()
+
+    def _attach(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._earlier_skipped, self._depth_optimizers = self.skipped_steps, []
+        self._take_out(trainer, pl_module)
+        size = ModelSize.of(pl_module)
+        owners = {id(p): o for o in reversed(trainer.optimizers) for group in o.param_groups for p in group["params"]}
+        if not trainer.optimizers:
+            rank_zero_warn("SelfCompression: there is no optimizer, so bit depths are not trained either.")
+        wrappers = pl_module.optimizers(use_pl_optimizer=True) if trainer.optimizers else []
+        wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
+        for optimizer, wrapper in zip(trainer.optimizers, wrappers, strict=True):
+            own = [p for p in size.parameters if owners.get(id(p.latent), trainer.optimizers[0]) is optimizer]
+            self._depth_optimizers.append(
+                DepthOptimizer(
+                    optimizer,
+                    size.part(own),
+                    lr=self.bits_lr,
+                    gamma=lambda: self._gamma_at(trainer.global_step),
+                    gradient_scale=lambda: _loss_scale(trainer),
+                    wrappers=(wrapper,),
+                )
+            )
+        self._restore()
+        for depth_optimizer in self._depth_optimizers:
+            depth_optimizer.attach()
+
+    def _restore(self) -> None:
+        state, self._restored = self._restored, None
+        if state is None:
+            return
+        self._earlier_skipped = state["skipped_steps"]
+        saved = state["depth_optimizers"]
+        if saved and len(saved) != len(self._depth_optimizers):
+            raise ValueError(
+                f"Expected the {len(saved)} optimizer(s) of the checkpoint, got {len(self._depth_optimizers)}. Resume "
+                f"with the configure_optimizers that the checkpoint was made with."
+            )
+        for depth_optimizer, one in zip(self._depth_optimizers, saved, strict=False):
+            if depth_optimizer.adam is not None and one is not None:
+                depth_optimizer.adam.load_state_dict(one)
+                for group in depth_optimizer.adam.param_groups:
+                    group["lr"] = self.bits_lr
+
+    def _detach(self) -> None:
+        for depth_optimizer in self._depth_optimizers:
+            depth_optimizer.detach()
+
+    def _take_out(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        learned = [t for p in quantized_parameters(pl_module) for t in (p.raw_depth, p.exponent)]
+        for optimizer in trainer.optimizers:
+            take_out(optimizer, learned)
+        self._sizes = [len(group["params"]) for o in trainer.optimizers for group in o.param_groups]
+
+    def _gamma_at(self, step: int) -> float:
+        if not callable(self.gamma):
+            return self.gamma
+        gamma = self.gamma(step)
+        _check_gamma(gamma, f" from the function at step {step}")
+        return float(gamma)
+
+    def _log(self, trainer: "pl.Trainer", values: dict[str, float]) -> None:
+        trainer.callback_metrics.update(_tensors(values))
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def _then_convert(self, pl_module: "pl.LightningModule", method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            self._convert(pl_module)
+            return result
+
+        return wrapped
+
+    def _wrap(self, pl_module: "pl.LightningModule", name: str, wrapper: Callable[..., Any]) -> None:
+        if name not in self._wrapped:
+            self._wrapped[name] = pl_module.__dict__.get(name)
+            pl_module.__dict__[name] = wrapper(pl_module, getattr(pl_module, name))
+
+    def _unwrap(self, pl_module: "pl.LightningModule") -> None:
+        for name, earlier in self._wrapped.items():
+            del pl_module.__dict__[name]
+            if earlier is not None:
+                pl_module.__dict__[name] = earlier
+        self._wrapped.clear()
+
+
+def _in_float(pl_module: "pl.LightningModule", method: Callable[..., Any]) -> Callable[..., Any]:
+    """Optimizers are made from the float network: no depth among its parameters, its layers of their own types."""
+
+    @wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with as_float(pl_module):
+            return method(*args, **kwargs)
+
+    return wrapped
+
+
+def _forget_quantized(pl_module: "pl.LightningModule") -> None:
+    for layer in pl_module.modules():
+        if isinstance(layer, Quantized):
+            layer.forget_quantized()
+
+
+def _loss_scale(trainer: "pl.Trainer") -> float:
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def _tensors(values: dict[str, float]) -> dict[str, Any]:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_gamma(gamma: Any, origin: str = "") -> None:
+    if not _is_number(gamma):
+        raise TypeError(
+            f"Expected gamma to be a number >= 0 (loss per bit of the average weight) or a function of the global "
+            f"step, got {gamma!r}{origin}."
+        )
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"Expected a finite gamma >= 0 (loss per bit of the average weight), got {gamma!r}{origin}.")

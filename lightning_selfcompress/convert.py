@@ -1,0 +1,363 @@
+"""Conversion in place: plan (pure, printable), convert, and its inverse revert."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_selfcompress.layers import (
+    REGISTRY,
+    ChannelAxis,
+    Quantized,
+    QuantizedSpec,
+    _QuantizedRNN,
+    quantized_class,
+)
+
+Skip = Sequence[str | type[nn.Module]]
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """What becomes of one module that has parameters of its own.
+
+    Args:
+        name: Path in the model.
+        kind: Name of its class.
+        weights: Names and channel axes of the weights that are quantized; empty where the module is left alone.
+        numel: Number of those weights, tied ones counted where they come first; of a module left alone, all its own.
+        reason: Why it is left alone; empty where it is quantized.
+    """
+
+    name: str
+    kind: str
+    weights: tuple[tuple[str, ChannelAxis], ...]
+    numel: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """What :func:`convert` does, or did, to a model. Prints what is compressed and what is not, with the reason."""
+
+    layers: tuple[PlannedLayer, ...]
+
+    @property
+    def compressed(self) -> tuple[PlannedLayer, ...]:
+        """The layers that are quantized."""
+        return tuple(layer for layer in self.layers if not layer.reason)
+
+    @property
+    def left_alone(self) -> tuple[PlannedLayer, ...]:
+        """The modules left in float, each with its reason."""
+        return tuple(layer for layer in self.layers if layer.reason)
+
+    def __str__(self) -> str:
+        kinds = Counter(layer.kind for layer in self.compressed)
+        weights = sum(layer.numel for layer in self.compressed)
+        lines = [f"Compressed: {weights:,} weights in {len(self.compressed)} layers"]
+        lines[0] += f" ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})" if kinds else ""
+        groups: dict[tuple[str, str], list[PlannedLayer]] = {}
+        for layer in self.left_alone:
+            groups.setdefault((layer.kind, layer.reason), []).append(layer)
+        if groups:
+            lines.append("Left in float:")
+        for (kind, reason), members in groups.items():
+            names = ", ".join(repr(m.name) for m in members[:3]) + (", ..." if len(members) > 3 else "")
+            lines.append(f"  {len(members)} {kind} ({names}; {sum(m.numel for m in members):,} values): {reason}")
+        return "\n".join(lines)
+
+
+def supported_types() -> str:
+    """Names of the layer types that can be quantized, for messages."""
+    return ", ".join(t.__name__ for t in REGISTRY)
+
+
+def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
+    """Decides what :func:`convert` would do. Changes nothing.
+
+    Args:
+        model: Any module.
+        skip: What to leave in float, as in :func:`convert`.
+
+    Returns:
+        The plan, with one entry for each module that has parameters of its own.
+
+    Raises:
+        TypeError: If ``skip`` holds something else than strings and module types.
+        ValueError: If an entry of ``skip`` matches no module.
+    """
+    skipped = _skipped(model, skip)
+    axes: dict[int, dict[str, ChannelAxis]] = {}  # id(module) -> its weights
+    reasons: dict[int, str] = {}
+    owners = [(name, m) for name, m in model.named_modules() if any(p is not None for p in m._parameters.values())]
+    for _, module in owners:
+        reason = f"skip={skipped[id(module)]!r}" if id(module) in skipped else _obstacle(module)
+        if reason:
+            reasons[id(module)] = reason
+        else:
+            axes[id(module)] = _weights(module)
+    _exclude_half_tied(owners, axes, reasons)
+    layers, counted = [], set[int]()
+    for name, module in owners:
+        weights = axes.get(id(module), {})
+        own = [module._parameters[n] for n in weights] if weights else list(module._parameters.values())
+        fresh = [p for p in own if p is not None and id(p) not in counted and not is_lazy(p)]
+        counted |= {id(p) for p in fresh}
+        numel = sum(p.numel() for p in fresh)
+        kind = (module._float_class if isinstance(module, Quantized) else type(module)).__name__
+        layers.append(PlannedLayer(name, kind, tuple(weights.items()), numel, reasons.get(id(module), "")))
+    return ConversionPlan(tuple(layers))
+
+
+def unmatched(model: nn.Module, skip: Skip) -> list[str | type[nn.Module]]:
+    """The entries of ``skip`` that match no module of ``model`` (yet)."""
+    return [entry for entry in skip if not _matches(model, entry)]
+
+
+def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> ConversionPlan:
+    """Quantizes every layer it can, in place; ``revert(convert(model))`` is the same model again.
+
+    Layers keep their identity, parameters, hooks and state-dict keys; ``bit_depth`` and ``exponent`` are added to
+    each. A layer converted before is not touched. With 8 bits the outputs are those of the float network but for
+    8-bit rounding.
+
+    Args:
+        model: Any module.
+        initial_bits: Bit depth all channels start with, from 2 to 24.
+        skip: What to leave in float: module names (``"head"``, with everything inside), patterns
+            (``"blocks.*.attn"``) or module types (``nn.Embedding``).
+
+    Returns:
+        The plan that was carried out.
+
+    Raises:
+        TypeError: If ``skip`` holds something else than strings and module types.
+        ValueError: If an entry of ``skip`` matches no module, ``initial_bits`` is out of range or a weight is not
+            finite. The model is then unchanged.
+    """
+    if not 2 <= initial_bits <= 24:
+        raise ValueError(f"Expected initial_bits from 2 to 24, got {initial_bits!r}.")
+    plan = plan_conversion(model, skip=skip)
+    fresh = [layer for layer in plan.compressed if not isinstance(model.get_submodule(layer.name), Quantized)]
+    for layer in fresh:
+        for weight_name, _ in layer.weights:
+            if not bool(torch.isfinite(cast(Tensor, model.get_submodule(layer.name)._parameters[weight_name])).all()):
+                raise ValueError(
+                    f"Expected finite weights, got NaN or infinity in {layer.name + '.' + weight_name!r}. Repair the "
+                    f"checkpoint or the initialization, or leave the layer out with skip={layer.name!r}."
+                )
+    shared: dict[int, tuple[QuantizedSpec, nn.Parameter, nn.Parameter]] = _parameters_of(model)
+    for layer in fresh:
+        _quantize_in_place(model.get_submodule(layer.name), dict(layer.weights), float(initial_bits), shared)
+    return plan
+
+
+def revert(model: nn.Module) -> None:
+    """Makes every layer what it was before :func:`convert`: same class, same float parameters, same keys.
+
+    Args:
+        model: Any module.
+    """
+    for layer in list(model.modules()):
+        if isinstance(layer, Quantized):
+            _detach(layer)
+
+
+@contextmanager
+def as_float(model: nn.Module) -> Iterator[None]:
+    """Within this context the model is the float network again; after it, quantized with the same parameters.
+
+    For code that must not notice the conversion, such as ``configure_optimizers``.
+
+    Args:
+        model: Any module.
+    """
+    hidden = [(layer, type(layer), _detach(layer)) for layer in list(model.modules()) if isinstance(layer, Quantized)]
+    try:
+        yield
+    finally:
+        for layer, quantized, (specs, parameters) in hidden:
+            _attach(layer, quantized, specs, parameters)
+
+
+def _weights(module: nn.Module) -> dict[str, ChannelAxis]:
+    if isinstance(module, Quantized):
+        return {name: spec.axis for name, spec in module._quantized.items()}
+    return next(find(module) for kind, find in REGISTRY.items() if isinstance(module, kind))
+
+
+def _obstacle(module: nn.Module) -> str:
+    """Why a module cannot be quantized, or an empty string."""
+    if isinstance(module, Quantized):
+        return ""
+    if any(p is not None and is_lazy(p) for p in module._parameters.values()):
+        return "lazy: its shapes are not known before the first batch; run one batch before training"
+    if not isinstance(module, tuple(REGISTRY)):
+        large = any(p is not None and p.dim() > 1 for p in module._parameters.values())
+        return f"not one of {supported_types()}" if large else "one value per channel, no weight matrix"
+    if is_parametrized(module):
+        return "parametrized: its weight is computed by torch.nn.utils.parametrize"
+    if type(module).__module__.startswith(("torch.ao.", "torch.nn.intrinsic", "torch.nn.qat")):
+        return "quantized by torch.ao already"
+    weights = _weights(module)
+    for name in weights:
+        obstacle = _weight_obstacle(module, name)
+        if obstacle:
+            return obstacle
+    if not weights:
+        return "its weight is recomputed by a hook (weight_norm, spectral_norm or pruning)"
+    if getattr(module, "max_norm", None) is not None:
+        return "max_norm rewrites its weight during forward"
+    if getattr(module, "sparse", False):
+        return "sparse=True: the size of its weights has a dense gradient"
+    taken = [n for names in map(_parameter_names, weights) for n in names if hasattr(module, n)]
+    return f"it has attributes named {', '.join(taken)} already" if taken else ""
+
+
+def _weight_obstacle(module: nn.Module, name: str) -> str:
+    parameter = module._parameters.get(name)
+    if parameter is None or name in module.__dict__ or hasattr(type(module), name):
+        return f"its {name} is recomputed by a hook or property (weight_norm, spectral_norm, pruning or its own)"
+    if type(parameter) is not nn.Parameter or type(parameter.data) is not Tensor:
+        return f"its {name} is a {type(parameter.data).__name__}, quantized or sharded elsewhere"
+    if not parameter.is_floating_point():
+        return f"its {name} holds {parameter.dtype} numbers"
+    if parameter.device.type == "meta":
+        return f"its {name} is on the meta device, not materialized yet"
+    if parameter.numel() == 0:
+        return f"its {name} is empty"
+    return ""
+
+
+def _exclude_half_tied(
+    owners: Iterable[tuple[str, nn.Module]], axes: dict[int, dict[str, ChannelAxis]], reasons: dict[int, str]
+) -> None:
+    """Leaves out layers whose weight another module uses in float, and gives tied weights the axis of the first."""
+    users: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for path, module in owners:
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                users.setdefault(id(parameter), []).append((path, module, name))
+    tied = [group for group in users.values() if len(group) > 1]
+    changed = True
+    while changed:
+        changed = False
+        for group in tied:
+            outside = [(path, name) for path, m, name in group if name not in axes.get(id(m), {})]
+            for _, module, name in group:
+                if outside and name in axes.get(id(module), {}):
+                    path, other = outside[0]
+                    del axes[id(module)]
+                    twin = f"{path}.{other}".lstrip(".")
+                    reasons[id(module)] = f"its {name} is tied to {twin!r}, which stays in float"
+                    changed = True
+    for group in tied:
+        if all(name in axes.get(id(m), {}) for _, m, name in group):
+            _, first, first_name = group[0]
+            for _, module, name in group:
+                axes[id(module)][name] = axes[id(first)][first_name]
+
+
+def _skipped(model: nn.Module, skip: Skip) -> dict[int, str]:
+    """Id of each module to leave alone -> the entry of ``skip`` that says so."""
+    found: dict[int, str] = {}
+    for entry in (skip,) if isinstance(skip, (str, type)) else skip:
+        hits = _matches(model, entry)
+        if not hits:
+            names = [name for name, _ in model.named_modules() if name]
+            near = get_close_matches(str(entry), names, n=3) or names[:3]
+            raise ValueError(
+                f"skip={entry!r} matches no module of {type(model).__name__}. Expected a name, a pattern or a type "
+                f"among its modules, for example {', '.join(map(repr, near))}."
+            )
+        text = entry if isinstance(entry, str) else entry.__name__
+        found |= {id(inner): text for m in hits for inner in m.modules()}
+    return found
+
+
+def _matches(model: nn.Module, entry: str | type[nn.Module]) -> list[nn.Module]:
+    """The modules that one entry of ``skip`` means."""
+    named = list(model.named_modules(remove_duplicate=False))
+    if isinstance(entry, str):
+        return [m for name, m in named if name and fnmatchcase(name, entry)]
+    if isinstance(entry, type) and issubclass(entry, nn.Module):
+        return [m for _, m in named if isinstance(m, entry)]
+    raise TypeError(f"Expected module names, patterns or nn.Module types in skip, got {entry!r}.")
+
+
+def _parameter_names(weight_name: str) -> tuple[str, str]:
+    prefix = "" if weight_name == "weight" else f"{weight_name}_"
+    return f"{prefix}bit_depth", f"{prefix}exponent"
+
+
+def _parameters_of(model: nn.Module) -> dict[int, tuple[QuantizedSpec, nn.Parameter, nn.Parameter]]:
+    """Id of each latent weight already quantized -> its spec, raw depths and exponents, for weights tied to it."""
+    return {
+        id(layer.latent(name)): (
+            spec,
+            cast(nn.Parameter, layer._parameters[spec.bit_depth]),
+            cast(nn.Parameter, layer._parameters[spec.exponent]),
+        )
+        for layer in model.modules()
+        if isinstance(layer, Quantized)
+        for name, spec in layer._quantized.items()
+    }
+
+
+def _quantize_in_place(
+    layer: nn.Module,
+    weights: dict[str, ChannelAxis],
+    initial_bits: float,
+    shared: dict[int, tuple[QuantizedSpec, nn.Parameter, nn.Parameter]],
+) -> None:
+    specs, parameters, fresh = {}, {}, []
+    for name, axis in weights.items():
+        weight = cast(nn.Parameter, layer._parameters[name])
+        depth_name, exponent_name = _parameter_names(name)
+        specs[name] = QuantizedSpec(depth_name, exponent_name, axis, initial_bits, weight.numel())
+        if id(weight) in shared:
+            _, parameters[depth_name], parameters[exponent_name] = shared[id(weight)]
+            continue
+        for key in (depth_name, exponent_name):
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            parameters[key] = nn.Parameter(torch.zeros(axis.channels(weight), dtype=dtype, device=weight.device))
+        shared[id(weight)] = specs[name], parameters[depth_name], parameters[exponent_name]
+        fresh.append(name)
+    _attach(layer, quantized_class(type(layer), tuple(specs)), specs, parameters)
+    for name in fresh:
+        cast(Quantized, layer).calibrate(name)
+
+
+def _attach(
+    layer: nn.Module,
+    quantized: type[Quantized],
+    specs: dict[str, QuantizedSpec],
+    parameters: dict[str, nn.Parameter],
+) -> None:
+    for key, parameter in parameters.items():
+        layer.register_parameter(key, parameter)
+    layer.__dict__["_quantized"], layer.__dict__["_quantized_values"] = specs, {}
+    layer.__dict__.pop("_flat_weights", None)
+    layer.__class__ = quantized
+
+
+def _detach(layer: Quantized) -> tuple[dict[str, QuantizedSpec], dict[str, nn.Parameter]]:
+    """Back to the float class; returns what :func:`_attach` needs to undo it."""
+    specs: dict[str, QuantizedSpec] = layer.__dict__.pop("_quantized")
+    del layer.__dict__["_quantized_values"]
+    keys = [key for spec in specs.values() for key in (spec.bit_depth, spec.exponent)]
+    parameters = {key: cast(nn.Parameter, layer._parameters.pop(key)) for key in keys}
+    recurrent = isinstance(layer, _QuantizedRNN)
+    layer.__class__ = layer._float_class  # type: ignore[assignment]
+    if recurrent:
+        layer._init_flat_weights()  # type: ignore[operator]
+    return specs, parameters

@@ -1,0 +1,361 @@
+"""Quantized layers: the same object under another class, whose weight attributes return the quantized tensor.
+
+``layer.__class__`` becomes a class made of :class:`Quantized` and the layer's own class. The latent float parameter
+stays where it was, ``layer._parameters["weight"]``; what anyone reads as ``layer.weight`` is q(latent, b, e). So the
+layer keeps its identity, its ``forward``, its hooks and its state-dict keys, to which the raw bit depths and the
+exponents are added.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from lightning_selfcompress.quantizer import bit_depth, initial_exponent, q, q_composite, quantize
+
+
+@dataclass(frozen=True)
+class ChannelAxis:
+    """Where the output channels of a weight lie.
+
+    Args:
+        dim: The dimension of the weight that counts output channels.
+        groups: Groups along dimension 0 that each have output channels of their own, as in a grouped transposed
+            convolution with weights ``(in, out / groups, *kernel)``. 1 for every other layer.
+    """
+
+    dim: int = 0
+    groups: int = 1
+
+    def channels(self, weight: Tensor) -> int:
+        """Number of output channels of ``weight``."""
+        return weight.shape[self.dim] * self.groups
+
+    def split(self, weight: Tensor) -> Tensor:
+        """View with the groups in a dimension of their own: ``(groups, in / groups, out / groups, *kernel)``."""
+        return weight if self.groups == 1 else weight.unflatten(0, (self.groups, -1))
+
+    def join(self, weight: Tensor) -> Tensor:
+        """Inverse of :meth:`split`."""
+        return weight if self.groups == 1 else weight.flatten(0, 1)
+
+    def expand(self, per_channel: Tensor, split_weight: Tensor) -> Tensor:
+        """View of ``(channels,)`` values that broadcasts to a weight as :meth:`split` returns it."""
+        shape = [1] * split_weight.dim()
+        if self.groups == 1:
+            shape[self.dim] = -1
+        else:
+            shape[0], shape[self.dim + 1] = self.groups, -1
+        return per_channel.view(shape)
+
+    def extremes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest weight of each channel, each ``(channels,)``."""
+        split = self.split(weight.detach())
+        kept = {self.dim} if self.groups == 1 else {0, self.dim + 1}
+        within = tuple(d for d in range(split.dim()) if d not in kept)
+        if not within:
+            return split.flatten(), split.flatten()
+        return split.amin(within).flatten(), split.amax(within).flatten()
+
+
+@dataclass(frozen=True)
+class QuantizedSpec:
+    """How one weight of a layer is quantized: the names of its parameters and where its channels lie.
+
+    Args:
+        bit_depth: Name of the layer's parameter of raw bit depths, ``(channels,)``, in bits.
+        exponent: Name of the layer's parameter of exponents, ``(channels,)``.
+        axis: Where the output channels lie.
+        initial_bits: Bit depth the channels started with.
+        original_numel: Number of weights before any compression.
+    """
+
+    bit_depth: str
+    exponent: str
+    axis: ChannelAxis
+    initial_bits: float
+    original_numel: int
+
+
+class _Cached(NamedTuple):
+    value: Tensor
+    inputs: tuple[Tensor, Tensor, Tensor]
+    stamp: tuple[int, ...]
+
+
+_steps = 0  # optimizer steps of this process; some optimizers write through `.data`, which no version counter sees
+
+
+def _count_step(*_: Any) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
+class Quantized(nn.Module):
+    """Mixin of every quantized layer; made by :func:`quantized_class`, not by hand.
+
+    The quantized value of a weight is kept until one of its parameters, or the layer's mode, changes. Writes to a
+    latent weight through ``.data`` between optimizer steps are the one change that is not seen: call
+    :meth:`forget_quantized` after them.
+    """
+
+    _float_class: type[nn.Module]
+    _quantized: dict[str, QuantizedSpec]
+    _quantized_values: dict[str, _Cached]
+
+    def latent(self, name: str) -> nn.Parameter:
+        """The float parameter behind the quantized weight ``name``."""
+        return cast(nn.Parameter, self._parameters[name])
+
+    def forget_quantized(self) -> None:
+        """Drops the kept quantized weights, so that the next access computes them anew."""
+        self._quantized_values.clear()
+
+    def calibrate(self, name: str) -> None:
+        """Starts the weight ``name`` anew: all channels at the initial depth, exponents that hold its weights.
+
+        Raises:
+            ValueError: If weights are not finite.
+        """
+        spec, weight = self._quantized[name], self.latent(name)
+        low, high = (t.to(self._parameters[spec.exponent]) for t in spec.axis.extremes(weight))
+        if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
+            raise ValueError(
+                f"Expected finite weights, got NaN or infinity in {name!r} of {self}. Repair the checkpoint or the "
+                f"initialization, or leave this layer out with skip=."
+            )
+        fallback = (spec.axis.channels(weight) / weight.numel()) ** 0.5
+        with torch.no_grad():
+            self._parameters[spec.exponent].copy_(initial_exponent(low, high, spec.initial_bits, fallback))  # type: ignore[union-attr]
+            self._parameters[spec.bit_depth].fill_(spec.initial_bits)  # type: ignore[union-attr]
+
+    def train(self, mode: bool = True) -> "Quantized":
+        """Sets the mode, as every module's ``train``, and forgets the kept weights."""
+        self.forget_quantized()
+        return super().train(mode)
+
+    def _quantized_weight(self, name: str) -> Tensor:
+        spec = self._quantized[name]
+        x, b, e = (cast(Tensor, self._parameters[n]) for n in (name, spec.bit_depth, spec.exponent))
+        axis, split = spec.axis, spec.axis.split(x)
+        depth = axis.expand(bit_depth(b), split)
+        exponent = axis.expand(e, split)
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if tracing or not isinstance(x, nn.Parameter):  # no parameter: functional_call is at work
+            return axis.join(q_composite(split, depth, exponent))
+        if x.is_inference():
+            return axis.join(quantize(split, depth, exponent))
+        value = self._kept_value(name, (x, b, e), axis)
+        if not torch.is_grad_enabled() or not (x.requires_grad or b.requires_grad or e.requires_grad):
+            return value
+        return axis.join(q(split, depth, exponent, value=axis.split(value)))
+
+    def _kept_value(self, name: str, inputs: tuple[Tensor, Tensor, Tensor], axis: ChannelAxis) -> Tensor:
+        stamp = (_steps, *(n for t in inputs for n in (t._version, t.data_ptr())))
+        kept = self._quantized_values.get(name)
+        if (
+            kept is not None
+            and kept.stamp == (kept.value._version, *stamp)
+            and all(a is b for a, b in zip(kept.inputs, inputs, strict=True))
+        ):
+            return kept.value
+        with torch.inference_mode(False), torch.no_grad():
+            x, b, e = inputs
+            split = axis.split(x)
+            value = axis.join(quantize(split, axis.expand(bit_depth(b), split), axis.expand(e, split)))
+        self._quantized_values[name] = _Cached(value, inputs, (value._version, *stamp))
+        return value
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantized":
+        # Depths move by hundredths of a bit: they stay float32 whatever the module is cast to.
+        names = [n for spec in self._quantized.values() for n in (spec.bit_depth, spec.exponent)]
+        before = {n: cast(Tensor, self._parameters[n]).detach().clone() for n in names}
+        self.forget_quantized()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for n, old in before.items():
+            p = cast(Tensor, self._parameters[n])
+            if torch.finfo(p.dtype).bits < 32:
+                p.data, p.grad = old.to(p.device, torch.float32), None
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        missing: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        for name, spec in self._quantized.items():
+            own = {prefix + spec.bit_depth, prefix + spec.exponent}
+            if prefix + name in state_dict and own.isdisjoint(state_dict):
+                self.calibrate(name)  # the state of the float network: start from its function
+                missing = [key for key in missing if key not in own]
+        missing_keys.extend(missing)
+
+    def __getstate__(self) -> dict[str, Any]:
+        inherited = getattr(super(), "__getstate__", None)  # absent in Python 3.10 unless a base class defines it
+        state = dict(inherited() if inherited is not None else self.__dict__)
+        state["_quantized_values"] = {}
+        return state
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (self._float_class, tuple(self._quantized)), self.__getstate__()
+
+
+class _QuantizedRNN(Quantized):
+    """What nn.RNNBase needs besides: it reads its weights from a list, and packs that list for cuDNN."""
+
+    _flat_weights_names: list[str]
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, _: Any) -> None:
+        """Ignored: the list is made anew from the quantized weights whenever it is read."""
+
+    def _update_flat_weights(self) -> None:
+        """Nothing to do, see ``_flat_weights``."""
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: quantized weights are new tensors at every step."""
+
+
+_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[Quantized]] = {}
+
+
+def _rebuild(float_class: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    made = quantized_class(float_class, names)
+    return made.__new__(made)
+
+
+def quantized_class(float_class: type[nn.Module], names: tuple[str, ...]) -> type[Quantized]:
+    """The class ``Quantized<float_class>`` with a property for each weight in ``names``.
+
+    Args:
+        float_class: Class of the layer to be quantized.
+        names: Names of its weight parameters.
+
+    Returns:
+        A subclass of :class:`Quantized` and ``float_class``, the same one at every call.
+    """
+    if (float_class, names) in _CLASSES:
+        return _CLASSES[float_class, names]
+
+    def weight_property(name: str) -> property:
+        return property(lambda self: self._quantized_weight(name), doc=f"Quantized {name}: q(latent, b, e).")
+
+    mixin = _QuantizedRNN if issubclass(float_class, nn.RNNBase) else Quantized
+    body: dict[str, Any] = {name: weight_property(name) for name in names}
+    body |= {"_float_class": float_class, "__module__": __name__, "__doc__": f"{float_class.__name__}, quantized."}
+    made = cast("type[Quantized]", type(f"Quantized{float_class.__name__}", (mixin, float_class), body))
+    return _CLASSES.setdefault((float_class, names), made)
+
+
+def _rows(*names: str) -> Callable[[nn.Module], dict[str, ChannelAxis]]:
+    return lambda layer: {n: ChannelAxis() for n in names if layer._parameters.get(n) is not None}
+
+
+def _columns(layer: nn.Module) -> dict[str, ChannelAxis]:
+    return {"weight": ChannelAxis(dim=1)}
+
+
+def _transposed(layer: nn.Module) -> dict[str, ChannelAxis]:
+    return {"weight": ChannelAxis(dim=1, groups=cast(int, layer.groups))}
+
+
+def _recurrent(layer: nn.Module) -> dict[str, ChannelAxis]:
+    return {n: ChannelAxis() for n in layer._parameters if n.startswith("weight_")}
+
+
+# Layer type -> its weights and where their output channels lie. Subclasses that keep their own forward count as well.
+REGISTRY: dict[type[nn.Module], Callable[[nn.Module], dict[str, ChannelAxis]]] = {
+    nn.Linear: _rows("weight"),
+    nn.Conv1d: _rows("weight"),
+    nn.Conv2d: _rows("weight"),
+    nn.Conv3d: _rows("weight"),
+    nn.ConvTranspose1d: _transposed,
+    nn.ConvTranspose2d: _transposed,
+    nn.ConvTranspose3d: _transposed,
+    nn.Embedding: _columns,
+    nn.EmbeddingBag: _columns,
+    nn.Bilinear: _rows("weight"),
+    nn.MultiheadAttention: _rows("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+    nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _recurrent,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedParameter:
+    """One quantized weight of a model, tied ones once.
+
+    Args:
+        name: Path of the weight in the model, ``"features.0.weight"``.
+        layer: The layer it belongs to.
+        weight_name: Its name in the layer.
+    """
+
+    name: str
+    layer: Quantized
+    weight_name: str
+
+    @property
+    def spec(self) -> QuantizedSpec:
+        """How the weight is quantized."""
+        return self.layer._quantized[self.weight_name]
+
+    @property
+    def latent(self) -> nn.Parameter:
+        """The float parameter, in the layer's own shape."""
+        return self.layer.latent(self.weight_name)
+
+    @property
+    def raw_depth(self) -> nn.Parameter:
+        """The trained raw depths, ``(channels,)``; read them with :func:`bit_depth`."""
+        return cast(nn.Parameter, self.layer._parameters[self.spec.bit_depth])
+
+    @property
+    def exponent(self) -> nn.Parameter:
+        """The trained exponents, ``(channels,)``."""
+        return cast(nn.Parameter, self.layer._parameters[self.spec.exponent])
+
+    @property
+    def channels(self) -> int:
+        """Number of output channels."""
+        return self.raw_depth.numel()
+
+    @property
+    def weights_per_channel(self) -> int:
+        """Number of weights of one output channel."""
+        return self.latent.numel() // max(self.channels, 1)
+
+
+def quantized_parameters(model: nn.Module) -> Iterator[QuantizedParameter]:
+    """The quantized weights of a model in the order of its modules, each once however often it is tied.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        One :class:`QuantizedParameter` for each latent parameter.
+    """
+    seen: set[int] = set()
+    for path, layer in model.named_modules():
+        if isinstance(layer, Quantized):
+            for name in layer._quantized:
+                if id(layer.latent(name)) not in seen:
+                    seen.add(id(layer.latent(name)))
+                    yield QuantizedParameter(f"{path}.{name}".lstrip("."), layer, name)

@@ -1,0 +1,64 @@
+"""The size as torchmetrics metrics, for ``self.log``, ModelCheckpoint and EarlyStopping."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_selfcompress.size import ModelSize, size_report
+
+
+class _SizeMetric(Metric):
+    """Reads a model whenever it is computed; there is nothing to update, to keep or to synchronize."""
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self, model: nn.Module, **kwargs: Any) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Expected the model to measure, an nn.Module, got {type(model).__name__}.")
+        super().__init__(compute_with_cache=False, sync_on_compute=False, **kwargs)
+        self._model = (model,)  # in a tuple, so that the model does not become a part of its own metric
+
+    @property
+    def update_called(self) -> bool:
+        """Always true: the model is read when the metric is computed."""
+        return True
+
+    def update(self) -> None:
+        """Nothing to do."""
+
+
+class BitsPerWeight(_SizeMetric):
+    """Q of a model: learned bits per original weight.
+
+    Args:
+        model: The model to measure, for example the LightningModule itself.
+        kwargs: As for every torchmetrics metric.
+
+    Raises:
+        TypeError: If ``model`` is no module.
+    """
+
+    @torch.no_grad()
+    def compute(self) -> Tensor:
+        """Q now, a float32 scalar in bits per weight; 0 if nothing is quantized."""
+        return ModelSize.of(self._model[0]).bits_per_weight().detach().float()
+
+
+class NBytes(_SizeMetric):
+    """Bytes of a model, the total of :func:`size_report`.
+
+    Args:
+        model: The model to measure, for example the LightningModule itself.
+        kwargs: As for every torchmetrics metric.
+
+    Raises:
+        TypeError: If ``model`` is no module.
+    """
+
+    def compute(self) -> Tensor:
+        """Bytes now, a float64 scalar (exact to 2^53)."""
+        return torch.tensor(float(size_report(self._model[0]).nbytes), dtype=torch.float64)

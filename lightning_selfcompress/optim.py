@@ -1,0 +1,143 @@
+"""Depths and exponents and their optimizers: out of the user's groups, into one of our own that steps along."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_selfcompress.size import ModelSize
+
+
+def take_out(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> int:
+    """Takes parameters out of an optimizer's groups, in place, so that schedulers and wrappers see the same lists.
+
+    Args:
+        optimizer: Any torch optimizer.
+        parameters: What to take out, found by identity.
+
+    Returns:
+        Number of entries taken out.
+    """
+    unwanted = {id(p) for p in parameters}
+    taken = 0
+    for group in optimizer.param_groups:
+        kept = [i for i, p in enumerate(group["params"]) if id(p) not in unwanted]
+        if len(kept) == len(group["params"]):
+            continue
+        taken += len(group["params"]) - len(kept)
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key][:] = [group[key][i] for i in kept]
+    for p in [p for p in optimizer.state if id(p) in unwanted]:
+        del optimizer.state[p]
+    if taken and hasattr(optimizer, "_numel_cache"):
+        optimizer._numel_cache = None  # LBFGS: number of its parameters' elements
+    return taken
+
+
+class DepthOptimizer:
+    """Adam on the depths and exponents whose weights one user optimizer trains, a step after each of its steps.
+
+    The size's gradient, which does not depend on the batch, is added right before the step: so it is what gamma says,
+    whatever the loss was scaled with and over however many batches it was accumulated. ``zero_grad`` of the user's
+    optimizer clears the gradients here as well.
+
+    Args:
+        owner: The user's optimizer.
+        size: The share in Q of the weights whose depths and exponents are trained.
+        lr: Learning rate; Adam moves every depth by about this many bits a step. 0 holds them where they are.
+        gamma: Returns the weight of Q in the loss.
+        gradient_scale: Returns what the loss was multiplied with before backward, 1 without a GradScaler.
+        wrappers: Objects that stand for the user's optimizer and have a ``zero_grad`` of their own.
+    """
+
+    def __init__(
+        self,
+        owner: Optimizer,
+        size: ModelSize,
+        *,
+        lr: float,
+        gamma: Callable[[], float],
+        gradient_scale: Callable[[], float] = lambda: 1.0,
+        wrappers: Sequence[Any] = (),
+    ) -> None:
+        self.owner = owner
+        self.size = size
+        self.skipped_steps = 0
+        self._gamma = gamma
+        self._gradient_scale = gradient_scale
+        self._faces = (owner, *wrappers)
+        self._trained = [p for q in size.parameters for p in (q.raw_depth, q.exponent)]
+        fused = all(p.device.type in ("cpu", "cuda") for p in self._trained)
+        # eps below any gradient of a size: a channel of a large network owns a tiny share of Q
+        self.adam = torch.optim.Adam(self._trained, lr=lr, eps=1e-16, fused=fused) if lr and self._trained else None
+        self._handle: RemovableHandle | None = None
+
+    def attach(self) -> None:
+        """Steps and clears along with the user's optimizer from now on."""
+        self._handle = self.owner.register_step_post_hook(self._after_step)
+        for face in self._faces:
+            face.zero_grad = self._and_depths(face.zero_grad)
+
+    def detach(self) -> None:
+        """Undoes :meth:`attach`."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+            for face in self._faces:
+                del face.zero_grad  # the attribute of the instance; the method of its class shows again
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of depths and exponents."""
+        for p in self._trained:
+            p.grad = None
+
+    def step(self) -> bool:
+        """One step of depths and exponents on the gradients at hand and the size's.
+
+        Returns:
+            Whether it was done: not without any gradient from a loss, at learning rate 0, or where a gradient is not
+            finite, which is counted in ``skipped_steps``.
+        """
+        if self.adam is None or all(p.grad is None for p in self._trained):
+            self.zero_grad()
+            return False
+        finite = self._complete_gradients()
+        if finite:
+            self.adam.step()
+        else:
+            self.skipped_steps += 1
+        self.zero_grad()
+        return finite
+
+    @torch.no_grad()
+    def _complete_gradients(self) -> bool:
+        """Unscales the loss's gradients and adds the size's; returns whether all are finite."""
+        scale = self._gradient_scale()
+        gradients = [p.grad for p in self._trained if p.grad is not None]
+        if scale != 1.0:
+            torch._foreach_mul_(gradients, 1.0 / scale)
+        for quantized, gradient in zip(self.size.parameters, self.size.gradients(self._gamma()), strict=True):
+            depth = quantized.raw_depth
+            if depth.requires_grad:
+                depth.grad = gradient.to(depth) if depth.grad is None else depth.grad.add_(gradient)
+        return bool(torch.isfinite(torch.cat([p.grad for p in self._trained if p.grad is not None])).all())
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler where the optimizer itself skips the step
+        if found_inf is not None and bool(found_inf):
+            self.zero_grad()
+        else:
+            self.step()
+
+    def _and_depths(self, zero_grad: Callable[..., None]) -> Callable[..., None]:
+        @wraps(zero_grad)
+        def zero_grad_with_depths(*args: Any, **kwargs: Any) -> None:
+            self.zero_grad()
+            zero_grad(*args, **kwargs)
+
+        return zero_grad_with_depths

@@ -1,0 +1,287 @@
+"""The size of a network: differentiable in bits while it trains, in whole bytes when it is reported.
+
+The differentiable size Q charges real-valued depths; a file holds integers. At b = 0.1 a channel has the levels
+{-1, 0} and costs one bit a weight, so both figures are kept and shown side by side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from lightning_selfcompress.layers import QuantizedParameter, quantized_parameters
+from lightning_selfcompress.quantizer import bit_depth, codes
+
+SCALE_NBYTES = 4  # a channel's exponent in float32
+WIDTH_NBYTES = 1  # a channel's number of whole bits
+
+
+def size_bits(
+    b: Tensor,  # (channels,)
+    n: Tensor,  # (channels,)
+) -> Tensor:
+    """Size in bits, ``sum_l z_l`` with ``z_l = sum_i n_(l,i) b_(l,i)``, differentiable in ``b``.
+
+    Divided by the number of weights before compression it is the paper's Q, in bits per weight.
+    Source: Cséfalvay and Imber 2023, arXiv 2301.13142.
+
+    Args:
+        b: Bit depths of all channels of all layers, in bits.
+        n: Weights of each channel that still have a live input.
+
+    Returns:
+        Scalar, in bits.
+    """
+    return torch.dot(b, n)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelSize:
+    """The Q of one model, ready to be evaluated at every step: constants made once.
+
+    Args:
+        parameters: The quantized weights.
+        n: Weights of each channel ``(channels,)``, in the order of ``parameters``.
+        original_numel: N, the number of weights before compression.
+    """
+
+    parameters: tuple[QuantizedParameter, ...]
+    n: Tensor
+    original_numel: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "ModelSize":
+        """The size of a converted model.
+
+        Args:
+            model: A module; its quantized weights are found once, here.
+
+        Returns:
+            The size, over no weights at all if nothing is quantized.
+        """
+        parameters = tuple(quantized_parameters(model))
+        if not parameters:
+            return cls((), torch.zeros(0), 0)
+        n = [p.raw_depth.new_full((p.channels,), p.weights_per_channel, requires_grad=False) for p in parameters]
+        return cls(parameters, torch.cat(n), sum(p.spec.original_numel for p in parameters))
+
+    def part(self, parameters: Sequence[QuantizedParameter]) -> "ModelSize":
+        """The share of some of the weights, over the same N: the shares of all weights add up to Q."""
+        wanted = {id(p.latent) for p in parameters}
+        chosen = [(p, n) for p, n in zip(self.parameters, self._split(self.n), strict=True) if id(p.latent) in wanted]
+        n = torch.cat([n for _, n in chosen]) if chosen else self.n[:0]
+        return ModelSize(tuple(p for p, _ in chosen), n, self.original_numel)
+
+    def _split(self, per_channel: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(per_channel, [p.channels for p in self.parameters])
+
+    def bits_per_weight(self) -> Tensor:
+        """Q in bits per original weight, a scalar differentiable in every raw depth."""
+        if not self.parameters:
+            return torch.zeros(())
+        depths = bit_depth(torch.cat([p.raw_depth for p in self.parameters]))
+        return size_bits(depths, self.n.to(depths)) / self.original_numel
+
+    def gradients(self, factor: float) -> tuple[Tensor, ...]:
+        """``factor * dQ/db`` with respect to the raw depths of each of ``parameters``, ``(channels,)`` each."""
+        with torch.enable_grad():
+            raw = torch.cat([p.raw_depth.detach() for p in self.parameters]).requires_grad_()
+            size = size_bits(bit_depth(raw), self.n.to(raw)) * (factor / self.original_numel)
+            (gradient,) = torch.autograd.grad(size, raw)
+            return self._split(gradient)
+
+
+@torch.no_grad()
+def whole_bits(parameter: QuantizedParameter) -> Tensor:
+    """Bits of a two's complement integer that holds every code of a channel; 0 if all its codes are 0.
+
+    Args:
+        parameter: A quantized weight.
+
+    Returns:
+        ``(channels,)``, int64.
+    """
+    depth, exponent = bit_depth(parameter.raw_depth), parameter.exponent
+    # q is monotone in x: the smallest and the largest weight have the smallest and the largest code
+    low, high = (codes(x.to(depth), depth, exponent) for x in parameter.spec.axis.extremes(parameter.latent))
+    magnitude = torch.maximum(high, -low - 1).double()
+    bits = torch.where(magnitude < 1, 0, torch.frexp(magnitude).exponent.long()) + 1
+    return torch.where((low == 0) & (high == 0), 0, bits)
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """Sizes of one quantized weight, or of several added up.
+
+    Args:
+        name: Path of the weight's layer.
+        weights_before: Weights before compression.
+        weights: Weights in channels that are alive (bit depth above 0).
+        channels_before: Channels before compression.
+        channels: Channels alive.
+        learned_bits: Sum of the learned bit depths over all weights, in bits; divided by ``weights_before`` it is Q.
+        max_bits: Largest learned bit depth of a channel.
+        code_bits: Sum over all weights of the whole bits of their codes.
+        code_nbytes: Bytes of the codes, each weight rounded up to whole bytes once.
+        scale_nbytes: Bytes of exponents and bit widths.
+    """
+
+    name: str
+    weights_before: int
+    weights: int
+    channels_before: int
+    channels: int
+    learned_bits: float
+    max_bits: float
+    code_bits: int
+    code_nbytes: int
+    scale_nbytes: int
+
+    @property
+    def mean_bits(self) -> float:
+        """Learned bits per original weight."""
+        return self.learned_bits / max(self.weights_before, 1)
+
+    @property
+    def whole_bits(self) -> float:
+        """Whole bits per original weight, as integer codes."""
+        return self.code_bits / max(self.weights_before, 1)
+
+
+@dataclass(frozen=True)
+class SizeReport:
+    """Sizes of a model now and as a float network. Prints as a table.
+
+    Args:
+        layers: One entry for each quantized weight.
+        bias_nbytes: Bytes of the biases of quantized layers.
+        other_nbytes: Bytes of everything else: parameters left in float, and buffers.
+        float_nbytes: Bytes of the same network in float, all parameters and buffers.
+    """
+
+    layers: tuple[LayerSize, ...]
+    bias_nbytes: int
+    other_nbytes: int
+    float_nbytes: int
+
+    @property
+    def total(self) -> LayerSize:
+        """All quantized weights added up."""
+        sums = {f.name: sum(getattr(layer, f.name) for layer in self.layers) for f in fields(LayerSize)[1:]}
+        sums["max_bits"] = max((layer.max_bits for layer in self.layers), default=0.0)
+        return LayerSize("total", **sums)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole network: codes, scales, biases and everything left in float."""
+        return self.total.code_nbytes + self.total.scale_nbytes + self.bias_nbytes + self.other_nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Q: learned bits per original weight."""
+        return self.total.mean_bits
+
+    @property
+    def channels(self) -> int:
+        """Channels alive."""
+        return self.total.channels
+
+    def __str__(self) -> str:
+        rows = [_HEAD, *map(_row, self.layers), _row(self.total)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        rule = "-" * len(lines[0])
+        total = self.total
+        parts = (
+            f"codes {total.code_nbytes:,} + scales {total.scale_nbytes:,} + biases {self.bias_nbytes:,}"
+            f" + everything left in float {self.other_nbytes:,} = {self.nbytes:,} bytes"
+        )
+        share = (
+            f"the float network: {self.float_nbytes:,} bytes; now {self.nbytes / max(self.float_nbytes, 1):.1%} of it"
+        )
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], "", parts, share])
+
+
+_HEAD = ("layer", "channels", "of", "weights", "of", "mean bits", "max bits", "whole bits", "code B", "scale B")
+
+
+def _row(size: LayerSize) -> tuple[str, ...]:
+    counts = (size.channels, size.channels_before, size.weights, size.weights_before)
+    bits = (size.mean_bits, size.max_bits, size.whole_bits)
+    return (
+        size.name,
+        *(f"{n:,}" for n in counts),
+        *(f"{n:.2f}" for n in bits),
+        f"{size.code_nbytes:,}",
+        f"{size.scale_nbytes:,}",
+    )
+
+
+@torch.no_grad()
+def layer_size(parameter: QuantizedParameter) -> LayerSize:
+    """Sizes of one quantized weight.
+
+    Args:
+        parameter: A quantized weight.
+
+    Returns:
+        Its sizes now.
+    """
+    depth = bit_depth(parameter.raw_depth)
+    n, whole = parameter.weights_per_channel, whole_bits(parameter)
+    alive, coded = int((depth > 0).sum()), int((whole > 0).sum())
+    code_bits = n * int(whole.sum())
+    return LayerSize(
+        name=parameter.name.removesuffix(".weight"),
+        weights_before=parameter.spec.original_numel,
+        weights=alive * n,
+        channels_before=parameter.spec.original_numel // max(n, 1),
+        channels=alive,
+        learned_bits=n * float(depth.double().sum()),
+        max_bits=float(depth.max()),
+        code_bits=code_bits,
+        code_nbytes=-(-code_bits // 8),
+        scale_nbytes=SCALE_NBYTES * coded + WIDTH_NBYTES * parameter.channels,
+    )
+
+
+def size_report(model: nn.Module) -> SizeReport:
+    """Measures a model: learned bits, whole bits and bytes, layer by layer and in total.
+
+    Bytes are those of the integer codes really used (the whole bits of each channel), of a float32 exponent for each
+    channel that has codes other than 0 and one byte of bit width for each channel, of biases, and of all parameters
+    and buffers left in float. Tied weights count once.
+
+    Args:
+        model: Any module, converted or not.
+
+    Returns:
+        The report; ``print`` shows it as a table.
+    """
+    parameters = tuple(quantized_parameters(model))
+    latent = {id(p.latent) for p in parameters}
+    learned = {id(t) for p in parameters for t in (p.raw_depth, p.exponent)}
+    biases = {id(t) for p in parameters for name, t in p.layer._parameters.items() if "bias" in name}
+    bias_nbytes = other_nbytes = float_nbytes = 0
+    for tensor in _stored_tensors(model):
+        if id(tensor) in learned:
+            continue
+        nbytes = tensor.numel() * tensor.element_size()
+        float_nbytes += nbytes
+        if id(tensor) in biases:
+            bias_nbytes += nbytes
+        elif id(tensor) not in latent:
+            other_nbytes += nbytes
+    return SizeReport(tuple(layer_size(p) for p in parameters), bias_nbytes, other_nbytes, float_nbytes)
+
+
+def _stored_tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and persistent buffers, each once."""
+    found: dict[int, Tensor] = {}
+    for module in model.modules():
+        buffers = (t for name, t in module._buffers.items() if name not in module._non_persistent_buffers_set)
+        for tensor in (*module._parameters.values(), *buffers):
+            if tensor is not None and not nn.parameter.is_lazy(tensor):
+                found[id(tensor)] = tensor
+    return list(found.values())
