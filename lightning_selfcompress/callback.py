@@ -1,7 +1,7 @@
 """The Lightning callback: every hook calls one stage of the package."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any
 
@@ -107,8 +107,11 @@ class SelfCompression(pl.Callback):
         self._attach(trainer, pl_module)
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Makes the size known to callbacks that monitor it before anything was logged."""
+        """Makes the size known to callbacks that monitor it, and frees quantized weights early where none is needed."""
         trainer.callback_metrics.update(_tensors(scalars(size_report(pl_module))))
+        step_each_backward = pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1
+        for layer in _quantized_layers(pl_module):
+            layer.release_after_backward = step_each_backward
 
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
@@ -280,10 +283,13 @@ def _in_float(pl_module: "pl.LightningModule", method: Callable[..., Any]) -> Ca
     return wrapped
 
 
+def _quantized_layers(pl_module: "pl.LightningModule") -> Iterator[Quantized]:
+    return (layer for layer in pl_module.modules() if isinstance(layer, Quantized))
+
+
 def _forget_quantized(pl_module: "pl.LightningModule") -> None:
-    for layer in pl_module.modules():
-        if isinstance(layer, Quantized):
-            layer.forget_quantized()
+    for layer in _quantized_layers(pl_module):
+        layer.forget_quantized()
 
 
 def _loss_scale(trainer: "pl.Trainer") -> float:

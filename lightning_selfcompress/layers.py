@@ -103,7 +103,13 @@ class Quantized(nn.Module):
     The quantized value of a weight is kept until one of its parameters, or the layer's mode, changes. Writes to a
     latent weight through ``.data`` between optimizer steps are the one change that is not seen: call
     :meth:`forget_quantized` after them.
+
+    Attributes:
+        release_after_backward: Free the kept value when the gradient arrives. It spares the memory where every
+            backward is followed by an optimizer step, and a computation where gradients are accumulated if left off.
     """
+
+    release_after_backward = False
 
     _float_class: type[nn.Module]
     _quantized: dict[str, QuantizedSpec]
@@ -154,7 +160,13 @@ class Quantized(nn.Module):
         value = self._kept_value(name, (x, b, e), axis)
         if not torch.is_grad_enabled() or not (x.requires_grad or b.requires_grad or e.requires_grad):
             return value
-        return axis.join(q(split, depth, exponent, value=axis.split(value)))
+        weight = axis.join(q(split, depth, exponent, value=axis.split(value)))
+        if self.release_after_backward:
+            weight.register_hook(lambda _: self._release(name))
+        return weight
+
+    def _release(self, name: str) -> None:
+        self._quantized_values.pop(name, None)
 
     def _kept_value(self, name: str, inputs: tuple[Tensor, Tensor, Tensor], axis: ChannelAxis) -> Tensor:
         stamp = (_steps, *(n for t in inputs for n in (t._version, t.data_ptr())))

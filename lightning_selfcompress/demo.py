@@ -1,0 +1,290 @@
+"""The demo: the same network on real images, trained in float and trained with SelfCompression.
+
+``DigitsNet`` and ``LeNet5`` are LightningModules as anyone writes them; they know nothing of compression.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+from lightning_selfcompress.callback import SelfCompression
+from lightning_selfcompress.curve import draw_size_curve
+from lightning_selfcompress.data import DataError, DigitsData, ImageData, MnistData
+from lightning_selfcompress.metrics import BitsPerWeight
+from lightning_selfcompress.size import size_report
+
+
+class Classifier(pl.LightningModule):
+    """Cross-entropy, Adam and a learning rate that falls to zero.
+
+    Args:
+        net: Images ``(n, 1, height, width)`` to logits ``(n, 10)``.
+        lr: Learning rate at the start.
+    """
+
+    def __init__(self, net: nn.Module, lr: float) -> None:
+        super().__init__()
+        self.net, self.lr = net, lr
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(n, 10)``."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of a batch."""
+        images, labels = batch
+        loss = nn.functional.cross_entropy(self(images), labels)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy on the validation split."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy on the test set."""
+        self._evaluate(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        """Adam, cosine schedule over the whole run."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], split: str) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.log(f"{split}/loss", nn.functional.cross_entropy(logits, labels), batch_size=len(labels))
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        self.log(f"{split}/accuracy", accuracy, prog_bar=True, batch_size=len(labels))
+
+
+class DigitsNet(Classifier):
+    """Two convolutions with BatchNorm and two linear layers for images of 8x8: 52,768 weights.
+
+    Args:
+        lr: Learning rate at the start.
+    """
+
+    def __init__(self, lr: float = 3e-3) -> None:
+        super().__init__(
+            nn.Sequential(
+                nn.Conv2d(1, 32, 3, padding=1),
+                nn.BatchNorm2d(32),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(32, 64, 3, padding=1),
+                nn.BatchNorm2d(64),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(256, 128),
+                nn.ReLU(),
+                nn.Linear(128, 10),
+            ),
+            lr,
+        )
+
+
+class LeNet5(Classifier):
+    """LeNet-5 in its 20-50-500-10 form for images of 28x28: 430,500 weights.
+
+    Args:
+        lr: Learning rate at the start.
+    """
+
+    def __init__(self, lr: float = 1e-3) -> None:
+        super().__init__(
+            nn.Sequential(
+                nn.Conv2d(1, 20, 5),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(20, 50, 5),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(800, 500),
+                nn.ReLU(),
+                nn.Linear(500, 10),
+            ),
+            lr,
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network, its data, and how long and how hard it is compressed.
+
+    Args:
+        model: Makes the network.
+        data: Makes the data from a folder, which may be None.
+        epochs: Epochs of each of the two runs.
+        gamma: Loss per bit of the average weight.
+    """
+
+    model: Callable[[], Classifier]
+    data: Callable[[Path | None], ImageData]
+    epochs: int
+    gamma: float
+
+
+TASKS = {
+    "digits": Task(DigitsNet, lambda _: DigitsData(), epochs=60, gamma=0.05),
+    "mnist": Task(LeNet5, lambda folder: MnistData(folder), epochs=8, gamma=0.3),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to, measured on the test set with the checkpoint read back.
+
+    Args:
+        accuracy: Share of test images classified right, in percent.
+        bits_per_weight: Learned bits per original weight, 32 in float.
+        nbytes: Bytes of the whole network.
+        report: The size report as text.
+        checkpoint: The file that was measured.
+    """
+
+    accuracy: float
+    bits_per_weight: float
+    nbytes: int
+    report: str
+    checkpoint: str
+
+
+class Objective(pl.Callback):
+    """Logs what training minimizes, on the validation split: ``val/loss + gamma * Q``. The best epoch has the least.
+
+    Args:
+        gamma: Loss per bit of the average weight; 0 for a float network.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+
+    def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Adds the size's price to the validation loss."""
+        size = BitsPerWeight(pl_module).compute()
+        pl_module.log("val/objective", trainer.callback_metrics["val/loss"] + self.gamma * size)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run of the demo was started with; kept in its folder, so that it can be resumed.
+
+    Args:
+        data: ``"digits"`` or ``"mnist"``.
+        data_dir: Folder with the data, for MNIST; None looks at ``SELFCOMPRESS_DATA``, then downloads.
+        epochs: Epochs of each of the two trainings.
+        gamma: Loss per bit of the average weight.
+        seed: Seed of weights, shuffling and shifts.
+    """
+
+    data: str
+    data_dir: str | None
+    epochs: int
+    gamma: float
+    seed: int
+
+    @classmethod
+    def read(cls, folder: Path) -> "Settings":
+        """The settings of the run in ``folder``.
+
+        Raises:
+            DataError: If no run was started there.
+        """
+        try:
+            return cls(**json.loads((folder / "settings.json").read_text()))
+        except FileNotFoundError:
+            raise DataError(
+                f"Expected a run of the demo in {folder}, found none. Start one without --resume."
+            ) from None
+
+
+def run_demo(settings: Settings, folder: Path, *, progress: bool = True) -> dict[str, Outcome]:
+    """Trains in float, then with compression, and goes on where an interrupted run in ``folder`` stopped.
+
+    Args:
+        settings: What to train.
+        folder: Gets checkpoints, TensorBoard runs, outcomes and the size curve.
+        progress: Show progress bars.
+
+    Returns:
+        Outcome of the ``"float"`` and of the ``"compressed"`` network.
+
+    Raises:
+        DataError: If data is missing or damaged; nothing was written then.
+    """
+    task = TASKS[settings.data]
+    data = task.data(Path(settings.data_dir) if settings.data_dir else None)
+    data.setup("fit")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(asdict(settings)))
+    outcomes = {}
+    for name in ("float", "compressed"):
+        done = folder / name / "outcome.json"
+        if not done.exists():
+            print(f"\n{name}: {task.model.__name__} on {settings.data}, {settings.epochs} epochs", flush=True)
+            outcome = _train(settings, data, folder / name, compress=name == "compressed", progress=progress)
+            done.write_text(json.dumps(asdict(outcome)))
+        outcomes[name] = Outcome(**json.loads(done.read_text()))
+    draw_size_curve(folder / "float", folder / "compressed", folder / "size_curve.png")
+    return outcomes
+
+
+def summary(outcomes: dict[str, Outcome], folder: Path) -> str:
+    """What the demo prints at its end: the size report, both accuracies and where to look.
+
+    Args:
+        outcomes: As :func:`run_demo` returns them.
+        folder: The run's folder.
+
+    Returns:
+        Text of several lines.
+    """
+    lines = ["", outcomes["compressed"].report, ""]
+    for name, outcome in outcomes.items():
+        lines.append(
+            f"{name + ':':12}{outcome.accuracy:6.2f}% of the test set, {outcome.bits_per_weight:5.2f} bits per weight, "
+            f"{outcome.nbytes:,} bytes  ({outcome.checkpoint})"
+        )
+    lines += [f"size curve: {folder / 'size_curve.png'}", f"TensorBoard: tensorboard --logdir {folder}"]
+    return "\n".join(lines)
+
+
+def _train(settings: Settings, data: ImageData, folder: Path, *, compress: bool, progress: bool) -> Outcome:
+    """One training, or the rest of it, and its outcome from the best checkpoint read back."""
+    pl.seed_everything(settings.seed, verbose=False)
+    model = TASKS[settings.data].model()
+    price = settings.gamma if compress else 0.0
+    best = ModelCheckpoint(folder, "best", monitor="val/objective", save_last=True, enable_version_counter=False)
+    trainer = pl.Trainer(
+        max_epochs=settings.epochs,
+        callbacks=[*([SelfCompression(gamma=settings.gamma)] if compress else []), Objective(price), best],
+        logger=TensorBoardLogger(folder, name="", version=""),
+        log_every_n_steps=10,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(model, datamodule=data, ckpt_path=last if last.exists() else None)
+    (tested,) = trainer.test(model, datamodule=data, ckpt_path=best.best_model_path, verbose=False)
+    report = size_report(model)
+    return Outcome(
+        accuracy=100 * tested["test/accuracy"],
+        bits_per_weight=report.bits_per_weight if compress else 32.0,
+        nbytes=report.nbytes,
+        report=str(report),
+        checkpoint=best.best_model_path,
+    )
