@@ -14,6 +14,7 @@ from lightning_selfcompress.convert import (
     ConversionPlan,
     as_float,
     convert,
+    revert,
     supported_types,
     unmatched,
 )
@@ -79,6 +80,7 @@ class SelfCompression(pl.Callback):
         self._wrapped: dict[str, Any] = {}
         self._fresh: dict[int, tuple[QuantizedParameter, int]] = {}  # converted by this fit, not yet trained
         self._sizes: list[int] = []
+        self._converts_first = True
 
     @property
     def skipped_steps(self) -> int:
@@ -87,10 +89,10 @@ class SelfCompression(pl.Callback):
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Converts the layers there are, and those that the module's own ``setup`` and ``configure_model`` build."""
-        if sum(isinstance(c, SelfCompression) for c in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise ValueError("Expected one SelfCompression among the Trainer's callbacks, got several. Keep one.")
-        self._convert(pl_module)
-        for name in ("setup", "configure_model"):
+        self._converts_first = not any(_quantized_layers(pl_module))
+        builders = [name for name in ("setup", "configure_model") if _overrides(pl_module, name)]
+        self._convert(pl_module, complete=stage == "fit" and not builders)
+        for name in builders:
             self._wrap(pl_module, name, self._then_convert)
         self._wrap(pl_module, "configure_optimizers", _in_float)
 
@@ -98,11 +100,6 @@ class SelfCompression(pl.Callback):
         """Says what is compressed and what is not, and takes depths and exponents out of the user's optimizers."""
         self._unwrap(pl_module)
         plan = self._convert(pl_module, complete=True)
-        if not plan.compressed:
-            raise ValueError(
-                f"Expected something to compress in {type(pl_module).__name__}, found nothing. SelfCompression takes "
-                f"{supported_types()} and their subclasses.\n{plan}"
-            )
         rank_zero_info(f"SelfCompression(gamma={self.gamma!r}, initial_bits={self.initial_bits:g})\n{plan}")
         self._attach(trainer, pl_module)
 
@@ -170,10 +167,24 @@ class SelfCompression(pl.Callback):
         self._restored = state_dict
 
     def _convert(self, pl_module: "pl.LightningModule", *, complete: bool = False) -> ConversionPlan:
-        """Converts what is there; only the complete module has to match every entry of ``skip``."""
+        """Converts what is there; the complete module has to have something to convert and all that ``skip`` names.
+
+        Raises:
+            ValueError: If it has not. The module is then as it was before this Trainer.
+        """
         skip = self.skip if complete else [s for s in self.skip if s not in unmatched(pl_module, self.skip)]
         before = {id(p.latent) for p in quantized_parameters(pl_module)}
-        plan = convert(pl_module, initial_bits=self.initial_bits, skip=skip)
+        try:
+            plan = convert(pl_module, initial_bits=self.initial_bits, skip=skip)
+            if complete and not plan.compressed:
+                raise ValueError(
+                    f"Expected something to compress in {type(pl_module).__name__}, found nothing. SelfCompression "
+                    f"takes {supported_types()} and their subclasses.\n{plan}"
+                )
+        except ValueError:
+            if self._converts_first:
+                revert(pl_module)
+            raise
         for p in quantized_parameters(pl_module):
             if id(p.latent) not in before:
                 self._fresh[id(p.latent)] = p, p.exponent._version
@@ -270,6 +281,12 @@ class SelfCompression(pl.Callback):
             if earlier is not None:
                 pl_module.__dict__[name] = earlier
         self._wrapped.clear()
+
+
+def _overrides(pl_module: "pl.LightningModule", name: str) -> bool:
+    """Whether a module has a hook of its own; of whichever package's LightningModule it is a subclass."""
+    base = next(c for c in type(pl_module).__mro__ if c.__name__ == "LightningModule")
+    return name in pl_module.__dict__ or getattr(type(pl_module), name) is not getattr(base, name)
 
 
 def _in_float(pl_module: "pl.LightningModule", method: Callable[..., Any]) -> Callable[..., Any]:
