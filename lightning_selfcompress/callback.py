@@ -19,7 +19,7 @@ from lightning_selfcompress.convert import (
     unmatched,
 )
 from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
-from lightning_selfcompress.optim import DepthOptimizer, take_out
+from lightning_selfcompress.optim import DepthOptimizer, cooldown_factor, take_out
 from lightning_selfcompress.report import layer_scalars, log_histogram, scalars
 from lightning_selfcompress.size import ModelSize, size_report
 
@@ -44,6 +44,9 @@ class SelfCompression(pl.Callback):
         initial_bits: Bit depth all channels start with, from 2 to 24. At 8 the network starts at its float function.
         bits_lr: Learning rate of depths and exponents, >= 0: about the bits a depth can move in one step. 0 holds
             them where they are.
+        cooldown: Share of the training, at its end, over which ``bits_lr`` falls to zero in a straight line, from 0 to
+            1. Depths that still jitter when training ends cost accuracy. Where the Trainer has neither ``max_epochs``
+            nor ``max_steps`` there is none.
         skip: What to leave in float: names of modules (with everything inside), patterns such as ``"blocks.*.attn"``,
             or module types.
 
@@ -58,6 +61,7 @@ class SelfCompression(pl.Callback):
         *,
         initial_bits: float = 8.0,
         bits_lr: float = 0.02,
+        cooldown: float = 0.4,
         skip: Sequence[type[nn.Module] | str] = (),
     ) -> None:
         super().__init__()
@@ -67,9 +71,12 @@ class SelfCompression(pl.Callback):
             raise ValueError(f"Expected initial_bits from 2 to 24, got {initial_bits!r}.")
         if not _is_number(bits_lr) or not 0 <= bits_lr < math.inf:
             raise ValueError(f"Expected bits_lr >= 0 (bits a step), got {bits_lr!r}.")
+        if not _is_number(cooldown) or not 0 <= cooldown <= 1:
+            raise ValueError(f"Expected cooldown from 0 to 1 (a share of the training), got {cooldown!r}.")
         self.gamma = gamma
         self.initial_bits = float(initial_bits)
         self.bits_lr = float(bits_lr)
+        self.cooldown = float(cooldown)
         self.skip = (skip,) if isinstance(skip, (str, type)) else tuple(skip)
         for entry in self.skip:
             if not isinstance(entry, (str, type)):
@@ -120,6 +127,8 @@ class SelfCompression(pl.Callback):
             self._take_out(trainer, pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             _forget_quantized(pl_module)
+        for depth_optimizer in self._depth_optimizers:
+            depth_optimizer.set_lr(self.bits_lr * cooldown_factor(_progress(trainer, batch_idx), self.cooldown))
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
@@ -236,8 +245,6 @@ class SelfCompression(pl.Callback):
         for depth_optimizer, one in zip(self._depth_optimizers, saved, strict=False):
             if depth_optimizer.adam is not None and one is not None:
                 depth_optimizer.adam.load_state_dict(one)
-                for group in depth_optimizer.adam.param_groups:
-                    group["lr"] = self.bits_lr
 
     def _detach(self) -> None:
         for depth_optimizer in self._depth_optimizers:
@@ -307,6 +314,15 @@ def _quantized_layers(pl_module: "pl.LightningModule") -> Iterator[Quantized]:
 def _forget_quantized(pl_module: "pl.LightningModule") -> None:
     for layer in _quantized_layers(pl_module):
         layer.forget_quantized()
+
+
+def _progress(trainer: "pl.Trainer", batch_idx: int) -> float:
+    """Share of the training that is done, by whichever of epochs and steps ends it first; 0 if neither does."""
+    batches = trainer.num_training_batches
+    epochs = trainer.current_epoch + (batch_idx / batches if batches not in (0, math.inf) else 0.0)
+    by_epochs = epochs / trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 0.0
+    by_steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+    return max(by_epochs, by_steps)
 
 
 def _loss_scale(trainer: "pl.Trainer") -> float:

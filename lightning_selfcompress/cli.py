@@ -19,8 +19,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 where the input was wrong, 130 where the user broke off.
     """
-    parser = argparse.ArgumentParser(prog="selfcompress", description="Networks that compress themselves in training.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    options = parser().parse_args(arguments)
+    try:
+        return _demo(options)
+    except (DataError, ValueError) as error:
+        print(f"selfcompress: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    root = argparse.ArgumentParser(prog="selfcompress", description="Networks that compress themselves in training.")
+    commands = root.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train a small network on real images, in float and compressed")
     demo.add_argument("--data", choices=sorted(TASKS), default="digits", help="images to train on (default: digits)")
     demo.add_argument("--data-dir", type=Path, help=f"folder with MNIST's files (default: ${DATA_VARIABLE})")
@@ -30,12 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--out", type=Path, default=Path("runs"), help="where the run gets its folder (default: runs)")
     demo.add_argument("--resume", type=Path, metavar="RUN", help="go on with the interrupted run in this folder")
     demo.add_argument("--no-progress", action="store_true", help="no progress bars")
-    options = parser.parse_args(arguments)
-    try:
-        return _demo(options)
-    except (DataError, ValueError) as error:
-        print(f"selfcompress: {error}", file=sys.stderr)
-        return 2
+    return root
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -65,3 +70,7 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

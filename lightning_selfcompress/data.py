@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def read_idx(path: Path, md5: str) -> np.ndarray:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"Expected a file {path}, found none. Put it there, or name another folder.") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be unpacked ({error}). Delete it and get it anew.") from error
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:

@@ -139,7 +139,7 @@ class Task:
 
 
 TASKS = {
-    "digits": Task(DigitsNet, lambda _: DigitsData(), epochs=60, gamma=0.05),
+    "digits": Task(DigitsNet, lambda _: DigitsData(), epochs=90, gamma=0.1),
     "mnist": Task(LeNet5, lambda folder: MnistData(folder), epochs=8, gamma=0.3),
 }
 
@@ -225,8 +225,10 @@ def run_demo(settings: Settings, folder: Path, *, progress: bool = True) -> dict
 
     Raises:
         DataError: If data is missing or damaged; nothing was written then.
+        ValueError: If ``gamma`` is out of its range; nothing was written then.
     """
     task = TASKS[settings.data]
+    SelfCompression(gamma=settings.gamma)  # fails here if it is going to
     data = task.data(Path(settings.data_dir) if settings.data_dir else None)
     data.setup("fit")
     folder.mkdir(parents=True, exist_ok=True)
@@ -268,7 +270,9 @@ def _train(settings: Settings, data: ImageData, folder: Path, *, compress: bool,
     pl.seed_everything(settings.seed, verbose=False)
     model = TASKS[settings.data].model()
     price = settings.gamma if compress else 0.0
-    best = ModelCheckpoint(folder, "best", monitor="val/objective", save_last=True, enable_version_counter=False)
+    best = ModelCheckpoint(
+        folder / "checkpoints", "best", monitor="val/objective", save_last=True, enable_version_counter=False
+    )
     trainer = pl.Trainer(
         max_epochs=settings.epochs,
         callbacks=[*([SelfCompression(gamma=settings.gamma)] if compress else []), Objective(price), best],
@@ -277,7 +281,7 @@ def _train(settings: Settings, data: ImageData, folder: Path, *, compress: bool,
         enable_progress_bar=progress,
         enable_model_summary=False,
     )
-    last = folder / "last.ckpt"
+    last = folder / "checkpoints" / "last.ckpt"
     trainer.fit(model, datamodule=data, ckpt_path=last if last.exists() else None)
     (tested,) = trainer.test(model, datamodule=data, ckpt_path=best.best_model_path, verbose=False)
     report = size_report(model)

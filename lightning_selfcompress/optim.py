@@ -39,6 +39,19 @@ def take_out(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> int:
     return taken
 
 
+def cooldown_factor(progress: float, share: float) -> float:
+    """Factor of a learning rate that is held, then falls to zero in a straight line.
+
+    Args:
+        progress: Share of the training that is done, from 0 to 1.
+        share: Share of the training, at its end, over which the rate falls; 0 for none.
+
+    Returns:
+        ``min(1, (1 - progress) / share)``, never below 0.
+    """
+    return 1.0 if share == 0 else max(0.0, min(1.0, (1.0 - progress) / share))
+
+
 class DepthOptimizer:
     """Adam on the depths and exponents whose weights one user optimizer trains, a step after each of its steps.
 
@@ -74,7 +87,8 @@ class DepthOptimizer:
         self._trained = [p for q in size.parameters for p in (q.raw_depth, q.exponent)]
         fused = all(p.device.type in ("cpu", "cuda") for p in self._trained)
         # eps below any gradient of a size: a channel of a large network owns a tiny share of Q
-        self.adam = torch.optim.Adam(self._trained, lr=lr, eps=1e-16, fused=fused) if lr and self._trained else None
+        settings: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.99), "eps": 1e-16, "fused": fused}
+        self.adam = torch.optim.Adam(self._trained, **settings) if lr and self._trained else None
         self._handle: RemovableHandle | None = None
 
     def attach(self) -> None:
@@ -90,6 +104,11 @@ class DepthOptimizer:
             self._handle = None
             for face in self._faces:
                 del face.zero_grad  # the attribute of the instance; the method of its class shows again
+
+    def set_lr(self, lr: float) -> None:
+        """Sets the learning rate of the steps to come; no effect where it was 0 from the start."""
+        for group in self.adam.param_groups if self.adam is not None else ():
+            group["lr"] = lr
 
     def zero_grad(self) -> None:
         """Forgets the gradients of depths and exponents."""

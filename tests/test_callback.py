@@ -325,6 +325,7 @@ class TestBadInput:
             ({"gamma": 1.0, "initial_bits": math.nan}, ValueError, "initial_bits from 2 to 24, got nan"),
             ({"gamma": 1.0, "bits_lr": -1}, ValueError, "bits_lr >= 0 .*got -1"),
             ({"gamma": 1.0, "bits_lr": math.nan}, ValueError, "bits_lr >= 0 .*got nan"),
+            ({"gamma": 1.0, "cooldown": 1.5}, ValueError, "cooldown from 0 to 1 .*got 1.5"),
             ({"gamma": 1.0, "skip": [3]}, TypeError, "skip, got 3"),
         ],
     )
@@ -534,16 +535,15 @@ def test_skipped_batches_move_nothing():
 
 
 def test_resumed_training_equals_uninterrupted(tmp_path):
-    """Two epochs, and one epoch resumed for a second, end with the same weights, depths and exponents, to the bit."""
+    """A second epoch resumed from a checkpoint of the first ends where two epochs in one go end, to the bit."""
     torch.manual_seed(11)
     start = Lit()
     whole, first = copy.deepcopy(start), copy.deepcopy(start)
     make_trainer(SelfCompression(gamma=1.0), max_epochs=2).fit(whole, batches())
-    trainer = make_trainer(SelfCompression(gamma=1.0))
-    trainer.fit(first, batches())
-    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    each_epoch = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    make_trainer(SelfCompression(gamma=1.0), each_epoch, max_epochs=2, enable_checkpointing=True).fit(first, batches())
     second = Lit()
-    make_trainer(SelfCompression(gamma=1.0), max_epochs=2).fit(second, batches(), ckpt_path=tmp_path / "one.ckpt")
+    make_trainer(SelfCompression(gamma=1.0), max_epochs=2).fit(second, batches(), ckpt_path=tmp_path / "epoch=0.ckpt")
 
     state = second.state_dict()
     assert state.keys() == whole.state_dict().keys()
@@ -557,6 +557,26 @@ def test_callback_state_loads_with_weights_only(tmp_path):
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     state = torch.load(tmp_path / "one.ckpt", weights_only=True)["callbacks"]["SelfCompression"]
     assert len(state["depth_optimizers"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"max_epochs": 2}, [1.0] * 9 + [7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        ({"max_epochs": -1, "max_steps": 4}, [1.0, 1.0, 1.0, 0.5]),
+        ({"max_epochs": 9, "max_steps": 4}, [1.0, 1.0, 1.0, 0.5]),
+        ({"max_epochs": 2, "accumulate_grad_batches": 4}, [1.0, 1.0, 5 / 8, 1 / 8]),
+    ],
+)
+def test_learning_rate_falls_to_zero_over_the_cooldown(settings, expected, monkeypatch):
+    """The rate of depths is held for half of the training, then falls in a straight line, by epochs or by steps."""
+    rates = []
+    step = DepthOptimizer.step
+    monkeypatch.setattr(
+        DepthOptimizer, "step", lambda self: rates.append(self.adam.param_groups[0]["lr"]) or step(self)
+    )
+    make_trainer(SelfCompression(gamma=1.0, bits_lr=0.1, cooldown=0.5), **settings).fit(Lit(), batches())
+    assert rates == pytest.approx([0.1 * factor for factor in expected])
 
 
 class TestLogging:

@@ -1,0 +1,39 @@
+"""Every snippet of the README runs, and what it shows exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+from mktestdocs import check_md_file
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_snippets_run(monkeypatch, tmp_path):
+    """The README's Python, run from top to bottom in one namespace, raises nothing."""
+    monkeypatch.chdir(tmp_path)
+    check_md_file(ROOT / "README.md", memory=True)
+
+
+def test_make_targets_exist():
+    """Every ``make`` command of the README is a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    commands = set(re.findall(r"^make ([a-z-]+)", README, re.M))
+    assert {"demo", "test"} <= commands <= targets
+
+
+def test_selfcompress_commands_parse():
+    """Every ``selfcompress`` command of the README is understood by the command line."""
+    from lightning_selfcompress.cli import parser
+
+    commands = re.findall(r"^selfcompress (.+)$", README, re.M)
+    assert commands
+    for command in commands:
+        assert parser().parse_args(re.sub(r"\s+#.*", "", command).split()).command == "demo"
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
+def test_links_lead_to_files(link):
+    """Pictures and files that the README links to are in the repository."""
+    assert (ROOT / link).is_file()
