@@ -60,8 +60,8 @@ class SelfCompression(pl.Callback):
         gamma: Gamma,
         *,
         initial_bits: float = 8.0,
-        bits_lr: float = 0.02,
-        cooldown: float = 0.4,
+        bits_lr: float = 0.03,
+        cooldown: float = 0.6,
         skip: Sequence[type[nn.Module] | str] = (),
     ) -> None:
         super().__init__()

@@ -71,7 +71,7 @@ class ConversionPlan:
         if groups:
             lines.append("Left in float:")
         for (kind, reason), members in groups.items():
-            names = ", ".join(repr(m.name) for m in members[:3]) + (", ..." if len(members) > 3 else "")
+            names = ", ".join(repr(m.name or "the module itself") for m in members[:3]) + (", ..." if len(members) > 3 else "")
             lines.append(f"  {len(members)} {kind} ({names}; {sum(m.numel for m in members):,} values): {reason}")
         return "\n".join(lines)
 
@@ -203,7 +203,7 @@ def _obstacle(module: nn.Module) -> str:
         return "lazy: its shapes are not known before the first batch; run one batch before training"
     if not isinstance(module, tuple(REGISTRY)):
         large = any(p is not None and p.dim() > 1 for p in module._parameters.values())
-        return f"not one of {supported_types()}" if large else "one value per channel, no weight matrix"
+        return "there is no quantized class for it" if large else "one value per channel, no weight matrix"
     if is_parametrized(module):
         return "parametrized: its weight is computed by torch.nn.utils.parametrize"
     if type(module).__module__.startswith(("torch.ao.", "torch.nn.intrinsic", "torch.nn.qat")):

@@ -140,7 +140,7 @@ class Task:
 
 TASKS = {
     "digits": Task(DigitsNet, lambda _: DigitsData(), epochs=90, gamma=0.1),
-    "mnist": Task(LeNet5, lambda folder: MnistData(folder), epochs=8, gamma=0.3),
+    "mnist": Task(LeNet5, lambda folder: MnistData(folder), epochs=8, gamma=0.15),
 }
 
 

@@ -305,8 +305,12 @@ REGISTRY: dict[type[nn.Module], Callable[[nn.Module], dict[str, ChannelAxis]]] =
     nn.EmbeddingBag: _columns,
     nn.Bilinear: _rows("weight"),
     nn.MultiheadAttention: _rows("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-    nn.RNNBase: _recurrent,
-    nn.RNNCellBase: _recurrent,
+    nn.LSTM: _recurrent,
+    nn.GRU: _recurrent,
+    nn.RNN: _recurrent,
+    nn.LSTMCell: _recurrent,
+    nn.GRUCell: _recurrent,
+    nn.RNNCell: _recurrent,
 }
 
 
