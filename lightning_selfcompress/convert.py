@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import cast
@@ -71,7 +71,7 @@ class ConversionPlan:
         if groups:
             lines.append("Left in float:")
         for (kind, reason), members in groups.items():
-            names = ", ".join(repr(m.name or "the module itself") for m in members[:3]) + (", ..." if len(members) > 3 else "")
+            names = ", ".join([repr(m.name or "the module itself") for m in members[:3]] + ["..."] * (len(members) > 3))
             lines.append(f"  {len(members)} {kind} ({names}; {sum(m.numel for m in members):,} values): {reason}")
         return "\n".join(lines)
 
@@ -100,7 +100,8 @@ def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
     reasons: dict[int, str] = {}
     owners = [(name, m) for name, m in model.named_modules() if any(p is not None for p in m._parameters.values())]
     for _, module in owners:
-        reason = f"skip={skipped[id(module)]!r}" if id(module) in skipped else _obstacle(module)
+        unwanted = id(module) in skipped and not isinstance(module, Quantized)
+        reason = f"skip={skipped[id(module)]!r}" if unwanted else _obstacle(module)
         if reason:
             reasons[id(module)] = reason
         else:
@@ -262,7 +263,7 @@ def _exclude_half_tied(
                     changed = True
     for group in tied:
         if all(name in axes.get(id(m), {}) for _, m, name in group):
-            _, first, first_name = group[0]
+            _, first, first_name = next((g for g in group if isinstance(g[1], Quantized)), group[0])
             for _, module, name in group:
                 axes[id(module)][name] = axes[id(first)][first_name]
 
@@ -323,10 +324,11 @@ def _quantize_in_place(
     for name, axis in weights.items():
         weight = cast(nn.Parameter, layer._parameters[name])
         depth_name, exponent_name = _parameter_names(name)
-        specs[name] = QuantizedSpec(depth_name, exponent_name, axis, initial_bits, weight.numel())
         if id(weight) in shared:
-            _, parameters[depth_name], parameters[exponent_name] = shared[id(weight)]
+            spec, parameters[depth_name], parameters[exponent_name] = shared[id(weight)]
+            specs[name] = replace(spec, bit_depth=depth_name, exponent=exponent_name)
             continue
+        specs[name] = QuantizedSpec(depth_name, exponent_name, axis, initial_bits, weight.numel())
         for key in (depth_name, exponent_name):
             dtype = torch.promote_types(weight.dtype, torch.float32)
             parameters[key] = nn.Parameter(torch.zeros(axis.channels(weight), dtype=dtype, device=weight.device))

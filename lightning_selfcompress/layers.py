@@ -97,6 +97,15 @@ def _count_step(*_: Any) -> None:
 register_optimizer_step_post_hook(_count_step)
 
 
+def _is_transformed() -> bool:
+    """Whether a compiler, a tracer or a torch.func transform records the operations: they want plain ones."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
 class Quantized(nn.Module):
     """Mixin of every quantized layer; made by :func:`quantized_class`, not by hand.
 
@@ -152,8 +161,7 @@ class Quantized(nn.Module):
         axis, split = spec.axis, spec.axis.split(x)
         depth = axis.expand(bit_depth(b), split)
         exponent = axis.expand(e, split)
-        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        if tracing or not isinstance(x, nn.Parameter):  # no parameter: functional_call is at work
+        if _is_transformed() or not all(isinstance(t, nn.Parameter) for t in (x, b, e)):  # functional_call is at work
             return axis.join(q_composite(split, depth, exponent))
         if x.is_inference():
             return axis.join(quantize(split, depth, exponent))
@@ -277,7 +285,8 @@ def quantized_class(float_class: type[nn.Module], names: tuple[str, ...]) -> typ
 
 
 def _rows(*names: str) -> Callable[[nn.Module], dict[str, ChannelAxis]]:
-    return lambda layer: {n: ChannelAxis() for n in names if layer._parameters.get(n) is not None}
+    # a name registered as None is a weight the layer does without; one not registered was taken away by a hook
+    return lambda layer: {n: ChannelAxis() for n in names if layer._parameters.get(n, layer) is not None}
 
 
 def _columns(layer: nn.Module) -> dict[str, ChannelAxis]:
@@ -289,7 +298,8 @@ def _transposed(layer: nn.Module) -> dict[str, ChannelAxis]:
 
 
 def _recurrent(layer: nn.Module) -> dict[str, ChannelAxis]:
-    return {n: ChannelAxis() for n in layer._parameters if n.startswith("weight_")}
+    names = cast("list[str]", layer._flat_weights_names)
+    return {n: ChannelAxis() for n in names if n.startswith("weight_")}
 
 
 # Layer type -> its weights and where their output channels lie. Subclasses that keep their own forward count as well.
@@ -308,9 +318,9 @@ REGISTRY: dict[type[nn.Module], Callable[[nn.Module], dict[str, ChannelAxis]]] =
     nn.LSTM: _recurrent,
     nn.GRU: _recurrent,
     nn.RNN: _recurrent,
-    nn.LSTMCell: _recurrent,
-    nn.GRUCell: _recurrent,
-    nn.RNNCell: _recurrent,
+    nn.LSTMCell: _rows("weight_ih", "weight_hh"),
+    nn.GRUCell: _rows("weight_ih", "weight_hh"),
+    nn.RNNCell: _rows("weight_ih", "weight_hh"),
 }
 
 

@@ -90,10 +90,12 @@ class DepthOptimizer:
         settings: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.99), "eps": 1e-16, "fused": fused}
         self.adam = torch.optim.Adam(self._trained, **settings) if lr and self._trained else None
         self._handle: RemovableHandle | None = None
+        self._replaced: list[Any] = []
 
     def attach(self) -> None:
         """Steps and clears along with the user's optimizer from now on."""
         self._handle = self.owner.register_step_post_hook(self._after_step)
+        self._replaced = [face.__dict__.get("zero_grad") for face in self._faces]
         for face in self._faces:
             face.zero_grad = self._and_depths(face.zero_grad)
 
@@ -102,8 +104,10 @@ class DepthOptimizer:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-            for face in self._faces:
+            for face, replaced in zip(self._faces, self._replaced, strict=True):
                 del face.zero_grad  # the attribute of the instance; the method of its class shows again
+                if replaced is not None:
+                    face.zero_grad = replaced
 
     def set_lr(self, lr: float) -> None:
         """Sets the learning rate of the steps to come; no effect where it was 0 from the start."""

@@ -75,8 +75,9 @@ def q_composite(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
     Returns:
         Quantized weights, shape and dtype of ``x``.
     """
+    level = x * torch.exp2(-e)
     low, high = code_bounds(b)
-    clipped = torch.minimum(torch.maximum(x * torch.exp2(-e), low), high)
+    clipped = torch.where(level < low, low, torch.where(level > high, high, level))
     rounded = clipped + (clipped.round() - clipped).detach()
     return (torch.exp2(e) * rounded).to(x.dtype)
 
@@ -208,8 +209,6 @@ def _blocks(x: Tensor, b: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 class _Quantize(torch.autograd.Function):
-    generate_vmap_rule = False
-
     @staticmethod
     def forward(x: Tensor, b: Tensor, e: Tensor, value: Tensor | None) -> Tensor:
         return quantize(x, b, e) if value is None else value.detach()
