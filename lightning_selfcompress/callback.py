@@ -61,7 +61,7 @@ class SelfCompression(pl.Callback):
         *,
         initial_bits: float = 8.0,
         bits_lr: float = 0.03,
-        cooldown: float = 0.6,
+        cooldown: float = 0.8,
         skip: Sequence[type[nn.Module] | str] = (),
     ) -> None:
         super().__init__()

@@ -153,8 +153,8 @@ def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> 
         for weight_name, _ in layer.weights:
             if not bool(torch.isfinite(cast(Tensor, model.get_submodule(layer.name)._parameters[weight_name])).all()):
                 raise ValueError(
-                    f"Expected finite weights, got NaN or infinity in {layer.name + '.' + weight_name!r}. Repair the "
-                    f"checkpoint or the initialization, or leave the layer out with skip={layer.name!r}."
+                    f"Expected finite weights, got NaN or infinity in {f'{layer.name}.{weight_name}'.lstrip('.')!r}. "
+                    f"Repair the checkpoint or the initialization, or leave the layer out with skip=."
                 )
     shared: dict[int, tuple[QuantizedSpec, nn.Parameter, nn.Parameter]] = _parameters_of(model)
     for layer in fresh:
@@ -228,7 +228,7 @@ def _weight_obstacle(module: nn.Module, name: str) -> str:
     parameter = module._parameters.get(name)
     if parameter is None or name in module.__dict__ or hasattr(type(module), name):
         return f"its {name} is recomputed by a hook or property (weight_norm, spectral_norm, pruning or its own)"
-    if type(parameter) is not nn.Parameter or type(parameter.data) is not Tensor:
+    if type(parameter) is not nn.Parameter:
         return f"its {name} is a {type(parameter.data).__name__}, quantized or sharded elsewhere"
     if not parameter.is_floating_point():
         return f"its {name} holds {parameter.dtype} numbers"
@@ -356,6 +356,7 @@ def _detach(layer: Quantized) -> tuple[dict[str, QuantizedSpec], dict[str, nn.Pa
     """Back to the float class; returns what :func:`_attach` needs to undo it."""
     specs: dict[str, QuantizedSpec] = layer.__dict__.pop("_quantized")
     del layer.__dict__["_quantized_values"]
+    layer.__dict__.pop("release_after_backward", None)
     keys = [key for spec in specs.values() for key in (spec.bit_depth, spec.exponent)]
     parameters = {key: cast(nn.Parameter, layer._parameters.pop(key)) for key in keys}
     recurrent = isinstance(layer, _QuantizedRNN)

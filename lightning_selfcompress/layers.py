@@ -51,6 +51,11 @@ class ChannelAxis:
             shape[0], shape[self.dim + 1] = self.groups, -1
         return per_channel.view(shape)
 
+    def arrange(self, x: Tensor, raw_depth: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The arguments of q for a weight, its raw depths ``(channels,)`` and its exponents ``(channels,)``."""
+        split = self.split(x)
+        return split, self.expand(bit_depth(raw_depth), split), self.expand(exponent, split)
+
     def extremes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest weight of each channel, each ``(channels,)``."""
         split = self.split(weight.detach())
@@ -111,7 +116,8 @@ class Quantized(nn.Module):
 
     The quantized value of a weight is kept until one of its parameters, or the layer's mode, changes. Writes to a
     latent weight through ``.data`` between optimizer steps are the one change that is not seen: call
-    :meth:`forget_quantized` after them.
+    :meth:`forget_quantized` after them. As with torch's parametrizations, ``layer.weight`` is computed: what is written
+    into it in place is lost at the next step. Write into ``layer.latent("weight")`` instead.
 
     Attributes:
         release_after_backward: Free the kept value when the gradient arrives. It spares the memory where every
@@ -158,17 +164,15 @@ class Quantized(nn.Module):
     def _quantized_weight(self, name: str) -> Tensor:
         spec = self._quantized[name]
         x, b, e = (cast(Tensor, self._parameters[n]) for n in (name, spec.bit_depth, spec.exponent))
-        axis, split = spec.axis, spec.axis.split(x)
-        depth = axis.expand(bit_depth(b), split)
-        exponent = axis.expand(e, split)
+        axis = spec.axis
         if _is_transformed() or any(type(t) is not nn.Parameter for t in (x, b, e)):  # functional_call is at work
-            return axis.join(q_composite(split, depth, exponent))
+            return axis.join(q_composite(*axis.arrange(x, b, e)))
         if x.is_inference():
-            return axis.join(quantize(split, depth, exponent))
+            return axis.join(quantize(*axis.arrange(x, b, e)))
         value = self._kept_value(name, (x, b, e), axis)
         if not torch.is_grad_enabled() or not (x.requires_grad or b.requires_grad or e.requires_grad):
             return value
-        weight = axis.join(q(split, depth, exponent, value=axis.split(value)))
+        weight = axis.join(q(*axis.arrange(x, b, e), value=axis.split(value)))
         if self.release_after_backward:
             weight.register_hook(lambda _: self._release(name))
         return weight
@@ -186,9 +190,7 @@ class Quantized(nn.Module):
         ):
             return kept.value
         with torch.inference_mode(False), torch.no_grad():
-            x, b, e = inputs
-            split = axis.split(x)
-            value = axis.join(quantize(split, axis.expand(bit_depth(b), split), axis.expand(e, split)))
+            value = axis.join(quantize(*axis.arrange(*inputs)))
         self._quantized_values[name] = _Cached(value, inputs, (value._version, *stamp))
         return value
 

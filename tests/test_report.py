@@ -1,0 +1,56 @@
+"""What loggers get."""
+
+import torch
+from torch import nn
+
+from lightning_selfcompress.convert import convert
+from lightning_selfcompress.report import depths, layer_scalars, log_histogram, scalars
+from lightning_selfcompress.size import size_report
+
+
+class Board:
+    """A logger whose experiment takes histograms, or does not."""
+
+    def __init__(self, takes=True):
+        self.experiment = self if takes else object()
+        self.taken = []
+
+    def add_histogram(self, tag, values, step):
+        self.taken.append((tag, values.tolist(), step))
+
+
+def net():
+    """Two layers with depths 8, and one channel without bits."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    convert(model)
+    with torch.no_grad():
+        model[1].bit_depth[0] = -0.5
+    return model
+
+
+def test_scalars_are_the_reports_totals():
+    """Bits per weight, bytes and channels, under the names that callbacks monitor."""
+    report = size_report(net())
+    assert scalars(report) == {
+        "selfcompress/bits_per_weight": (6 * 8 + 2 * 8) / 10,
+        "selfcompress/nbytes": report.nbytes,
+        "selfcompress/channels": 3,
+    }
+
+
+def test_layer_scalars_are_bits_per_weight_of_each_layer():
+    """One scalar a layer, named by it."""
+    assert layer_scalars(size_report(net())) == {"selfcompress/bits/0": 8.0, "selfcompress/bits/1": 4.0}
+
+
+def test_depths_are_never_negative():
+    """The histogram shows bit depths, not the raw parameters."""
+    assert depths(net()).tolist() == [8.0, 8.0, 0.0, 8.0]
+    assert depths(nn.ReLU()).tolist() == []
+
+
+def test_histogram_goes_to_the_loggers_that_take_one():
+    """A logger without histograms is passed over, the others get every depth."""
+    board = Board()
+    log_histogram([Board(takes=False), board], net(), 7)
+    assert board.taken == [("selfcompress/bit_depths", [8.0, 8.0, 0.0, 8.0], 7)]
