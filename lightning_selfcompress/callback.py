@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
+from itertools import zip_longest
+from numbers import Real
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,8 +37,12 @@ class SelfCompression(pl.Callback):
     own, a step after each step of the optimizer that trains their weights.
 
     Logs ``selfcompress/bits_per_weight``, ``selfcompress/nbytes`` and ``selfcompress/channels`` at the loggers' pace
-    (also in ``trainer.callback_metrics``, for ModelCheckpoint and EarlyStopping), and at the end of each epoch the
-    bits of each layer and a histogram of all depths.
+    (also in ``trainer.callback_metrics``, for ModelCheckpoint and EarlyStopping, where they are as of the last logging
+    or the end of an epoch), and at the end of each epoch the bits of each layer and a histogram of all depths.
+
+    The size's gradient is added to that of the depths right before their step, not to the loss: it is the same
+    gradient, exact under loss scaling, accumulation, manual optimization and skipped steps, and no loss is changed.
+    A depth whose weight gets no gradient from the loss is not moved.
 
     Args:
         gamma: Loss per bit of the average weight, >= 0; or a function of the global step that returns it. 0 quantizes
@@ -46,7 +52,7 @@ class SelfCompression(pl.Callback):
             them where they are.
         cooldown: Share of the training, at its end, over which ``bits_lr`` falls to zero in a straight line, from 0 to
             1. Depths that still jitter when training ends cost accuracy. Where the Trainer has neither ``max_epochs``
-            nor ``max_steps`` there is none.
+            nor ``max_steps``, or a single epoch of unknown length, there is none.
         skip: What to leave in float: names of modules (with everything inside), patterns such as ``"blocks.*.attn"``,
             or module types.
 
@@ -85,9 +91,9 @@ class SelfCompression(pl.Callback):
         self._restored: dict[str, Any] | None = None
         self._earlier_skipped = 0
         self._wrapped: dict[str, Any] = {}
-        self._fresh: dict[int, tuple[QuantizedParameter, int]] = {}  # converted by this fit, not yet trained
-        self._sizes: list[int] = []
-        self._converts_first = True
+        self._uncalibrated: dict[int, QuantizedParameter] = {}  # converted by this fit, not yet trained
+        self._group_lengths: list[int] = []
+        self._was_float = True
 
     @property
     def skipped_steps(self) -> int:
@@ -96,7 +102,9 @@ class SelfCompression(pl.Callback):
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Converts the layers there are, and those that the module's own ``setup`` and ``configure_model`` build."""
-        self._converts_first = not any(_quantized_layers(pl_module))
+        self._restored = None  # a state restored for a test is not one to go on with
+        self._uncalibrated.clear()
+        self._was_float = not any(_quantized_layers(pl_module))
         builders = [name for name in ("setup", "configure_model") if _overrides(pl_module, name)]
         self._convert(pl_module, complete=stage == "fit" and not builders)
         for name in builders:
@@ -108,6 +116,12 @@ class SelfCompression(pl.Callback):
         self._unwrap(pl_module)
         plan = self._convert(pl_module, complete=True)
         rank_zero_info(f"SelfCompression(gamma={self.gamma!r}, initial_bits={self.initial_bits:g})\n{plan}")
+        frozen = [p.name for p in quantized_parameters(pl_module) if not p.latent.requires_grad]
+        if frozen:
+            rank_zero_info(
+                f"Frozen, so kept at their bit depths: {', '.join(frozen[:3])}{', ...' if len(frozen) > 3 else ''} "
+                f"({len(frozen)} weights). To leave them in float and out of the size, name them in skip=."
+            )
         self._attach(trainer, pl_module)
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -121,9 +135,12 @@ class SelfCompression(pl.Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """Keeps up with what others did between batches: weights loaded or swapped, parameters added to optimizers."""
-        if self._fresh:
+        if self._uncalibrated:
             self._recalibrate()
-        if self._sizes != [len(group["params"]) for o in trainer.optimizers for group in o.param_groups]:
+        owners = [depth_optimizer.owner for depth_optimizer in self._depth_optimizers]
+        if owners and any(a is not b for a, b in zip_longest(owners, trainer.optimizers)):
+            self._attach_again(trainer, pl_module)
+        if self._group_lengths != [len(group["params"]) for o in trainer.optimizers for group in o.param_groups]:
             self._take_out(trainer, pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             _forget_quantized(pl_module)
@@ -134,6 +151,8 @@ class SelfCompression(pl.Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs bits per weight, bytes and channels when the loggers are due."""
+        if pl_module.automatic_optimization and trainer.fit_loop._should_accumulate():
+            return
         if trainer._logger_connector.should_update_logs or trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._log(trainer, scalars(size_report(pl_module)))
 
@@ -141,7 +160,7 @@ class SelfCompression(pl.Callback):
         """Logs the totals, each layer's bits and a histogram of depths."""
         report = size_report(pl_module)
         self._log(trainer, scalars(report) | layer_scalars(report))
-        log_histogram(trainer.loggers, pl_module, trainer.global_step)
+        log_histogram(trainer.loggers, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Refreshes what ModelCheckpoint and EarlyStopping may monitor."""
@@ -191,29 +210,28 @@ class SelfCompression(pl.Callback):
                     f"takes {supported_types()} and their subclasses.\n{plan}"
                 )
         except ValueError:
-            if self._converts_first:
+            if self._was_float:
                 revert(pl_module)
             raise
-        for p in quantized_parameters(pl_module):
-            if id(p.latent) not in before:
-                self._fresh[id(p.latent)] = p, p.exponent._version
+        self._uncalibrated |= {id(p.latent): p for p in quantized_parameters(pl_module) if id(p.latent) not in before}
         return plan
 
     def _recalibrate(self) -> None:
         """Starts at the float function of the weights as they are now, unless depths were loaded with them."""
-        for p, version in self._fresh.values():
-            if p.exponent._version == version:
+        for p in self._uncalibrated.values():
+            if not p.layer.depths_loaded:
                 p.layer.calibrate(p.weight_name)
-        self._fresh.clear()
+        self._uncalibrated.clear()
 
     def _attach(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._earlier_skipped, self._depth_optimizers = self.skipped_steps, []
         self._take_out(trainer, pl_module)
         size = ModelSize.of(pl_module)
         owners = {id(p): o for o in reversed(trainer.optimizers) for group in o.param_groups for p in group["params"]}
-        if not trainer.optimizers:
-            rank_zero_warn("SelfCompression: there is no optimizer, so bit depths are not trained either.")
-        wrappers = pl_module.optimizers(use_pl_optimizer=True) if trainer.optimizers else []
+        if owners.keys().isdisjoint(id(p) for p in pl_module.parameters()):
+            rank_zero_warn("SelfCompression: no optimizer trains this module, so bit depths are not trained either.")
+            return
+        wrappers = pl_module.optimizers(use_pl_optimizer=True)
         wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
         for optimizer, wrapper in zip(trainer.optimizers, wrappers, strict=True):
             own = [p for p in size.parameters if owners.get(id(p.latent), trainer.optimizers[0]) is optimizer]
@@ -230,6 +248,12 @@ class SelfCompression(pl.Callback):
         self._restore()
         for depth_optimizer in self._depth_optimizers:
             depth_optimizer.attach()
+
+    def _attach_again(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Goes on with optimizers that were made anew during training."""
+        self._restored = self.state_dict()
+        self._detach()
+        self._attach(trainer, pl_module)
 
     def _restore(self) -> None:
         state, self._restored = self._restored, None
@@ -254,11 +278,11 @@ class SelfCompression(pl.Callback):
         learned = [t for p in quantized_parameters(pl_module) for t in (p.raw_depth, p.exponent)]
         for optimizer in trainer.optimizers:
             take_out(optimizer, learned)
-        self._sizes = [len(group["params"]) for o in trainer.optimizers for group in o.param_groups]
+        self._group_lengths = [len(group["params"]) for o in trainer.optimizers for group in o.param_groups]
 
     def _gamma_at(self, step: int) -> float:
         if not callable(self.gamma):
-            return self.gamma
+            return float(self.gamma)
         gamma = self.gamma(step)
         _check_gamma(gamma, f" from the function at step {step}")
         return float(gamma)
@@ -271,6 +295,9 @@ class SelfCompression(pl.Callback):
     def _then_convert(self, pl_module: "pl.LightningModule", method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if self._was_float:  # layers are built, initialized and tied as floats
+                revert(pl_module)
+                self._uncalibrated.clear()
             result = method(*args, **kwargs)
             self._convert(pl_module)
             return result
@@ -335,7 +362,7 @@ def _tensors(values: dict[str, float]) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _check_gamma(gamma: Any, origin: str = "") -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
+import torch
+
 from lightning_selfcompress.data import DATA_VARIABLE, DataError
 from lightning_selfcompress.demo import TASKS, Settings, run_demo, summary
 
@@ -56,10 +58,12 @@ def _demo(options: argparse.Namespace) -> int:
             gamma=task.gamma if options.gamma is None else options.gamma,
             seed=options.seed,
         )
+    torch.set_num_threads(TASKS[settings.data].threads)
     try:
         outcomes = run_demo(settings, folder, progress=not options.no_progress)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
-        print(f"\nInterrupted. Go on with: selfcompress demo --resume {folder}", file=sys.stderr)
+        program = sys.argv[0] if Path(sys.argv[0]).stem == "selfcompress" else "selfcompress"
+        print(f"\nInterrupted. Go on with: {program} demo --resume {folder}", file=sys.stderr)
         return 130
     print(summary(outcomes, folder))
     return 0

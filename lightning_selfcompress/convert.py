@@ -170,7 +170,9 @@ def revert(model: nn.Module) -> None:
     """
     for layer in list(model.modules()):
         if isinstance(layer, Quantized):
-            _detach(layer)
+            _swap_out(layer)
+            for name in ("release_after_backward", "depths_loaded"):
+                layer.__dict__.pop(name, None)
 
 
 @contextmanager
@@ -182,12 +184,12 @@ def as_float(model: nn.Module) -> Iterator[None]:
     Args:
         model: Any module.
     """
-    hidden = [(layer, type(layer), _detach(layer)) for layer in list(model.modules()) if isinstance(layer, Quantized)]
+    hidden = [(layer, type(layer), _swap_out(layer)) for layer in list(model.modules()) if isinstance(layer, Quantized)]
     try:
         yield
     finally:
         for layer, quantized, (specs, parameters) in hidden:
-            _attach(layer, quantized, specs, parameters)
+            _swap_in(layer, quantized, specs, parameters)
 
 
 def _weights(module: nn.Module) -> dict[str, ChannelAxis]:
@@ -334,12 +336,12 @@ def _quantize_in_place(
             parameters[key] = nn.Parameter(torch.zeros(axis.channels(weight), dtype=dtype, device=weight.device))
         shared[id(weight)] = specs[name], parameters[depth_name], parameters[exponent_name]
         fresh.append(name)
-    _attach(layer, quantized_class(type(layer), tuple(specs)), specs, parameters)
+    _swap_in(layer, quantized_class(type(layer), tuple(specs)), specs, parameters)
     for name in fresh:
         cast(Quantized, layer).calibrate(name)
 
 
-def _attach(
+def _swap_in(
     layer: nn.Module,
     quantized: type[Quantized],
     specs: dict[str, QuantizedSpec],
@@ -352,11 +354,10 @@ def _attach(
     layer.__class__ = quantized
 
 
-def _detach(layer: Quantized) -> tuple[dict[str, QuantizedSpec], dict[str, nn.Parameter]]:
-    """Back to the float class; returns what :func:`_attach` needs to undo it."""
+def _swap_out(layer: Quantized) -> tuple[dict[str, QuantizedSpec], dict[str, nn.Parameter]]:
+    """Back to the float class; returns what :func:`_swap_in` needs to undo it."""
     specs: dict[str, QuantizedSpec] = layer.__dict__.pop("_quantized")
     del layer.__dict__["_quantized_values"]
-    layer.__dict__.pop("release_after_backward", None)
     keys = [key for spec in specs.values() for key in (spec.bit_depth, spec.exponent)]
     parameters = {key: cast(nn.Parameter, layer._parameters.pop(key)) for key in keys}
     recurrent = isinstance(layer, _QuantizedRNN)

@@ -6,6 +6,7 @@ layer keeps its identity, its ``forward``, its hooks and its state-dict keys, to
 exponents are added.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -122,9 +123,11 @@ class Quantized(nn.Module):
     Attributes:
         release_after_backward: Free the kept value when the gradient arrives. It spares the memory where every
             backward is followed by an optimizer step, and a computation where gradients are accumulated if left off.
+        depths_loaded: Whether depths and exponents came from a state dict, so that they are not to be calibrated anew.
     """
 
     release_after_backward = False
+    depths_loaded = False
 
     _float_class: type[nn.Module]
     _quantized: dict[str, QuantizedSpec]
@@ -166,12 +169,13 @@ class Quantized(nn.Module):
         x, b, e = (cast(Tensor, self._parameters[n]) for n in (name, spec.bit_depth, spec.exponent))
         axis = spec.axis
         if _is_transformed() or any(type(t) is not nn.Parameter for t in (x, b, e)):  # functional_call is at work
-            return axis.join(q_composite(*axis.arrange(x, b, e)))
+            learned = (b, e) if x.requires_grad else (b.detach(), e.detach())
+            return axis.join(q_composite(*axis.arrange(x, *learned)))
         if x.is_inference():
             return axis.join(quantize(*axis.arrange(x, b, e)))
         value = self._kept_value(name, (x, b, e), axis)
-        if not torch.is_grad_enabled() or not (x.requires_grad or b.requires_grad or e.requires_grad):
-            return value
+        if not torch.is_grad_enabled() or not x.requires_grad:
+            return value  # the depths of a frozen weight, or of one toggled off, are frozen as well
         weight = axis.join(q(*axis.arrange(x, b, e), value=axis.split(value)))
         if self.release_after_backward:
             weight.register_hook(lambda _: self._release(name))
@@ -183,6 +187,12 @@ class Quantized(nn.Module):
     def _kept_value(self, name: str, inputs: tuple[Tensor, Tensor, Tensor], axis: ChannelAxis) -> Tensor:
         stamp = (_steps, *(n for t in inputs for n in (t._version, t.data_ptr())))
         kept = self._quantized_values.get(name)
+        if kept is not None and kept.stamp[0] != kept.value._version:
+            warnings.warn(
+                f"Something wrote into the quantized {name!r} of {type(self).__name__}, which is computed: the values "
+                f"are lost. Write into layer.latent({name!r}).",
+                stacklevel=4,
+            )
         if (
             kept is not None
             and kept.stamp == (kept.value._version, *stamp)
@@ -220,6 +230,7 @@ class Quantized(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
         for name, spec in self._quantized.items():
             own = {prefix + spec.bit_depth, prefix + spec.exponent}
+            self.depths_loaded |= own <= state_dict.keys()
             if prefix + name in state_dict and own.isdisjoint(state_dict):
                 self.calibrate(name)  # the state of the float network: start from its function
                 missing = [key for key in missing if key not in own]

@@ -124,7 +124,8 @@ class DepthOptimizer:
 
         Returns:
             Whether it was done: not without any gradient from a loss, at learning rate 0, or where a gradient is not
-            finite, which is counted in ``skipped_steps``.
+            finite, which is counted in ``skipped_steps``. A weight without gradient (frozen, a target network, an
+            expert not chosen) keeps its depths and exponents.
         """
         if self.adam is None or all(p.grad is None for p in self._trained):
             self.zero_grad()
@@ -145,9 +146,8 @@ class DepthOptimizer:
         if scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / scale)
         for quantized, gradient in zip(self.size.parameters, self.size.gradients(self._gamma()), strict=True):
-            depth = quantized.raw_depth
-            if depth.requires_grad:
-                depth.grad = gradient.to(depth) if depth.grad is None else depth.grad.add_(gradient)
+            if quantized.raw_depth.grad is not None:  # a weight that the loss does not reach keeps its depths
+                quantized.raw_depth.grad.add_(gradient)
         return bool(torch.isfinite(torch.cat([p.grad for p in self._trained if p.grad is not None])).all())
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:

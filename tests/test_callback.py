@@ -599,6 +599,23 @@ class TestLogging:
         assert len(events.Histograms("selfcompress/bit_depths")) == 2
         assert "selfcompress/bits/net.6" in (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0]
 
+    def test_is_done_once_a_step(self, tmp_path, monkeypatch):
+        """With accumulated batches the sizes are logged at the steps, not at every batch of them."""
+
+        class Counting(SelfCompression):
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                before = len(logged)
+                super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+                calls.extend([batch_idx] * (len(logged) - before))
+
+        calls, logged = [], []
+        csv = CSVLogger(tmp_path)
+        monkeypatch.setattr(csv, "log_metrics", lambda metrics, step: logged.append(step))
+        trainer = make_trainer(Counting(gamma=1.0), logger=csv, log_every_n_steps=1, accumulate_grad_batches=4)
+        trainer.fit(Lit(), batches())
+        assert trainer.global_step == 2
+        assert calls == [3, 7]
+
     def test_sizes_can_be_monitored(self, tmp_path):
         """ModelCheckpoint and EarlyStopping take the sizes that the callback keeps in callback_metrics."""
         checkpoint = ModelCheckpoint(tmp_path, monitor="selfcompress/nbytes", mode="min")
@@ -632,6 +649,114 @@ class TestLogging:
         trainer.fit(model, batches(), batches())
         assert float(trainer.callback_metrics["bits"]) == pytest.approx(size_report(model).bits_per_weight)
         assert float(trainer.callback_metrics["nbytes"]) == size_report(model).nbytes
+
+
+class Student(Lit):
+    """Distillation: the loss compares with a frozen teacher, and a target network that no optimizer holds follows."""
+
+    def __init__(self):
+        super().__init__(lambda m: torch.optim.Adam(m.net.parameters(), lr=1e-3))
+        self.teacher, self.target = small_net().requires_grad_(False), small_net()
+
+    def loss(self, batch):
+        with torch.no_grad():
+            goal = self.teacher(batch[0]) + self.target(batch[0])
+        return nn.functional.mse_loss(self.net(batch[0]), goal)
+
+
+def test_networks_that_are_not_trained_keep_their_depths(caplog):
+    """A frozen teacher and a target network feel no pressure on their size; the frozen one is named in advance."""
+    model = Student()
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        make_trainer(SelfCompression(gamma=10.0)).fit(model, batches())
+    for network in (model.teacher, model.target):
+        assert all(bool((p.raw_depth == 8).all()) for p in quantized_parameters(network))
+    assert all(bool((p.raw_depth < 8).all()) for p in quantized_parameters(model.net))
+    text = "\n".join(r.getMessage() for r in caplog.records)
+    assert "Frozen, so kept at their bit depths: teacher.0.weight, teacher.4.weight, teacher.6.weight (3 w" in text
+
+
+def test_toggled_off_weights_take_their_depths_along():
+    """With toggle_optimizer, the generator's loss leaves no gradient in the discriminator's depths."""
+    left = []
+
+    class Toggling(Gan):
+        def training_step(self, batch, batch_idx):
+            one, two = self.optimizers()
+            noise = torch.randn(len(batch[0]), 5)
+            self.toggle_optimizer(one)
+            self.manual_backward(-self.discriminator(self.generator(noise)).mean())
+            left.extend(p.raw_depth.grad for p in quantized_parameters(self.discriminator))
+            one.step()
+            one.zero_grad()
+            self.untoggle_optimizer(one)
+            self.toggle_optimizer(two)
+            self.manual_backward(self.discriminator_loss(batch[0], noise))
+            two.step()
+            two.zero_grad()
+            self.untoggle_optimizer(two)
+
+    model = Toggling()
+    make_trainer(SelfCompression(gamma=1000.0)).fit(model, batches())
+    assert left == [None] * len(left) != []
+    assert all(bool((p.raw_depth < 8).all()) for p in quantized_parameters(model))
+
+
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_module_initializes_and_ties_its_layers_as_floats(hook):
+    """What setup and configure_model write into weights, or tie, or parametrize, is what training starts with."""
+
+    class Own(Lit):
+        def __init__(self):
+            super().__init__()
+            self.net[4] = nn.Linear(216, 216)
+            self.net[6] = nn.Linear(216, 216)
+
+    def build(self, stage=None):
+        nn.init.constant_(self.net[0].weight, 0.25)
+        self.net[6].weight = self.net[4].weight
+
+    setattr(Own, hook, build)
+    model = Own()
+    model.make_optimizer = lambda m: torch.optim.SGD(m.parameters(), lr=0.0)
+    make_trainer(SelfCompression(gamma=0.0, bits_lr=0.0)).fit(model, batches(1))
+    torch.testing.assert_close(model.net[0].weight.detach(), torch.full((6, 1, 3, 3), 0.25))
+    assert model.net[4].latent("weight") is model.net[6].latent("weight")
+    assert model.net[4].bit_depth is model.net[6].bit_depth
+
+
+def test_state_restored_for_a_test_is_not_that_of_the_next_fit(tmp_path):
+    """After ``test(ckpt_path=...)`` a fit of another network starts its depths' optimizer anew."""
+    callback = SelfCompression(gamma=1.0)
+    trainer = make_trainer(callback)
+    model = Lit()
+    trainer.fit(model, batches())
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    make_trainer(callback).test(model, batches(), ckpt_path=tmp_path / "one.ckpt", verbose=False)
+    make_trainer(callback).fit(Lit(), batches(3))
+    steps = [s["step"].item() for d in callback._depth_optimizers for s in d.adam.state.values()]
+    assert set(steps) == {3}
+
+
+def test_module_without_optimizer_says_so():
+    """Where nothing is optimized, depths are not either, and a warning says it."""
+    model = Lit(lambda m: None)
+    with pytest.warns(UserWarning, match="no optimizer trains this module"):
+        make_trainer(SelfCompression(gamma=1.0)).fit(model, batches())
+    assert all(bool((p.raw_depth == 8).all()) for p in quantized_parameters(model))
+
+
+def test_optimizers_made_anew_during_training_are_followed():
+    """Depths go on falling, with their moments, after the strategy made new optimizers."""
+
+    class Anew(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                trainer.strategy.setup_optimizers(trainer)
+
+    callback, model = SelfCompression(gamma=10.0, cooldown=0.0), Lit()
+    make_trainer(callback, Anew(), max_epochs=2).fit(model, batches())
+    assert {s["step"].item() for d in callback._depth_optimizers for s in d.adam.state.values()} == {16}
 
 
 def test_moving_average_lent_for_validation_leaves_no_stale_weights():

@@ -541,10 +541,16 @@ class TestKeptValue:
         assert layer.weight.requires_grad
         with torch.no_grad():
             assert not layer.weight.requires_grad
-        layer.requires_grad_(False)
+        layer.latent("weight").requires_grad_(False)
         assert not layer.weight.requires_grad
-        layer.bit_depth.requires_grad_(True)
-        assert layer.weight.requires_grad
+
+    def test_says_where_to_write(self, layer):
+        """What is written into the quantized weight is lost, with a warning that names the latent one."""
+        expected = layer.weight.detach().clone()
+        with torch.no_grad():
+            layer.weight.zero_()
+            with pytest.warns(UserWarning, match=r"wrote into the quantized 'weight'.*layer.latent\('weight'\)"):
+                assert torch.equal(layer.weight, expected)
 
     def test_nothing_outlives_a_copy(self, layer):
         """A kept value is no part of a layer's copies, its pickle or its state."""
