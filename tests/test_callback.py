@@ -92,7 +92,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_size_gradient_is_what_gamma_says(case, monkeypatch):
-    """At every step the gradient with gamma less that without is gamma * dQ/db, to a thousandth, in every setting."""
+    """At every step the gradient with gamma less that without is gamma * dQ/db, to 1e-4, in every setting."""
     make, settings = CASES[case]
     if "plugins" in settings:
         settings = settings | {"plugins": settings["plugins"]()}
@@ -118,8 +118,7 @@ def test_size_gradient_is_what_gamma_says(case, monkeypatch):
 
     ratios = torch.cat(recorded)
     assert len(recorded) >= 2 * len(list(quantized_parameters(model))) or case.startswith("acc")
-    assert ratios.min() > 0.999
-    assert ratios.max() < 1.001
+    torch.testing.assert_close(ratios, torch.ones_like(ratios), rtol=0, atol=1e-4)
 
 
 # one loss and float32 weights; LBFGS takes its last of several evaluations
@@ -759,7 +758,8 @@ def test_optimizers_made_anew_during_training_are_followed():
     assert {s["step"].item() for d in callback._depth_optimizers for s in d.adam.state.values()} == {16}
 
 
-def test_moving_average_lent_for_validation_leaves_no_stale_weights():
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_moving_average_lent_for_validation_leaves_no_stale_weights(accumulated):
     """Weights swapped through ``.data`` for a validation are not what the next training step computes with."""
 
     class Lend(pl.Callback):
@@ -776,7 +776,10 @@ def test_moving_average_lent_for_validation_leaves_no_stale_weights():
     for callbacks in ([], [Lend()]):
         torch.manual_seed(2)
         model = Lit()
-        make_trainer(SelfCompression(gamma=1.0), *callbacks, val_check_interval=3).fit(model, batches(), batches(2))
+        trainer = make_trainer(
+            SelfCompression(gamma=1.0), *callbacks, val_check_interval=3, accumulate_grad_batches=accumulated
+        )
+        trainer.fit(model, batches(), batches(2))
         ends.append(model.losses)
     assert ends[0] == ends[1]
 
