@@ -151,8 +151,7 @@ def quantize(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
     out = torch.empty_like(x)
     for i, c in _blocks(x, b):
         level = torch.mul(x[i], inverse[c])
-        torch.clamp(level, low[c], high[c], out=level)
-        out[i] = level.round_().mul_(scale[c])
+        out[i] = _clip(level, low[c], high[c], out=level).round_().mul_(scale[c])
     return out
 
 
@@ -187,14 +186,20 @@ def q_backward(
     grad_x, grad_b, grad_e = torch.empty_like(x), torch.zeros_like(scale), torch.zeros_like(scale)
     for i, c in _blocks(x, b):
         g, level = grad[i].to(scale.dtype), x[i] * inverse[c]
-        clipped = torch.clamp(level, low[c], high[c])
-        overshoot = level.sub_(clipped)
-        inside = g * (overshoot == 0)
+        clipped = _clip(level, low[c], high[c])
+        side = level.sub_(clipped).sign_()  # above - below; products with it are faster than masks
+        outside = side * g
+        inside = torch.addcmul(g, outside, side, value=-1)
         grad_x[i] = inside
-        grad_b[c] += overshoot.sign_().mul_(g).sum(within, keepdim=True)
+        grad_b[c] += outside.sum(within, keepdim=True)
         grad_e[c] += clipped.round_().mul_(g).sum(within, keepdim=True) * scale[c]
         grad_e[c] -= inside.mul_(x[i]).sum(within, keepdim=True)
     return grad_x, (grad_b * scale * (-low) * LN2).to(b.dtype), (grad_e * LN2).to(e.dtype)
+
+
+def _clip(level: Tensor, low: Tensor, high: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """``torch.clamp`` with tensors as bounds, in the form that CPUs do several times faster."""
+    return torch.minimum(torch.maximum(level, low, out=out), high, out=out)
 
 
 def _blocks(x: Tensor, b: Tensor) -> Iterator[tuple[slice, slice]]:
