@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    missing = [name for name in ("sklearn", "matplotlib", "pooch") if find_spec(name) is None]
+    if missing:
+        raise DataError(f"the demo needs {', '.join(missing)}: pip install 'lightning-selfcompress[demo]'.")
     if options.resume:
         folder, settings = options.resume, Settings.read(options.resume)
     else:

@@ -97,6 +97,14 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_missing_packages_are_named_with_their_extra(tmp_path, capsys, monkeypatch):
+    """Without the demo's packages the command says what to install, before it trains."""
+    monkeypatch.setattr("lightning_selfcompress.cli.find_spec", lambda name: None if name == "pooch" else name)
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 2
+    assert "needs pooch: pip install 'lightning-selfcompress[demo]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.nightly
 def test_mnist_within_half_a_bit(mnist_folder, tmp_path):
     """LeNet-5 on full MNIST, 8 epochs: at least 98.5% at no more than 0.5 bits per weight."""
