@@ -200,7 +200,8 @@ class SelfCompression(pl.Callback):
         Raises:
             ValueError: If it has not. The module is then as it was before this Trainer.
         """
-        skip = self.skip if complete else [s for s in self.skip if s not in unmatched(pl_module, self.skip)]
+        absent = () if complete else unmatched(pl_module, self.skip)
+        skip = [entry for entry in self.skip if entry not in absent]
         before = {id(p.latent) for p in quantized_parameters(pl_module)}
         try:
             plan = convert(pl_module, initial_bits=self.initial_bits, skip=skip)

@@ -37,18 +37,6 @@ def learned(model):
     return [t.detach().clone() for p in quantized_parameters(model) for t in (p.raw_depth, p.exponent)]
 
 
-def float_outputs(model, inputs):
-    """What a model computes with its latent weights."""
-    return small_net_of(model)(inputs)
-
-
-def small_net_of(model):
-    net = small_net()
-    state = {k: v for k, v in model.net.state_dict().items() if not k.endswith(("bit_depth", "exponent"))}
-    net.load_state_dict(state)
-    return net.eval()
-
-
 def fp16_on_cpu():
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
 
