@@ -11,7 +11,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
+from lightning_selfcompress.checkpoint import take_shapes
 from lightning_selfcompress.convert import (
     ConversionPlan,
     as_float,
@@ -21,7 +23,9 @@ from lightning_selfcompress.convert import (
     unmatched,
 )
 from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
-from lightning_selfcompress.optim import DepthOptimizer, cooldown_factor, take_out
+from lightning_selfcompress.optim import DepthOptimizer, cooldown_factor, shrink_optimizer, take_out
+from lightning_selfcompress.prune import Shrunk, remove
+from lightning_selfcompress.removal import SHARDED, Removal
 from lightning_selfcompress.report import layer_scalars, log_histogram, scalars
 from lightning_selfcompress.size import ModelSize, size_report
 
@@ -55,6 +59,9 @@ class SelfCompression(pl.Callback):
             nor ``max_steps``, or a single epoch of unknown length, there is none.
         skip: What to leave in float: names of modules (with everything inside), patterns such as ``"blocks.*.attn"``,
             or module types.
+        prune_every_n_epochs: Epochs from one removal of dead channels to the next, >= 1; 0 removes none. A removal
+            changes no output of the network: it is tried on a copy first.
+        round_to: Channels are removed so that widths stay multiples of this, >= 1, where hardware wants it.
 
     Raises:
         TypeError: If ``gamma`` is neither a number nor a function, or ``skip`` holds other than strings and types.
@@ -69,6 +76,8 @@ class SelfCompression(pl.Callback):
         bits_lr: float = 0.03,
         cooldown: float = 0.8,
         skip: Sequence[type[nn.Module] | str] = (),
+        prune_every_n_epochs: int = 1,
+        round_to: int = 1,
     ) -> None:
         super().__init__()
         if not callable(gamma):
@@ -79,6 +88,9 @@ class SelfCompression(pl.Callback):
             raise ValueError(f"Expected bits_lr >= 0 (bits a step), got {bits_lr!r}.")
         if not _is_number(cooldown) or not 0 <= cooldown <= 1:
             raise ValueError(f"Expected cooldown from 0 to 1 (a share of the training), got {cooldown!r}.")
+        for name, value, least in (("prune_every_n_epochs", prune_every_n_epochs, 0), ("round_to", round_to, 1)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"Expected {name} to be a whole number >= {least}, got {value!r}.")
         self.gamma = gamma
         self.initial_bits = float(initial_bits)
         self.bits_lr = float(bits_lr)
@@ -87,6 +99,9 @@ class SelfCompression(pl.Callback):
         for entry in self.skip:
             if not isinstance(entry, (str, type)):
                 raise TypeError(f"Expected module names, patterns or nn.Module types in skip, got {entry!r}.")
+        self.prune_every_n_epochs, self.round_to = prune_every_n_epochs, round_to
+        self._removal: Removal | None = None
+        self._told: set[str] = set()
         self._depth_optimizers: list[DepthOptimizer] = []
         self._restored: dict[str, Any] | None = None
         self._earlier_skipped = 0
@@ -110,6 +125,10 @@ class SelfCompression(pl.Callback):
         for name in builders:
             self._wrap(pl_module, name, self._then_convert)
         self._wrap(pl_module, "configure_optimizers", _in_float)
+        if all(
+            getattr(hook, "hook", None) is not take_shapes for hook in pl_module._load_state_dict_pre_hooks.values()
+        ):
+            pl_module.register_load_state_dict_pre_hook(take_shapes)  # type: ignore[no-untyped-call]
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Says what is compressed and what is not, and takes depths and exponents out of the user's optimizers."""
@@ -122,6 +141,7 @@ class SelfCompression(pl.Callback):
                 f"Frozen, so kept at their bit depths: {', '.join(frozen[:3])}{', ...' if len(frozen) > 3 else ''} "
                 f"({len(frozen)} weights). To leave them in float and out of the size, name them in skip=."
             )
+        self._start_removal(trainer, pl_module)
         self._attach(trainer, pl_module)
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -144,20 +164,26 @@ class SelfCompression(pl.Callback):
             self._take_out(trainer, pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             _forget_quantized(pl_module)
+        if self._removal is not None:
+            self._removal.before_batch(pl_module)
         for depth_optimizer in self._depth_optimizers:
             depth_optimizer.set_lr(self.bits_lr * cooldown_factor(_progress(trainer, batch_idx), self.cooldown))
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs bits per weight, bytes and channels when the loggers are due."""
+        """Fades what is dead, and logs bits per weight, bytes and channels when the loggers are due."""
+        if self._removal is not None and self._removal.after_batch(pl_module):
+            self._resize(pl_module)
         if pl_module.automatic_optimization and trainer.fit_loop._should_accumulate():
             return
         if trainer._logger_connector.should_update_logs or trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._log(trainer, scalars(size_report(pl_module)))
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Logs the totals, each layer's bits and a histogram of depths."""
+        """Removes dead channels; logs the totals, each layer's bits and channels, and a histogram of depths."""
+        if self._removal is not None and (trainer.current_epoch + 1) % self.prune_every_n_epochs == 0:
+            self._remove(trainer, pl_module)
         report = size_report(pl_module)
         self._log(trainer, scalars(report) | layer_scalars(report))
         log_histogram(trainer.loggers, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
@@ -227,7 +253,7 @@ class SelfCompression(pl.Callback):
     def _attach(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._earlier_skipped, self._depth_optimizers = self.skipped_steps, []
         self._take_out(trainer, pl_module)
-        size = ModelSize.of(pl_module)
+        size = ModelSize.of(pl_module, self._removal.channels if self._removal is not None else None)
         owners = {id(p): o for o in reversed(trainer.optimizers) for group in o.param_groups for p in group["params"]}
         if owners.keys().isdisjoint(id(p) for p in pl_module.parameters()):
             rank_zero_warn("SelfCompression: no optimizer trains this module, so bit depths are not trained either.")
@@ -271,7 +297,53 @@ class SelfCompression(pl.Callback):
             if depth_optimizer.adam is not None and one is not None:
                 depth_optimizer.adam.load_state_dict(one)
 
+    def _start_removal(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._removal, self._told = None, set()
+        if not self.prune_every_n_epochs:
+            return
+        sharded = next((c.__name__ for c in type(trainer.strategy).__mro__ if c.__name__ in SHARDED), "")
+        if sharded:
+            rank_zero_warn(
+                f"SelfCompression: {sharded} shards parameters, so no channels are removed; bit depths are learned all "
+                f"the same. To remove channels, train with one device or DDP; prune_every_n_epochs=0 hides this."
+            )
+            return
+        self._removal = Removal(pl_module, round_to=self.round_to)
+
+    def _remove(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """The same removal on every rank: rank 0 plans and proves it."""
+        removal = self._removal
+        assert removal is not None
+        plan = removal.plan(trainer, pl_module) if trainer.is_global_zero else None
+        edits, numbers, text = trainer.strategy.broadcast(
+            (plan.edits, plan.channels, str(plan)) if plan is not None else ((), (), "")
+        )
+        for line in text.splitlines():
+            if line.startswith("Removed") or (line.startswith("  ") and line.strip() not in self._told):
+                self._told.add(line.strip())
+                rank_zero_info(f"SelfCompression, epoch {trainer.current_epoch}: {line.strip()}")
+        if not edits:
+            return
+        shrunk = removal.apply(pl_module, edits, numbers)
+        for optimizer in trainer.optimizers:
+            shrink_optimizer(optimizer, shrunk)
+        for averaged in _averages(trainer):
+            remove(averaged, edits)
+        self._resize(pl_module, shrunk)
+        configure_ddp = getattr(trainer.strategy, "configure_ddp", None)
+        if callable(configure_ddp):
+            trainer.strategy.model = pl_module
+            configure_ddp()
+
+    def _resize(self, pl_module: "pl.LightningModule", shrunk: Sequence[Shrunk] = ()) -> None:
+        channels = self._removal.channels if self._removal is not None else None
+        size = ModelSize.of(pl_module, channels)
+        for depth_optimizer in self._depth_optimizers:
+            depth_optimizer.resize(size.part(depth_optimizer.size.parameters), shrunk)
+
     def _detach(self) -> None:
+        if self._removal is not None:
+            self._removal.close()
         for depth_optimizer in self._depth_optimizers:
             depth_optimizer.detach()
 
@@ -316,6 +388,14 @@ class SelfCompression(pl.Callback):
             if earlier is not None:
                 pl_module.__dict__[name] = earlier
         self._wrapped.clear()
+
+
+def _averages(trainer: "pl.Trainer") -> Iterator[nn.Module]:
+    """The copies that weight averaging keeps of the module: they shrink along."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        average = getattr(callback, "_average_model", None)
+        if isinstance(average, nn.Module):
+            yield average.module if isinstance(average, AveragedModel) else average
 
 
 def _overrides(pl_module: "pl.LightningModule", name: str) -> bool:

@@ -330,7 +330,8 @@ def _quantize_in_place(
             spec, parameters[depth_name], parameters[exponent_name] = shared[id(weight)]
             specs[name] = replace(spec, bit_depth=depth_name, exponent=exponent_name)
             continue
-        specs[name] = QuantizedSpec(depth_name, exponent_name, axis, initial_bits, weight.numel())
+        counts = weight.numel(), axis.channels(weight)
+        specs[name] = QuantizedSpec(depth_name, exponent_name, axis, initial_bits, *counts)
         for key in (depth_name, exponent_name):
             dtype = torch.promote_types(weight.dtype, torch.float32)
             parameters[key] = nn.Parameter(torch.zeros(axis.channels(weight), dtype=dtype, device=weight.device))

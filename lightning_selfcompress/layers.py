@@ -8,6 +8,7 @@ exponents are added.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -77,6 +78,7 @@ class QuantizedSpec:
         axis: Where the output channels lie.
         initial_bits: Bit depth the channels started with.
         original_numel: Number of weights before any compression.
+        original_channels: Number of output channels before any compression.
     """
 
     bit_depth: str
@@ -84,6 +86,7 @@ class QuantizedSpec:
     axis: ChannelAxis
     initial_bits: float
     original_numel: int
+    original_channels: int
 
 
 class _Cached(NamedTuple):
@@ -266,6 +269,20 @@ class _QuantizedRNN(Quantized):
         """Nothing to do: quantized weights are new tensors at every step."""
 
 
+_reader: Callable[[Quantized, str], Tensor] | None = None  # who sees every quantized weight that is read
+
+
+@contextmanager
+def reading_through(reader: Callable[[Quantized, str], Tensor]) -> Iterator[None]:
+    """Within this context every quantized weight is read through ``reader(layer, name)``, which computes it."""
+    global _reader
+    earlier, _reader = _reader, reader
+    try:
+        yield
+    finally:
+        _reader = earlier
+
+
 _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[Quantized]] = {}
 
 
@@ -288,7 +305,10 @@ def quantized_class(float_class: type[nn.Module], names: tuple[str, ...]) -> typ
         return _CLASSES[float_class, names]
 
     def weight_property(name: str) -> property:
-        return property(lambda self: self._quantized_weight(name), doc=f"Quantized {name}: q(latent, b, e).")
+        def read(self: Quantized) -> Tensor:
+            return self._quantized_weight(name) if _reader is None else _reader(self, name)
+
+        return property(read, doc=f"Quantized {name}: q(latent, b, e).")
 
     mixin = _QuantizedRNN if issubclass(float_class, nn.RNNBase) else Quantized
     body: dict[str, Any] = {name: weight_property(name) for name in names}

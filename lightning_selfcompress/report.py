@@ -14,17 +14,19 @@ PREFIX = "selfcompress"
 
 
 def scalars(report: SizeReport) -> dict[str, float]:
-    """The totals: learned bits per original weight, bytes of the whole network, channels alive."""
+    """The totals: learned bits per original weight, bytes of the network, channels alive, share of weights left."""
     return {
         f"{PREFIX}/bits_per_weight": report.bits_per_weight,
         f"{PREFIX}/nbytes": float(report.nbytes),
         f"{PREFIX}/channels": float(report.channels),
+        f"{PREFIX}/weights_left": report.weights_left,
     }
 
 
 def layer_scalars(report: SizeReport) -> dict[str, float]:
-    """Learned bits per original weight of each layer."""
-    return {f"{PREFIX}/bits/{layer.name}": layer.mean_bits for layer in report.layers}
+    """Learned bits per original weight of each layer, and its channels alive."""
+    bits = {f"{PREFIX}/bits/{layer.name}": layer.mean_bits for layer in report.layers}
+    return bits | {f"{PREFIX}/channels/{layer.name}": float(layer.channels) for layer in report.layers}
 
 
 def depths(model: nn.Module) -> Tensor:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from lightning_selfcompress.coupling import Coupling
+from lightning_selfcompress.graph import Channels
 from lightning_selfcompress.layers import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.quantizer import bit_depth, codes
 
@@ -42,20 +44,26 @@ class ModelSize:
 
     Args:
         parameters: The quantized weights.
-        n: Weights of each channel ``(channels,)``, in the order of ``parameters``.
+        n: Weights of each channel ``(channels,)``, in the order of ``parameters``, all inputs counted.
         original_numel: N, the number of weights before compression.
+        coupling: Through which channels the weights are coupled; None counts all inputs as alive.
+        whole: The size that this one is a part of.
     """
 
     parameters: tuple[QuantizedParameter, ...]
     n: Tensor
     original_numel: int
+    coupling: Coupling | None = None
+    whole: "ModelSize | None" = None
 
     @classmethod
-    def of(cls, model: nn.Module) -> "ModelSize":
+    def of(cls, model: nn.Module, channels: Channels | None = None) -> "ModelSize":
         """The size of a converted model.
 
         Args:
             model: A module; its quantized weights are found once, here.
+            channels: Its channels, if they are known: weights then count as far as their inputs are alive, and a
+                channel pays for those that vanish with it.
 
         Returns:
             The size, over no weights at all if nothing is quantized.
@@ -64,32 +72,47 @@ class ModelSize:
         if not parameters:
             return cls((), torch.zeros(0), 0)
         n = [p.raw_depth.new_full((p.channels,), p.weights_per_channel, requires_grad=False) for p in parameters]
-        return cls(parameters, torch.cat(n), sum(p.spec.original_numel for p in parameters))
+        coupling = None if channels is None else Coupling.of(model, parameters, channels)
+        return cls(parameters, torch.cat(n), sum(p.spec.original_numel for p in parameters), coupling)
 
     def part(self, parameters: Sequence[QuantizedParameter]) -> "ModelSize":
         """The share of some of the weights, over the same N: the shares of all weights add up to Q."""
         wanted = {id(p.latent) for p in parameters}
         chosen = [(p, n) for p, n in zip(self.parameters, self._split(self.n), strict=True) if id(p.latent) in wanted]
         n = torch.cat([n for _, n in chosen]) if chosen else self.n[:0]
-        return ModelSize(tuple(p for p, _ in chosen), n, self.original_numel)
-
-    def _split(self, per_channel: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(per_channel, [p.channels for p in self.parameters])
+        return ModelSize(tuple(p for p, _ in chosen), n, self.original_numel, whole=self.whole or self)
 
     def bits_per_weight(self) -> Tensor:
         """Q in bits per original weight, a scalar differentiable in every raw depth."""
         if not self.parameters:
             return torch.zeros(())
-        depths = bit_depth(torch.cat([p.raw_depth for p in self.parameters]))
-        return size_bits(depths, self.n.to(depths)) / self.original_numel
+        whole = self.whole or self
+        own = {id(p.latent) for p in self.parameters}
+        mask = torch.cat([torch.full((p.channels,), id(p.latent) in own) for p in whole.parameters]).to(self.n.device)
+        raw = torch.cat([p.raw_depth for p in whole.parameters])
+        return whole._bits(raw, mask) / self.original_numel
 
     def gradients(self, factor: float) -> tuple[Tensor, ...]:
-        """``factor * dQ/db`` with respect to the raw depths of each of ``parameters``, ``(channels,)`` each."""
+        """``factor * dQ/db`` with respect to the raw depths of each of ``parameters``, ``(channels,)`` each.
+
+        Q is that of the whole model: a depth pays for weights of other layers, whichever optimizer trains them.
+        """
+        whole = self.whole or self
+        if not whole.parameters:
+            return ()
         with torch.enable_grad():
-            raw = torch.cat([p.raw_depth.detach() for p in self.parameters]).requires_grad_()
-            size = size_bits(bit_depth(raw), self.n.to(raw)) * (factor / self.original_numel)
-            (gradient,) = torch.autograd.grad(size, raw)
-            return self._split(gradient)
+            raw = torch.cat([p.raw_depth.detach() for p in whole.parameters]).requires_grad_()
+            (gradient,) = torch.autograd.grad(whole._bits(raw) * (factor / self.original_numel), raw)
+        by_weight = {id(p.latent): g for p, g in zip(whole.parameters, whole._split(gradient), strict=True)}
+        return tuple(by_weight[id(p.latent)] for p in self.parameters)
+
+    def _bits(self, raw: Tensor, mask: Tensor | None = None) -> Tensor:
+        b, n = bit_depth(raw), self.n.to(raw)
+        n = n if self.coupling is None else n * self.coupling.live_share(b)
+        return size_bits(b, n if mask is None else n * mask)
+
+    def _split(self, per_channel: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(per_channel, [p.channels for p in self.parameters])
 
 
 @torch.no_grad()
@@ -183,6 +206,11 @@ class SizeReport:
         return self.total.mean_bits
 
     @property
+    def weights_left(self) -> float:
+        """Share of the original weights that are in channels alive, from 0 to 1."""
+        return self.total.weights / max(self.total.weights_before, 1)
+
+    @property
     def channels(self) -> int:
         """Channels alive."""
         return self.total.channels
@@ -236,7 +264,7 @@ def layer_size(parameter: QuantizedParameter) -> LayerSize:
         name=parameter.name.removesuffix(".weight"),
         weights_before=parameter.spec.original_numel,
         weights=alive * n,
-        channels_before=parameter.spec.original_numel // max(n, 1),
+        channels_before=parameter.spec.original_channels,
         channels=alive,
         learned_bits=n * float(depth.double().sum()),
         max_bits=float(depth.max()),
@@ -260,15 +288,16 @@ def size_report(model: nn.Module) -> SizeReport:
         The report; ``print`` shows it as a table.
     """
     parameters = tuple(quantized_parameters(model))
-    latent = {id(p.latent) for p in parameters}
+    latent = {id(p.latent): p.spec.original_numel for p in parameters}
     learned = {id(t) for p in parameters for t in (p.raw_depth, p.exponent)}
     biases = {id(t) for p in parameters for name, t in p.layer._parameters.items() if "bias" in name}
-    bias_nbytes = other_nbytes = float_nbytes = 0
+    bias_nbytes = other_nbytes = 0
+    float_nbytes = sum(module.__dict__.get("_removed_nbytes", 0) for module in model.modules())
     for tensor in _stored_tensors(model):
         if id(tensor) in learned:
             continue
         nbytes = tensor.numel() * tensor.element_size()
-        float_nbytes += nbytes
+        float_nbytes += latent.get(id(tensor), tensor.numel()) * tensor.element_size()
         if id(tensor) in biases:
             bias_nbytes += nbytes
         elif id(tensor) not in latent:

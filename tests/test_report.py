@@ -29,18 +29,24 @@ def net():
 
 
 def test_scalars_are_the_reports_totals():
-    """Bits per weight, bytes and channels, under the names that callbacks monitor."""
+    """Bits per weight, bytes, channels and weights left, under the names that callbacks monitor."""
     report = size_report(net())
     assert scalars(report) == {
         "selfcompress/bits_per_weight": (6 * 8 + 2 * 8) / 10,
         "selfcompress/nbytes": report.nbytes,
         "selfcompress/channels": 3,
+        "selfcompress/weights_left": 0.8,
     }
 
 
-def test_layer_scalars_are_bits_per_weight_of_each_layer():
-    """One scalar a layer, named by it."""
-    assert layer_scalars(size_report(net())) == {"selfcompress/bits/0": 8.0, "selfcompress/bits/1": 4.0}
+def test_layer_scalars_are_bits_and_channels_of_each_layer():
+    """Bits per weight and channels alive of each layer, named by it."""
+    assert layer_scalars(size_report(net())) == {
+        "selfcompress/bits/0": 8.0,
+        "selfcompress/bits/1": 4.0,
+        "selfcompress/channels/0": 2.0,
+        "selfcompress/channels/1": 1.0,
+    }
 
 
 def test_depths_are_never_negative():

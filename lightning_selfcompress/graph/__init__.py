@@ -1,0 +1,6 @@
+"""The channel graph: which channels of a network live and die together, read off its own training steps."""
+
+from lightning_selfcompress.graph.channels import NORMS, Channels, Slot, size_attribute, stored_tensors
+from lightning_selfcompress.graph.watch import Watcher
+
+__all__ = ["NORMS", "Channels", "Slot", "Watcher", "size_attribute", "stored_tensors"]

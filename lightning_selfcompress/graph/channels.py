@@ -1,0 +1,124 @@
+"""Channels: what of a network's tensors lives and dies together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+
+
+def tensors_of(module: nn.Module) -> list[Tensor | None]:
+    """A module's own parameters and buffers."""
+    return [*module._parameters.values(), *module._buffers.values()]
+
+
+def size_attribute(module: nn.Module) -> str:
+    """Name of the attribute of a normalization layer that says how many channels it has."""
+    return "num_channels" if isinstance(module, nn.GroupNorm) else "num_features"
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once, under the first of its names.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Latent weights under the names they have in a state dict; lazy parameters are left out.
+    """
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and id(tensor) not in seen and not nn.parameter.is_lazy(tensor):
+                seen.add(id(tensor))
+                found[f"{path}.{name}".lstrip(".")] = tensor
+    return found
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One dimension of one stored tensor.
+
+    Args:
+        name: Path of the parameter or buffer, ``"features.0.weight"``.
+        dim: The dimension.
+        size: Positions along it.
+        start: Where they begin in the array of all atoms.
+        produces: Whether these are the depths of a quantized weight: what makes a channel live or die.
+        fades: Whether this is a vector in float (a bias, a scale, a shift) that goes to zero before a channel goes.
+        attribute: Whether ``name`` is no tensor but a number: the size of a normalization layer without tensors.
+    """
+
+    name: str
+    dim: int
+    size: int
+    start: int
+    produces: bool = False
+    fades: bool = False
+    attribute: bool = False
+
+    @property
+    def atoms(self) -> slice:
+        """Where its positions lie in an array over all atoms."""
+        return slice(self.start, self.start + self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """The channels of a network, as read off a training step. A channel is a group of atoms, numbered from 1.
+
+    Args:
+        slots: Every dimension of every stored tensor.
+        group: The channel of each atom, ``(atoms,)``; 0 for none.
+        pinned: Channels that have to stay, each with the reason.
+        unseen: Trainable parameters that took no part in the steps watched. While there are any, nothing is removed.
+    """
+
+    slots: tuple[Slot, ...]
+    group: NDArray[np.int64]
+    pinned: Mapping[int, str]
+    unseen: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of channels, numbered 0 (none) to ``count - 1``."""
+        return int(self.group.max(initial=0)) + 1
+
+    def removable(self) -> NDArray[np.bool_]:
+        """Whether each channel may ever be removed, ``(count,)``: it has producers and is not pinned."""
+        flags = np.zeros(self.count, bool)
+        for slot in self.slots:
+            if slot.produces:
+                flags[self.group[slot.atoms]] = True
+        flags[0] = False
+        flags[[g for g in self.pinned if g < self.count]] = False
+        return flags if not self.unseen else np.zeros_like(flags)
+
+    def of(self, name: str, dim: int) -> NDArray[np.int64]:
+        """The channel of each position along a dimension of a tensor.
+
+        Raises:
+            KeyError: If no such dimension is known.
+        """
+        for slot in self.slots:
+            if (slot.name, slot.dim) == (name, dim):
+                return self.group[slot.atoms]
+        raise KeyError(f"Expected a dimension of a stored tensor, got {name!r}, {dim}.")
+
+    def pin(self, channels: Sequence[int], reason: str) -> "Channels":
+        """The same, with some more channels pinned."""
+        return replace(self, pinned={**dict.fromkeys(channels, reason), **self.pinned})
+
+    def without(self, removed: NDArray[np.bool_]) -> "Channels":
+        """What is left when the channels flagged in ``removed`` ``(count,)`` are gone; numbers stay."""
+        kept = ~removed[self.group]
+        slots, start = [], 1
+        for slot in self.slots:
+            size = int(kept[slot.atoms].sum())
+            slots.append(replace(slot, size=size, start=start))
+            start += size
+        return replace(self, slots=tuple(slots), group=self.group[kept])

@@ -1,0 +1,180 @@
+"""Removal while a Trainer runs: watch a training step, fade what is dead, take it out at the end of an epoch."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_selfcompress.dryrun import prove
+from lightning_selfcompress.fade import Fading
+from lightning_selfcompress.graph import Channels, Watcher
+from lightning_selfcompress.prune import Edit, RemovalPlan, Shrunk, plan_removal, remove
+
+SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+_STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
+
+
+class Removal:
+    """What is known of a module's channels while it trains, and how they go.
+
+    Args:
+        module: A converted LightningModule.
+        round_to: Widths are kept at multiples of this.
+    """
+
+    def __init__(self, module: nn.Module, *, round_to: int = 1) -> None:
+        self.channels: Channels | None = None
+        self._round_to = round_to
+        self._watcher: Watcher | None = Watcher(module)
+        self._fading: Fading | None = None
+        self._step: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._batches = 0
+        self._restore: Callable[[], None] = lambda: None
+
+    def before_batch(self, module: nn.Module) -> None:
+        """Has the next training step watched, while parameters are unseen: steps 1, 2, 4, 8, ..."""
+        self._batches += 1
+        watcher = self._watcher
+        if watcher is None or self._batches & (self._batches - 1):
+            return
+        method, earlier = module.training_step, module.__dict__.get("training_step")
+
+        def restore() -> None:
+            module.__dict__.pop("training_step", None)
+            if earlier is not None:
+                module.__dict__["training_step"] = earlier
+            self._restore = lambda: None
+
+        @wraps(method)  # type: ignore[arg-type]
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            restore()
+            self._step = args, kwargs
+            with watcher:
+                outputs = method(*args, **kwargs)  # type: ignore[operator]
+                watcher.pin_outputs(outputs, "training_step returns it")
+            self.channels = watcher.channels()
+            return outputs
+
+        module.__dict__["training_step"] = watched
+        self._restore = restore
+
+    def after_batch(self, module: nn.Module) -> bool:
+        """Fades; returns whether the channels have just become known."""
+        self._restore()
+        found = self._watcher is not None and self.channels is not None and not self.channels.unseen
+        if found:
+            self._watcher = None
+            self._fading = Fading(module, self.channels)  # type: ignore[arg-type]
+        if self._fading is not None:
+            self._fading.step()
+        return found
+
+    def close(self) -> None:
+        """Leaves the module as it was, whatever happened in a step, and lets go of the captured batch."""
+        self._restore()
+        self._watcher = self._step = self._fading = None
+
+    def plan(self, trainer: Any, module: nn.Module) -> RemovalPlan:
+        """What goes now, proved by a dry run of the captured step on a copy."""
+        if self.channels is None:
+            return RemovalPlan()
+        if self._watcher is not None:  # a part of the network has not been seen yet
+            return plan_removal(module, self.channels, round_to=self._round_to)
+        plan = plan_removal(module, self.channels, round_to=self._round_to)
+        plan, self.channels = prove(module, self.channels, plan, lambda net, dtype: self._replay(trainer, net, dtype))
+        return plan
+
+    def apply(self, module: nn.Module, edits: Sequence[Edit], numbers: Sequence[int]) -> list[Shrunk]:
+        """Takes the planned channels out of the module; returns the parameters that were replaced."""
+        shrunk = remove(module, edits)
+        if self.channels is not None:
+            gone = np.zeros(self.channels.count, bool)
+            gone[list(numbers)] = True
+            self.channels = self.channels.without(gone)
+            self._fading = Fading(module, self.channels, earlier=self._fading)
+        return shrunk
+
+    def _replay(self, trainer: Any, net: nn.Module, dtype: torch.dtype) -> Any:
+        """The captured training step on a copy that logs nothing and steps no optimizer."""
+        if self._step is None:
+            raise RuntimeError("no training step was captured")
+        for name in _STEPS:  # compiled ones are bound to the module they were compiled from
+            net.__dict__.pop(name, None)
+        net.__class__ = _sandbox(type(net))
+        with suppress(AttributeError):
+            net.trainer = trainer
+        args, kwargs = (_cast(value, dtype) for value in self._step)
+        return net.training_step(*args, **kwargs)  # type: ignore[operator]
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """A copy of a batch, with its floating point numbers in another dtype."""
+    if isinstance(value, Tensor):
+        return value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
+    if isinstance(value, dict):
+        return type(value)({key: _cast(v, dtype) for key, v in value.items()})
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_cast(v, dtype) for v in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cast(v, dtype) for v in value)
+    if hasattr(value, "__next__"):
+        raise TypeError("training_step takes an iterator over batches, which cannot be repeated")
+    return value
+
+
+class _Nothing:
+    """Stands for loggers, optimizers and schedulers in a dry run: takes every call, does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Nothing to leave."""
+
+    def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
+        """Calls the closure, for its forward pass."""
+        return closure() if closure is not None else self
+
+
+def _sandbox(module_class: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of a LightningModule's class that reaches nothing outside itself."""
+    if getattr(module_class, "_is_sandbox", False):
+        return module_class
+
+    def optimizers(self: Any, *_: Any, **__: Any) -> Any:
+        count = len(self.trainer.optimizers)
+        return _Nothing() if count == 1 else [_Nothing() for _ in range(count)]
+
+    def nothing(self: Any, *_: Any, **__: Any) -> Any:
+        return _Nothing()
+
+    names = [
+        "log",
+        "log_dict",
+        "manual_backward",
+        "toggle_optimizer",
+        "untoggle_optimizer",
+        "toggled_optimizer",
+        "clip_gradients",
+        "lr_schedulers",
+        "lr_scheduler_step",
+        "print",
+    ]
+    body: dict[str, Any] = dict.fromkeys(names, nothing) | {"optimizers": optimizers, "_is_sandbox": True}
+    body |= {name: property(lambda self: _Nothing()) for name in ("logger", "loggers")}
+    return type(f"DryRun{module_class.__name__}", (module_class,), body)
