@@ -397,9 +397,11 @@ def _convolution_sizes(
     module: nn.modules.conv._ConvNd, shape: tuple[int, ...], before: Mapping[str, int] | None
 ) -> dict[str, int]:
     groups, first, second = module.groups, shape[0], shape[1]
-    if before is not None and before["groups"] == before["in_channels"] > 1:  # depthwise: groups go with channels
-        per_group = before["out_channels"] // before["groups"]
-        groups = first if module.transposed else first // per_group
+    was_depthwise = before is not None and before["groups"] == before["in_channels"] > 1
+    if module.transposed and isinstance(module, Quantized):
+        groups = cast(Tensor, module._parameters[module._quantized["weight"].bit_depth]).numel() // second
+    elif before is not None and was_depthwise and (module.transposed or second == 1):  # groups go with channels
+        groups = first if module.transposed else first // (before["out_channels"] // before["groups"])
     if module.transposed:
         return {"in_channels": first, "out_channels": second * groups, "groups": groups}
     return {"in_channels": second * groups, "out_channels": first, "groups": groups}

@@ -389,8 +389,9 @@ CASES = {
     ),
     "_embedding_bag": Case(lambda x: x.relu(), "bag"),
     "_embedding_bag, weighted by channels": pinned(
-        lambda x: F.embedding_bag(
-            torch.arange(32).view(4, 8), torch.ones(32, 4).to(x), per_sample_weights=x, mode="sum"
+        module(
+            lambda self: setattr(self, "bag", nn.EmbeddingBag(32, 4, mode="sum")),
+            lambda self, x: self.bag(torch.arange(32).view(4, 8), per_sample_weights=x),
         ),
         "_embedding_bag picks rows",
         "linear",
