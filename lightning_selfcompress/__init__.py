@@ -1,8 +1,13 @@
 """Networks that compress themselves while they train: learned bit depths per output channel, in PyTorch Lightning."""
 
 from lightning_selfcompress.callback import SelfCompression
+from lightning_selfcompress.checkpoint import take_shapes
 from lightning_selfcompress.convert import ConversionPlan, convert, plan_conversion, revert
+from lightning_selfcompress.dryrun import prove
+from lightning_selfcompress.graph import Channels, Watcher
 from lightning_selfcompress.metrics import BitsPerWeight, NBytes
+from lightning_selfcompress.optim import shrink_optimizer
+from lightning_selfcompress.prune import RemovalPlan, plan_removal, remove
 from lightning_selfcompress.quantizer import bit_depth, q
 from lightning_selfcompress.size import SizeReport, size_report
 
@@ -10,14 +15,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BitsPerWeight",
+    "Channels",
     "ConversionPlan",
     "NBytes",
+    "RemovalPlan",
     "SelfCompression",
     "SizeReport",
+    "Watcher",
     "bit_depth",
     "convert",
     "plan_conversion",
+    "plan_removal",
+    "prove",
     "q",
+    "remove",
     "revert",
+    "shrink_optimizer",
     "size_report",
+    "take_shapes",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_selfcompress.graph import Channels
+from lightning_selfcompress.graph.call import tensors_in
 from lightning_selfcompress.prune import RemovalPlan, narrow, remove
 
 Replay = Callable[[nn.Module, torch.dtype], Any]
@@ -107,9 +108,9 @@ class _Trial:
         return len(outputs) == len(self._outputs) and all(map(self._same, self._outputs, outputs))
 
     def _run(self, edits: Any) -> list[tuple[bool, Tensor]]:
-        trained = copy.deepcopy(self._model).to(self._dtype)
+        trained = _copy(self._model).to(self._dtype)
         remove(trained, edits)
-        evaluated = copy.deepcopy(trained).eval()
+        evaluated = _copy(trained).eval()
         return [output for net in (trained, evaluated) for output in self._outputs_of(net)]
 
     def _outputs_of(self, net: nn.Module) -> list[tuple[bool, Tensor]]:
@@ -133,6 +134,12 @@ class _Trial:
             return not final  # a hidden layer that lost channels
         scale = float(one.abs().nan_to_num(0, 0, 0).max()) if one.numel() else 0.0
         return torch.allclose(one, other, rtol=self._tolerance, atol=self._tolerance * scale, equal_nan=True)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy of a network; tensors it keeps with their graph (its last images, say) are copied without it."""
+    kept = (t for module in model.modules() for t in tensors_in(vars(module)) if not t.is_leaf)
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept})
 
 
 def _floats(value: Any) -> Iterator[Tensor]:

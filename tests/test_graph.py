@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from graph_cases import IMAGES, Calling, X, small_net
+from graph_nets import IMAGES, Calling, X, small_net
 from killing import assert_exact, converted, difference, half_removed, producing, reason, removable_of, watched
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # as user code names it
@@ -90,6 +90,13 @@ def test_inputs_in_dictionaries():
     channels, _ = watched(net, batch)
     assert removable_of(channels, "first") == 8
     assert_exact(net, channels, batch)
+
+
+def test_a_single_output():
+    """A weight of one row is no vector that goes to zero: what it sums over has to be zero when dead."""
+    net = Calling(lambda self, x: self.side(self.first(x).sigmoid()) * self.last(self.first(x)), side=nn.Linear(8, 1))
+    channels, _ = watched(converted(net), X)
+    assert reason(channels, "first") == "addmm sums over it, and it is not zero when dead"
 
 
 def test_rows_picked_by_numbers():

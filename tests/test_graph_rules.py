@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from graph_cases import CASES, SUMS, WITHOUT_A_CASE, Case, pinned
+from graph_cases import CASES, SUMS, WITHOUT_A_CASE
+from graph_nets import Case, pinned
 from killing import difference, half_removed, watched
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # as user code names it

@@ -27,24 +27,26 @@ SCHEDULE = {0: {"net.0": [1, 4], "net.4": [0, 7, 15]}, 1: {"net.0": [0], "net.4"
 
 
 class Kill(pl.Callback):
-    """Brings depths to zero at the start of some epochs: epoch -> layer -> channels, as first numbered."""
+    """Brings depths to zero after the first step of some epochs: epoch -> layer -> channels, as first numbered."""
 
     def __init__(self, schedule=SCHEDULE):
         self.schedule = schedule
 
-    def on_train_epoch_start(self, trainer, pl_module):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         epoch = trainer.current_epoch
+        if batch_idx or epoch not in self.schedule:
+            return
+        removed = self.removed(trainer)
         for quantized in quantized_parameters(pl_module):
             layer = quantized.name.removesuffix(".weight")
             earlier = sorted(n for e, names in self.schedule.items() if e < epoch for n in names.get(layer, ()))
-            depth = quantized.raw_depth
-            removed = self.removed(pl_module)
-            for number in self.schedule.get(epoch, {}).get(layer, ()):
+            for number in self.schedule[epoch].get(layer, ()):
                 place = number - sum(n < number for n in earlier) if removed else number
-                depth.data.view(-1)[place] = -1.0
+                quantized.raw_depth.data.view(-1)[place] = -1.0
+            quantized.layer.forget_quantized()
 
-    def removed(self, module):
-        compression = next(c for c in module.trainer.callbacks if isinstance(c, SelfCompression))
+    def removed(self, trainer):
+        compression = next(c for c in trainer.callbacks if isinstance(c, SelfCompression))
         return 0 < compression.prune_every_n_epochs < NEVER
 
 
@@ -55,7 +57,7 @@ class Hold(pl.Callback):
         net = copy.deepcopy(pl_module)
         watcher = Watcher(net)
         with watcher:
-            watcher.pin_outputs(net.loss(next(iter(batches(1)))), "it is the loss")
+            watcher.pin_outputs(net.loss(next(iter(data(n=1)))), "it is the loss")
         self.fading = Fading(pl_module, watcher.channels())
 
     def on_train_batch_end(self, *_):
@@ -85,17 +87,20 @@ def make_trainer(*callbacks, **kwargs):
     return pl.Trainer(callbacks=list(callbacks), **(defaults | kwargs))
 
 
-def data():
+def data(dtype=torch.float64, n=60):
     """An epoch of more steps than a fade takes."""
-    return batches(60, 4)
+    return batches(n, 4, dtype=dtype)
 
 
 def fit(every, *callbacks, gamma=0.01, make=Lit, round_to=1, schedule=SCHEDULE, **kwargs):
+    """A training in float64: in float32 a code that is rounded the other way shows in the third digit of a loss."""
     torch.manual_seed(1)
     model = make()
+    kwargs = {"precision": "64-true"} | kwargs
+    dtype = torch.float64 if kwargs["precision"] == "64-true" else torch.float32
     compression = SelfCompression(gamma=gamma, prune_every_n_epochs=every, round_to=round_to)
-    trainer = make_trainer(compression, Kill(schedule), *callbacks, **kwargs)
-    trainer.fit(model, data())
+    trainer = make_trainer(compression, *callbacks, Kill(schedule), **kwargs)
+    trainer.fit(model, data(dtype, 60 * trainer.world_size))
     return model, trainer
 
 
@@ -140,26 +145,29 @@ def test_dead_channels_leave_and_no_loss_changes(gamma):
     assert model.losses[-1] != model.losses[-61]
 
 
-@pytest.mark.parametrize("settings", [{"accumulate_grad_batches": 4}, {"precision": "64-true"}], ids=str)
-def test_removal_in_other_trainings(settings):
-    """Accumulation and double precision change nothing about it: every loss is that of the network that kept all."""
-    if "precision" not in settings:
-        model, trainer = fit(1, **settings)
-        kept, _ = fit(NEVER, **settings)
-    else:
-        make = DoubleLit
-        model, trainer = fit(1, make=make, **settings)
-        kept, _ = fit(NEVER, make=make, **settings)
+def test_removal_between_accumulated_batches():
+    """Where gradients are accumulated, every loss is still that of the network that kept all channels."""
+    model, trainer = fit(1, accumulate_grad_batches=4)
+    kept, _ = fit(NEVER, accumulate_grad_batches=4)
     assert model.net[0].out_channels == 3
     assert_only_living(trainer, model)
     difference = largest_difference(model.losses, kept.losses)
-    print(f"{settings}: {difference:.2e}")
+    print(f"accumulated: {difference:.2e}")
     assert difference < 1e-5
 
 
-class DoubleLit(Lit):
-    def loss(self, batch):
-        return super().loss((batch[0].double(), batch[1]))
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_removal_in_low_precision(precision):
+    """In float32 and bfloat16 the same channels go, and the first losses after it are those of the network before."""
+    model, trainer = fit(1, precision=precision)
+    kept, _ = fit(NEVER, precision=precision)
+    assert model.net[0].out_channels == 3
+    assert model.net[4].out_features == 10
+    assert_only_living(trainer, model)
+    tolerance = 1e-5 if precision == "32-true" else 2e-2
+    difference = largest_difference(model.losses[:65], kept.losses[:65])
+    print(f"{precision}: {difference:.2e}, all: {largest_difference(model.losses, kept.losses):.2e}")
+    assert difference < tolerance
 
 
 def test_logs_what_is_left(tmp_path):
@@ -181,7 +189,7 @@ def test_logs_what_is_left(tmp_path):
 
 
 class Odd(Lit):
-    """Goes wrong in the first, third and fifth step: raises, returns nothing, or is never called."""
+    """A step that goes wrong: it raises, returns nothing, or is never called."""
 
     def __init__(self, fault):
         super().__init__()
@@ -189,16 +197,16 @@ class Odd(Lit):
         self.tensors = []
 
     def on_train_batch_start(self, batch, batch_idx):
-        if self.fault == "skip" and batch_idx == 1 and self.trainer.current_epoch < 2:
+        if self.fault == "skip" and batch_idx == 0 and self.trainer.current_epoch < 2:
             return -1
         return None
 
     def training_step(self, batch, batch_idx):
         hidden = self.net[:3](batch[0])
         self.tensors += [batch[0], hidden, self.net[3:](hidden)]
-        if self.fault == "raise" and batch_idx == 1:
+        if self.fault == "raise" and batch_idx == 0:
             raise ArithmeticError("no luck")
-        if self.fault == "none" and batch_idx % 2 == 0:
+        if self.fault == "none" and batch_idx % 4 != 3:
             return None
         return super().training_step(batch, batch_idx)
 
@@ -226,12 +234,17 @@ def test_watching_leaves_nothing_behind(fault, own):
         assert not module._forward_pre_hooks
 
 
-def test_step_that_returns_nothing_is_still_seen_later():
-    """Where the first step returns None, a later one tells the channels and removal goes on."""
-    torch.manual_seed(1)
-    model = Odd("none")
-    make_trainer(SelfCompression(gamma=0.01), Kill({0: {"net.0": [2]}}), max_epochs=3).fit(model, data())
+class NoneAtFirst(Lit):
+    def training_step(self, batch, batch_idx):
+        self.logits = self.net(batch[0])  # with its graph, as Lightning's own GAN example keeps its images
+        return super().training_step(batch, batch_idx) if batch_idx else None
+
+
+def test_step_that_returns_nothing_says_nothing_about_outputs():
+    """Where the first step returns None, a later one tells which channels are outputs: these stay, others go."""
+    model, _ = fit(1, make=NoneAtFirst, schedule={0: {"net.0": [2], "net.6": [1]}}, max_epochs=2)
     assert model.net[0].out_channels == 5
+    assert model.net[6].out_features == 4
 
 
 class RecordingGan(Gan):
@@ -277,8 +290,7 @@ def test_averages_shrink_along(name):
     model, _ = fit(1, average, Compare())
     assert shapes == [True] * 4
     assert model.net[0].out_channels == average._average_model.module.net[0].out_channels == 3
-    loss = model.loss(next(iter(data())))
-    assert loss.isfinite()
+    assert model.double().loss(next(iter(data()))).isfinite()
 
 
 def test_checkpoint_larger_than_the_network(tmp_path):
@@ -287,30 +299,31 @@ def test_checkpoint_larger_than_the_network(tmp_path):
     schedule = {1: SCHEDULE[0], 2: SCHEDULE[1]}
     model, trainer = fit(1, saved, schedule=schedule, enable_checkpointing=True)
     assert model.net[0].out_channels == 3
-    (in_place,) = trainer.test(model, batches(), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    (in_place,) = trainer.test(model, data(n=8), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
     assert (model.net[0].out_channels, model.net[1].num_features, model.net[4].in_features) == (6, 6, 6 * 36)
 
-    fresh = make_trainer(SelfCompression(gamma=0.01))
-    (expected,) = fresh.test(Lit(), batches(), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    fresh = make_trainer(SelfCompression(gamma=0.01), precision="64-true")
+    (expected,) = fresh.test(Lit().double(), data(n=8), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
     assert in_place["test_loss"] == expected["test_loss"]
 
 
 def test_resuming_into_a_network_of_full_size(tmp_path):
     """A training that goes on from a shrunk checkpoint in a fresh network has the losses of one never stopped."""
-    whole, _ = fit(1)
-    saved = ModelCheckpoint(tmp_path, save_last=True)
-    stopped, _ = fit(1, saved, enable_checkpointing=True, max_epochs=2)
-    assert stopped.net[0].out_channels == 3
-    torch.manual_seed(5)
-    model = Lit()
-    trainer = make_trainer(SelfCompression(gamma=0.01), Kill())
-    trainer.fit(model, data(), ckpt_path=tmp_path / "last.ckpt")
+    saved = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_last=True)
+    whole, _ = fit(1, saved, enable_checkpointing=True)
+    model = Lit().double()  # Lightning loads a checkpoint before it changes the precision
+    trainer = make_trainer(SelfCompression(gamma=0.01), Kill(), precision="64-true")
+    trainer.fit(model, data(), ckpt_path=tmp_path / "epoch=1.ckpt")
     assert model.net[4].out_features == 10
     assert_only_living(trainer, model)
-    # the cooldown of bits_lr depends on max_epochs: only what follows the stop within the same rate compares
-    difference = largest_difference(model.losses[:1], whole.losses[120:121])
+    difference = largest_difference(model.losses, whole.losses[120:])
     print(f"resumed: {difference:.2e}")
-    assert difference < 1e-2
+    assert difference < 1e-5
+
+    longer = make_trainer(SelfCompression(gamma=0.01), precision="64-true", max_epochs=5)
+    longer.fit(Lit(), data(), ckpt_path=tmp_path / "last.ckpt")
+    assert_only_living(longer, longer.lightning_module)
+    assert longer.lightning_module.net[4].out_features == 10
 
 
 class FSDPStrategy(SingleDeviceStrategy):
@@ -319,12 +332,11 @@ class FSDPStrategy(SingleDeviceStrategy):
 
 def test_sharding_removes_nothing_and_says_so_once():
     """Where parameters are sharded nothing is removed, which is said once; bit depths are learned all the same."""
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="no channels are removed") as caught:
         model, trainer = fit(1, strategy=FSDPStrategy(device="cpu"), accelerator="auto", max_epochs=2)
     said = [str(w.message) for w in caught if "SelfCompression" in str(w.message)]
     assert len(said) == 1
     assert "FSDPStrategy" in said[0]
-    assert "no channels are removed" in said[0]
     assert model.net[0].out_channels == 6
     assert trainer.callback_metrics["selfcompress/bits_per_weight"] < 7.9
 
@@ -356,24 +368,17 @@ def test_widths_stay_multiples():
 def test_removal_every_second_epoch():
     """Channels go at the end of every n-th epoch only."""
     widths = Widths()
-    fit(2, widths, schedule={0: SCHEDULE[0]})
+    fit(2, widths, schedule={0: SCHEDULE[0]}, precision="32-true")
     assert [w[0] for w in widths.seen] == [6, 4, 4, 4]
-
-
-class RankLit(Lit):
-    """Two processes start with other weights than one another unless DDP brings them in line."""
-
-    def training_step(self, batch, batch_idx):
-        return super().training_step(batch, batch_idx)
 
 
 def train_two(every: int, folder: Path) -> None:
     """What each of two processes does; every one writes down what it ends with."""
     widths = Widths()
-    model, trainer = fit(every, widths, make=RankLit, devices=2, strategy="ddp")
+    model, trainer = fit(every, widths, devices=2, strategy="ddp")
     names = {name: tuple(t.shape) for name, t in model.named_parameters()}
     values = torch.cat([p.detach().flatten().double() for p in model.parameters()])
-    assert_only_living(trainer, model) if every < NEVER else None
+    assert_only_living(trainer, model)
     result = {"losses": model.losses, "widths": widths.seen, "shapes": names, "values": values.tolist()}
     (folder / f"{every}-{trainer.global_rank}.json").write_text(json.dumps(result))
 

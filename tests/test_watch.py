@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from graph_cases import IMAGES, Calling, X, small_net
+from graph_nets import IMAGES, Calling, X, small_net
 from killing import assert_exact, converted, difference, half_removed, reason, removable_of, watched
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # as user code names it

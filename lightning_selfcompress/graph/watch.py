@@ -316,6 +316,9 @@ class Watcher:
             if tensor is not None:
                 tensor.__dict__.pop(_LAYOUT, None)
         self._labelled.clear()
+        for module in self.model.modules():  # what a module keeps may have lost its reference and come back
+            for tensor in tensors_in(list(vars(module).values())):
+                tensor.__dict__.pop(_LAYOUT, None)
 
 
 def _shares_memory(one: Tensor, other: Tensor) -> bool:
