@@ -37,6 +37,7 @@ class Removal:
 
     def before_batch(self, module: nn.Module) -> None:
         """Has the next training step watched, while parameters are unseen: steps 1, 2, 4, 8, ..."""
+        self._restore()  # a batch that was skipped left its step watched
         self._batches += 1
         watcher = self._watcher
         if watcher is None or self._batches & (self._batches - 1):
@@ -56,7 +57,8 @@ class Removal:
             with watcher:
                 outputs = method(*args, **kwargs)  # type: ignore[operator]
                 watcher.pin_outputs(outputs, "training_step returns it")
-            self.channels = watcher.channels()
+            if outputs is not None or not getattr(module, "automatic_optimization", True):
+                self.channels = watcher.channels()  # a step without loss does not say what its outputs are for
             return outputs
 
         module.__dict__["training_step"] = watched
