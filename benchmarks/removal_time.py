@@ -48,9 +48,12 @@ def watch(pairs: int) -> None:
     images, labels = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
 
-    def watched() -> None:
+    def watched() -> None:  # as the callback does it: what training_step runs, not the backward pass
+        optimizer.zero_grad()
         with Watcher(net) as watcher:
-            training_step(net, images, labels, optimizer)
+            loss = nn.functional.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
         watcher.channels()
 
     training_step(net, images, labels, optimizer)
