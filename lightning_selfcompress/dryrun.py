@@ -143,14 +143,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _floats(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, dict):
-        yield from _floats(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _floats(item)
+    return (t for t in tensors_in(value) if t.is_floating_point())
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def shrink(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
         kept: Dimension -> indices to keep along it.
 
     Returns:
-        A tensor of the smaller shape, in the same memory format.
+        A contiguous tensor of the smaller shape.
     """
     for dim, indices in kept.items():
         tensor = tensor.index_select(dim, indices.to(tensor.device))
@@ -116,13 +116,11 @@ def dead_channels(model: nn.Module, channels: Channels) -> Flags:
         ``(channels.count,)``; False for channels without producers.
     """
     tensors = stored_tensors(model)
-    alive, produced = np.zeros(channels.count, bool), np.zeros(channels.count, bool)
+    alive = np.zeros(channels.count, bool)
     for slot in channels.slots:
         if slot.produces:
-            group = channels.group[slot.atoms]
-            produced[group] = True
-            alive[group[(bit_depth(tensors[slot.name].detach()) > 0).cpu().numpy()]] = True
-    return produced & ~alive
+            alive[channels.group[slot.atoms][(bit_depth(tensors[slot.name].detach()) > 0).cpu().numpy()]] = True
+    return channels.produced() & ~alive
 
 
 def constant_channels(model: nn.Module, channels: Channels) -> Flags:

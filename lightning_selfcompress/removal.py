@@ -84,8 +84,6 @@ class Removal:
         """What goes now, proved by a dry run of the captured step on a copy."""
         if self.channels is None:
             return RemovalPlan()
-        if self._watcher is not None:  # a part of the network has not been seen yet
-            return plan_removal(module, self.channels, round_to=self._round_to)
         plan = plan_removal(module, self.channels, round_to=self._round_to)
         plan, self.channels = prove(module, self.channels, plan, lambda net, dtype: self._replay(trainer, net, dtype))
         return plan

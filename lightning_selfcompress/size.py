@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.coupling import Coupling
-from lightning_selfcompress.graph import Channels
+from lightning_selfcompress.graph import Channels, stored_tensors
 from lightning_selfcompress.layers import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.quantizer import bit_depth, codes
 
@@ -293,7 +293,7 @@ def size_report(model: nn.Module) -> SizeReport:
     biases = {id(t) for p in parameters for name, t in p.layer._parameters.items() if "bias" in name}
     bias_nbytes = other_nbytes = 0
     float_nbytes = sum(module.__dict__.get("_removed_nbytes", 0) for module in model.modules())
-    for tensor in _stored_tensors(model):
+    for tensor in stored_tensors(model, transient=False).values():
         if id(tensor) in learned:
             continue
         nbytes = tensor.numel() * tensor.element_size()
@@ -303,14 +303,3 @@ def size_report(model: nn.Module) -> SizeReport:
         elif id(tensor) not in latent:
             other_nbytes += nbytes
     return SizeReport(tuple(layer_size(p) for p in parameters), bias_nbytes, other_nbytes, float_nbytes)
-
-
-def _stored_tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters and persistent buffers, each once."""
-    found: dict[int, Tensor] = {}
-    for module in model.modules():
-        buffers = (t for name, t in module._buffers.items() if name not in module._non_persistent_buffers_set)
-        for tensor in (*module._parameters.values(), *buffers):
-            if tensor is not None and not nn.parameter.is_lazy(tensor):
-                found[id(tensor)] = tensor
-    return list(found.values())

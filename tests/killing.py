@@ -56,16 +56,6 @@ def converted(model: nn.Module) -> nn.Module:
     return model
 
 
-def producing(channels: Channels) -> NDArray[np.bool_]:
-    """Whether each channel has producers, ``(channels.count,)``."""
-    flags = np.zeros(channels.count, bool)
-    for slot in channels.slots:
-        if slot.produces:
-            flags[channels.group[slot.atoms]] = True
-    flags[0] = False
-    return flags
-
-
 def watched(model: nn.Module, *inputs: Any, step: Callable[[], Any] | None = None) -> tuple[Channels, Watcher]:
     """What one forward in training mode, or one step of your own, says of the channels."""
     watcher = Watcher(model.train())

@@ -29,6 +29,19 @@ def batches(n: int = 8, size: int = 8, *, dtype: torch.dtype = torch.float32) ->
     return DataLoader(TensorDataset(images, labels), batch_size=size)
 
 
+def make_trainer(*callbacks: pl.Callback, **kwargs: Any) -> pl.Trainer:
+    """A Trainer of one epoch on the CPU that logs, saves and prints nothing unless told to."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(callbacks=list(callbacks), **(defaults | kwargs))
+
+
 class Lit(pl.LightningModule):
     """A classifier; ``make_optimizer`` gets the module and returns what configure_optimizers shall."""
 

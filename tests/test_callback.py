@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import BackboneFinetuning, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
-from networks import Gan, Lit, batches, small_net
+from networks import Gan, Lit, batches, make_trainer, small_net
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -18,18 +18,6 @@ from lightning_selfcompress import BitsPerWeight, NBytes, SelfCompression, conve
 from lightning_selfcompress.layers import Quantized, quantized_parameters
 from lightning_selfcompress.optim import DepthOptimizer
 from lightning_selfcompress.size import ModelSize
-
-
-def make_trainer(*callbacks, **kwargs):
-    defaults = {
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(callbacks=list(callbacks), **(defaults | kwargs))
 
 
 def learned(model):

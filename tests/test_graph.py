@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from graph_nets import IMAGES, Calling, X, small_net
-from killing import assert_exact, converted, difference, half_removed, producing, reason, removable_of, watched
+from killing import assert_exact, converted, difference, half_removed, reason, removable_of, watched
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # as user code names it
 from zoo import ZOO
@@ -50,7 +50,7 @@ def test_convolutional_networks_lose_channels(name):
     """Of the channels of convolutional networks, at least seven in ten can go, but for a few networks."""
     net = converted(ZOO[name].make())
     channels, _ = watched(net, *(t.double() if t.is_floating_point() else t for t in ZOO[name].inputs()))
-    assert channels.removable().sum() >= FEW.get(name, 0.7) * producing(channels).sum()
+    assert channels.removable().sum() >= FEW.get(name, 0.7) * channels.produced().sum()
 
 
 def test_tied_weights():

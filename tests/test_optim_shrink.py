@@ -184,7 +184,7 @@ ADAFACTOR_FACTORS = {"lr": 1e-5, "eps": (None, 1e3), "d": 1e9}
 
 
 def maker(name):
-    kind, settings = ENTRYWISE[name]
+    kind, settings = (torch.optim.LBFGS, LBFGS["strong_wolfe"]) if name == "LBFGS" else ENTRYWISE[name]
     return lambda net: kind(net.parameters(), **settings)
 
 
@@ -274,11 +274,7 @@ class TestTraining:
     @pytest.mark.parametrize("name", [*ENTRYWISE, "LBFGS"])
     def test_state_dict_loads_into_a_fresh_optimizer(self, name):
         """A fresh optimizer over the new parameters goes on from the saved state with the very same steps."""
-        make = (
-            maker(name)
-            if name in ENTRYWISE
-            else lambda net: torch.optim.LBFGS(net.parameters(), **LBFGS["strong_wolfe"])
-        )
+        make = maker(name)
         ends = []
         for reload in (False, True):
             _, (net, optimizer, _) = pair(make, torch.float32)
@@ -294,11 +290,7 @@ class TestTraining:
     @pytest.mark.parametrize("name", [*ENTRYWISE, "LBFGS"])
     def test_before_the_first_step(self, name):
         """Without any step before, the small network trains like one whose optimizer was made for it."""
-        make = (
-            maker(name)
-            if name in ENTRYWISE
-            else lambda net: torch.optim.LBFGS(net.parameters(), **LBFGS["strong_wolfe"])
-        )
+        make = maker(name)
         ends = []
         for fresh in (False, True):
             net = make_net()

@@ -4,7 +4,7 @@ import random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from killing import difference, half_removed, producing, watched
+from killing import difference, half_removed, watched
 from random_networks import Builder, RandomNetwork, networks
 
 from lightning_selfcompress.convert import convert
@@ -42,5 +42,5 @@ def test_most_channels_are_removable():
         convert(network)
         channels, _ = watched(network, network.example)
         removable += channels.removable().sum()
-        producers += producing(channels).sum()
+        producers += channels.produced().sum()
     assert removable > producers / 2

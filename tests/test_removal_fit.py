@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
+import networks
 import pytest
 import torch
 from lightning.pytorch import callbacks as lightning_callbacks
@@ -75,16 +77,7 @@ class Widths(pl.Callback):
         self.seen.append((net[0].out_channels, net[1].num_features, net[4].in_features, net[6].in_features))
 
 
-def make_trainer(*callbacks, **kwargs):
-    defaults = {
-        "accelerator": "cpu",
-        "max_epochs": 4,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(callbacks=list(callbacks), **(defaults | kwargs))
+make_trainer = partial(networks.make_trainer, max_epochs=4)
 
 
 def data(dtype=torch.float64, n=60):

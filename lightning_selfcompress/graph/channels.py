@@ -20,11 +20,12 @@ def size_attribute(module: nn.Module) -> str:
     return "num_channels" if isinstance(module, nn.GroupNorm) else "num_features"
 
 
-def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+def stored_tensors(model: nn.Module, *, transient: bool = True) -> dict[str, Tensor]:
     """Parameters and buffers by name, each once, under the first of its names.
 
     Args:
         model: Any module.
+        transient: Whether buffers that are not saved count too.
 
     Returns:
         Latent weights under the names they have in a state dict; lazy parameters are left out.
@@ -32,8 +33,14 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for path, module in model.named_modules():
+        left_out = () if transient else module._non_persistent_buffers_set
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and id(tensor) not in seen and not nn.parameter.is_lazy(tensor):
+            if (
+                tensor is not None
+                and name not in left_out
+                and id(tensor) not in seen
+                and not nn.parameter.is_lazy(tensor)
+            ):
                 seen.add(id(tensor))
                 found[f"{path}.{name}".lstrip(".")] = tensor
     return found
@@ -88,13 +95,18 @@ class Channels:
         """Number of channels, numbered 0 (none) to ``count - 1``."""
         return int(self.group.max(initial=0)) + 1
 
-    def removable(self) -> NDArray[np.bool_]:
-        """Whether each channel may ever be removed, ``(count,)``: it has producers and is not pinned."""
+    def produced(self) -> NDArray[np.bool_]:
+        """Whether each channel has producers, ``(count,)``."""
         flags = np.zeros(self.count, bool)
         for slot in self.slots:
             if slot.produces:
                 flags[self.group[slot.atoms]] = True
         flags[0] = False
+        return flags
+
+    def removable(self) -> NDArray[np.bool_]:
+        """Whether each channel may ever be removed, ``(count,)``: it has producers and is not pinned."""
+        flags = self.produced()
         flags[[g for g in self.pinned if g < self.count]] = False
         return flags if not self.unseen else np.zeros_like(flags)
 
