@@ -4,7 +4,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-nightly test-oldest lint format notebooks clean
+.PHONY: demo test test-nightly test-oldest table lint format notebooks clean
 
 demo: $(READY)  ## train a small network on real images, in float and compressed
 	$(BIN)/selfcompress demo $(ARGS)
@@ -17,6 +17,9 @@ test-nightly: $(READY)  ## long runs on real data: needs SELFCOMPRESS_DATA or a 
 
 test-oldest:  ## the tests on the oldest versions that work (downloads CUDA packages on Linux)
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+table: $(READY)  ## docs/compatibility.md from the tests
+	$(BIN)/python -m pytest -m 'case' --write-table
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -5,6 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from compatibility import (  # noqa: F401 - hooks and a fixture
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_runtest_call,
+    pytest_sessionfinish,
+    refusal,
+)
 from hypothesis import settings
 
 settings.register_profile("same every time", deadline=None, derandomize=True, max_examples=50)
