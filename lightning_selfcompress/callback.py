@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_selfcompress.checkpoint import take_shapes
+from lightning_selfcompress.checkpoint import follow_shapes, guard_files, whole_or_not_at_all
 from lightning_selfcompress.convert import (
     ConversionPlan,
     as_float,
@@ -25,7 +25,7 @@ from lightning_selfcompress.convert import (
 from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
 from lightning_selfcompress.optim import DepthOptimizer, cooldown_factor, shrink_optimizer, take_out
 from lightning_selfcompress.prune import Shrunk, remove
-from lightning_selfcompress.removal import SHARDED, Removal
+from lightning_selfcompress.removal import SHARDED, Removal, step_arguments
 from lightning_selfcompress.report import layer_scalars, log_histogram, scalars
 from lightning_selfcompress.size import ModelSize, size_report
 
@@ -101,6 +101,7 @@ class SelfCompression(pl.Callback):
                 raise TypeError(f"Expected module names, patterns or nn.Module types in skip, got {entry!r}.")
         self.prune_every_n_epochs, self.round_to = prune_every_n_epochs, round_to
         self._removal: Removal | None = None
+        self._overdue = False  # a removal that was due before there was a batch to prove it with
         self._told: set[str] = set()
         self._depth_optimizers: list[DepthOptimizer] = []
         self._restored: dict[str, Any] | None = None
@@ -125,10 +126,9 @@ class SelfCompression(pl.Callback):
         for name in builders:
             self._wrap(pl_module, name, self._then_convert)
         self._wrap(pl_module, "configure_optimizers", _in_float)
-        if all(
-            getattr(hook, "hook", None) is not take_shapes for hook in pl_module._load_state_dict_pre_hooks.values()
-        ):
-            pl_module.register_load_state_dict_pre_hook(take_shapes)  # type: ignore[no-untyped-call]
+        self._wrap(pl_module, "load_state_dict", whole_or_not_at_all)
+        follow_shapes(pl_module)
+        guard_files(trainer.strategy)
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Says what is compressed and what is not, and takes depths and exponents out of the user's optimizers."""
@@ -165,6 +165,9 @@ class SelfCompression(pl.Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             _forget_quantized(pl_module)
         if self._removal is not None:
+            if self._overdue:
+                self._removal.capture(*step_arguments(pl_module, batch, batch_idx))
+                self._remove(trainer, pl_module)
             self._removal.before_batch(pl_module)
         for depth_optimizer in self._depth_optimizers:
             depth_optimizer.set_lr(self.bits_lr * cooldown_factor(_progress(trainer, batch_idx), self.cooldown))
@@ -179,11 +182,15 @@ class SelfCompression(pl.Callback):
             return
         if trainer._logger_connector.should_update_logs or trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._log(trainer, scalars(size_report(pl_module)))
+        elif any(map(_saves_between_epochs, trainer.checkpoint_callbacks)):
+            trainer.callback_metrics.update(_tensors(scalars(size_report(pl_module))))
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Removes dead channels; logs the totals, each layer's bits and channels, and a histogram of depths."""
         if self._removal is not None and (trainer.current_epoch + 1) % self.prune_every_n_epochs == 0:
-            self._remove(trainer, pl_module)
+            self._overdue = not self._removal.captured
+            if not self._overdue:
+                self._remove(trainer, pl_module)
         report = size_report(pl_module)
         self._log(trainer, scalars(report) | layer_scalars(report))
         log_histogram(trainer.loggers, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
@@ -212,9 +219,10 @@ class SelfCompression(pl.Callback):
         self._unwrap(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the optimizers of depths and exponents, in the order of the user's optimizers."""
+        """State of the optimizers of depths and exponents, in the user's optimizers' order, and of the removal."""
         states = [None if d.adam is None else d.adam.state_dict() for d in self._depth_optimizers]
-        return {"depth_optimizers": states, "skipped_steps": self.skipped_steps}
+        removal = self._removal.state_dict() if self._removal is not None else None
+        return {"depth_optimizers": states, "skipped_steps": self.skipped_steps, "removal": removal}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a state for the next ``fit``, whose optimizers do not exist yet."""
@@ -308,11 +316,12 @@ class SelfCompression(pl.Callback):
                 f"the same. To remove channels, train with one device or DDP; prune_every_n_epochs=0 hides this."
             )
             return
-        self._removal = Removal(pl_module, round_to=self.round_to)
+        state = self._restored["removal"] if self._restored is not None else None
+        self._removal, self._overdue = Removal(pl_module, round_to=self.round_to, state=state), False
 
     def _remove(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """The same removal on every rank: rank 0 plans and proves it."""
-        removal = self._removal
+        removal, self._overdue = self._removal, False
         assert removal is not None
         plan = removal.plan(trainer, pl_module) if trainer.is_global_zero else None
         edits, numbers, text = trainer.strategy.broadcast(
@@ -388,6 +397,12 @@ class SelfCompression(pl.Callback):
             if earlier is not None:
                 pl_module.__dict__[name] = earlier
         self._wrapped.clear()
+
+
+def _saves_between_epochs(checkpoint: Any) -> bool:
+    """Whether a ModelCheckpoint may record a size after any batch: it has to be that of the file."""
+    by_size = str(getattr(checkpoint, "monitor", "")).startswith("selfcompress/")
+    return by_size and any(getattr(checkpoint, f"_{n}", None) for n in ("every_n_train_steps", "train_time_interval"))
 
 
 def _averages(trainer: "pl.Trainer") -> Iterator[nn.Module]:

@@ -1,41 +1,271 @@
-"""Shapes on load: a network takes the shapes of the compressed checkpoint that is loaded into it."""
+"""Checkpoints: a network takes the shapes of the compressed checkpoint that is loaded into it, or stays as it is."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, MutableMapping
+from functools import wraps
+from os import PathLike
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from lightning_selfcompress.convert import convert, plan_conversion
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import Quantized
 from lightning_selfcompress.prune import replace_tensors
 
+MARK = (
+    "open_with.lightning_selfcompress.load_from_checkpoint"  # torch names it where the plain network is given the file
+)
+FORMAT = 1
 
-def take_shapes(module: nn.Module, state_dict: Mapping[str, Any], prefix: str = "", *_: Any) -> None:
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def load_from_checkpoint(
+    module_class: type[Module], path: str | PathLike[str], *, strict: bool | None = None, **kwargs: Any
+) -> Module:
+    """Opens a checkpoint of a run with SelfCompression: the smaller network, with its quantized layers.
+
+    What ``module_class.load_from_checkpoint`` is for a float network, and the same for the checkpoint of one.
+
+    Args:
+        module_class: The LightningModule class that was trained.
+        path: The checkpoint, full or ``save_weights_only``.
+        strict: Whether the keys of the checkpoint have to be those of the module, as in Lightning.
+        kwargs: What else ``module_class.load_from_checkpoint`` takes: ``map_location``, ``hparams_file``,
+            ``weights_only`` and arguments of the module that its hyperparameters do not say.
+
+    Returns:
+        The module, in training mode.
+
+    Raises:
+        RuntimeError: If the file cannot be read, is no checkpoint, or does not fit the module.
+    """
+
+    def load_state_dict(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        self.__class__ = module_class
+        convert_as(self, state_dict)
+        return self.load_state_dict(state_dict, *args, **options)
+
+    body = {"load_state_dict": load_state_dict, "__module__": module_class.__module__, "__doc__": module_class.__doc__}
+    opening: Any = type(module_class.__name__, (module_class,), body)
+    try:
+        return cast(Module, opening.load_from_checkpoint(path, strict=strict, **kwargs))
+    except Exception as error:
+        _check_readable(lambda: torch.load(path, map_location="cpu", weights_only=kwargs.get("weights_only")), path)
+        if isinstance(error, RuntimeError):
+            raise RuntimeError(_misfit(error, module_class, path)) from error
+        raise
+
+
+def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Converts those layers of a float module that a state dict has bit depths for, and takes its shapes from now on.
+
+    Args:
+        module: A module, as it is built.
+        state_dict: Of a network that was compressed, or of a float one, which changes nothing.
+    """
+    plan = plan_conversion(module)
+    depths = {key.removesuffix(".bit_depth").removesuffix("_bit_depth") for key in state_dict if "bit_depth" in key}
+    float_there = [
+        layer.name
+        for layer in plan.compressed
+        if depths.isdisjoint({layer.name, *(f"{layer.name}.{name}".lstrip(".") for name, _ in layer.weights)})
+    ]
+    if len(float_there) < len(plan.compressed):
+        convert(module, skip=float_there)
+        follow_shapes(module)
+
+
+def follow_shapes(module: nn.Module) -> None:
+    """From now on a module takes the shapes of every compressed state dict that it is given to load."""
+    hooks = module._load_state_dict_pre_hooks.values()
+    if all(getattr(hook, "hook", None) is not take_shapes for hook in hooks):
+        module.register_load_state_dict_pre_hook(take_shapes)
+
+
+def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str = "", *_: Any) -> None:
     """Gives the tensors of a converted module the shapes they have in a state dict, smaller or larger.
 
     It is a ``load_state_dict`` pre-hook, so that it is at work for every way of loading. A state dict without bit
-    depths of this module, that of a float network, changes nothing.
+    depths, that of a float network, changes nothing.
 
     Args:
         module: A converted module.
-        state_dict: What is about to be loaded.
+        state_dict: What is about to be loaded. The mark that checkpoints carry is taken out.
         prefix: Of the module's keys.
+
+    Raises:
+        RuntimeError: If these cannot be shapes of the module. It is unchanged then.
     """
-    compressed = any(
-        prefix + f"{path}.{spec.bit_depth}".lstrip(".") in state_dict
-        for path, layer in module.named_modules()
-        if isinstance(layer, Quantized)
-        for spec in layer._quantized.values()
-    )
-    if not compressed:
+    if int(state_dict.pop(prefix + MARK, FORMAT)) > FORMAT:
+        raise RuntimeError(
+            "Expected a checkpoint of this version of lightning-selfcompress, got one of a later version."
+        )
+    own = stored_tensors(module)
+    saved = {
+        key.removeprefix(prefix): value
+        for key, value in state_dict.items()
+        if key.startswith(prefix) and isinstance(value, Tensor)
+    }
+    _check_converted(module, saved)
+    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, Quantized)}
+    if not any(
+        _name(path, spec.bit_depth) in saved for path, layer in layers.items() for spec in layer._quantized.values()
+    ):
         return
+    _check_shapes(module, layers, own, saved)
     fresh: dict[int, Tensor] = {}
-    for name, tensor in stored_tensors(module).items():
-        saved = state_dict.get(prefix + name)
-        if isinstance(saved, Tensor) and saved.dim() == tensor.dim() > 0 and saved.shape != tensor.shape:
-            data = torch.zeros(saved.shape, dtype=tensor.dtype, device=tensor.device)
+    for name, tensor in own.items():
+        if name in saved and saved[name].dim() > 0 and saved[name].shape != tensor.shape:
+            data = torch.zeros(saved[name].shape, dtype=tensor.dtype, device=tensor.device)
             is_parameter = isinstance(tensor, nn.Parameter)
             fresh[id(tensor)] = nn.Parameter(data, requires_grad=tensor.requires_grad) if is_parameter else data
     if fresh:
         replace_tensors(module, fresh)
+
+
+def whole_or_not_at_all(module: nn.Module, load_state_dict: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's ``load_state_dict`` that leaves it as it was, shapes included, where it raises.
+
+    Args:
+        module: A converted module.
+        load_state_dict: Its bound method.
+
+    Returns:
+        The same, whose errors also say what to do.
+    """
+
+    @wraps(load_state_dict)
+    def guarded(state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        before = [(tensor, tensor.detach().clone()) for tensor in stored_tensors(module).values()]
+        names = list(stored_tensors(module))
+        try:
+            return load_state_dict(state_dict, *args, **kwargs)
+        except Exception as error:
+            now = stored_tensors(module)
+            replace_tensors(module, {id(now[n]): t for n, (t, _) in zip(names, before, strict=True) if now[n] is not t})
+            with torch.no_grad():
+                for tensor, values in before:
+                    tensor.copy_(values)
+            if isinstance(error, RuntimeError):
+                raise RuntimeError(_misfit(error, type(module))) from error
+            raise
+
+    return guarded
+
+
+def guard_files(strategy: Any) -> None:
+    """Has a Trainer's strategy mark the checkpoints it writes, and name the file where one cannot be read.
+
+    Args:
+        strategy: A Lightning strategy. Nothing is done to it twice.
+    """
+    if "load_checkpoint" in strategy.__dict__:
+        return
+    save, load = strategy.save_checkpoint, strategy.load_checkpoint
+
+    @wraps(save)
+    def marked(checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(m, Quantized) for m in strategy.lightning_module.modules()):
+            mark = {MARK: torch.tensor(FORMAT)}  # first, so that it is the first key in an error
+            checkpoint = {**checkpoint, "state_dict": {**mark, **checkpoint["state_dict"]}}
+        return save(checkpoint, *args, **kwargs)
+
+    @wraps(load)
+    def named(path: Any, *args: Any, **kwargs: Any) -> Any:
+        return _check_readable(lambda: load(path, *args, **kwargs), path)
+
+    strategy.save_checkpoint, strategy.load_checkpoint = marked, named
+
+
+def _check_readable(load: Callable[[], Any], path: Any) -> Any:
+    """What ``load`` returns, if it is a Lightning checkpoint."""
+    try:
+        checkpoint = load()
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"Expected a checkpoint in {str(path)!r}, found a file that cannot be read: it is damaged, or of another "
+            f"kind ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Take an earlier one."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        found = "a dictionary without 'state_dict'" if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise RuntimeError(
+            f"Expected a Lightning checkpoint in {str(path)!r}, found {found}. Weights alone go into a module by "
+            f"load_state_dict."
+        )
+    return checkpoint
+
+
+def _misfit(error: Exception, module_class: type, path: Any = None) -> str:
+    source = f"the checkpoint {str(path)!r}" if path is not None else "what is loaded"
+    return (
+        f"{error}\nExpected {source} to be of a {module_class.__name__} with the same arguments. Build the module with "
+        f"those of the run that wrote it, and SelfCompression with the same skip=."
+    )
+
+
+def _check_converted(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Every layer that was compressed has to be converted: it would be left with its latent weights otherwise."""
+    own = {_name(path, name) for path, m in module.named_modules() for name in m._parameters}
+    for key in saved:
+        if key.endswith("bit_depth") and key not in own and f"{key.removesuffix('bit_depth')}exponent" in saved:
+            layer = key.removesuffix("bit_depth").removesuffix("_").removesuffix(".")
+            raise RuntimeError(
+                f"Expected {layer!r} to be float in the checkpoint, as in this {type(module).__name__}, found bit "
+                f"depths for it. Convert it as in that run, with the same skip=."
+            )
+
+
+def _check_shapes(
+    module: nn.Module, layers: Mapping[str, Quantized], own: Mapping[str, Tensor], saved: Mapping[str, Tensor]
+) -> None:
+    """Whether the shapes saved can be shapes that this module came down to."""
+    shrunk = False
+    for path, layer in layers.items():
+        for name, spec in layer._quantized.items():
+            weight, depth = (saved.get(_name(path, n)) for n in (name, spec.bit_depth))
+            shrunk |= layer.latent(name).numel() < spec.original_numel
+            if weight is None or depth is None:
+                continue
+            if depth.dim() != 1 or weight.dim() != layer.latent(name).dim():
+                raise RuntimeError(_wrong_shape(_name(path, name), layer.latent(name), weight, "the dimensions of"))
+            along = weight.shape[spec.axis.dim]
+            if depth.numel() % along if spec.axis.groups > 1 else depth.numel() != along:
+                raise RuntimeError(
+                    f"Expected {along} bit depths for {_name(path, name)!r} {tuple(weight.shape)}, got "
+                    f"{depth.numel()}. The checkpoint is damaged; take an earlier one."
+                )
+            if depth.numel() > spec.original_channels or weight.numel() > spec.original_numel:
+                raise RuntimeError(_wrong_shape(_name(path, name), layer.latent(name), weight, "at most"))
+    for path, m in module.named_modules():
+        kept = _dims_that_stay(m)
+        for name, tensor in m._parameters.items():
+            found = saved.get(_name(path, name))
+            if tensor is None or found is None or found.shape == tensor.shape:
+                continue
+            same_rank = found.dim() == tensor.dim()
+            if not same_rank or any(found.shape[d] != tensor.shape[d] for d in range(tensor.dim()) if d in kept):
+                raise RuntimeError(_wrong_shape(_name(path, name), tensor, found, "the dimensions of"))
+            if not shrunk and any(a > b for a, b in zip(found.shape, tensor.shape, strict=True)):
+                raise RuntimeError(_wrong_shape(_name(path, name), tensor, found, "at most"))
+
+
+def _dims_that_stay(module: nn.Module) -> range:
+    """Dimensions of a module's weight that no removal makes smaller: kernels, and the tokens of an embedding."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return range(2, 5)
+    return range(1) if isinstance(module, nn.Embedding | nn.EmbeddingBag) else range(0)
+
+
+def _wrong_shape(name: str, tensor: Tensor, found: Tensor, what: str) -> str:
+    return (
+        f"Expected {what} {tuple(tensor.shape)} for {name!r}, got {tuple(found.shape)}. It was saved from another "
+        f"network, or from this one with other arguments."
+    )
+
+
+def _name(path: str, name: str) -> str:
+    return f"{path}.{name}".lstrip(".")

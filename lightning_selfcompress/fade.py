@@ -20,15 +20,17 @@ class Fading:
         model: A converted module.
         channels: Its channels.
         steps: Steps from the death of a channel until its constants are zero, >= 1.
-        earlier: What was fading before some channels were removed; goes on from there.
+        left: Where to go on from: the attribute ``left`` of an earlier one for the same channels, of which some may
+            have gone since.
+
+    Attributes:
+        left: Steps that each channel has left, ``(channels.count,)``, float32.
 
     Raises:
         ValueError: If ``steps`` is below 1.
     """
 
-    def __init__(
-        self, model: nn.Module, channels: Channels, *, steps: int = 50, earlier: "Fading | None" = None
-    ) -> None:
+    def __init__(self, model: nn.Module, channels: Channels, *, steps: int = 50, left: Tensor | None = None) -> None:
         if steps < 1:
             raise ValueError(f"Expected steps >= 1, got {steps!r}.")
         tensors = stored_tensors(model)
@@ -41,9 +43,9 @@ class Fading:
         self._produced = _groups(channels, producing, device)
         self._faded = _groups(channels, fading, device)
         self._removable = torch.from_numpy(removable).to(device)
-        self._left = torch.full((channels.count,), float(steps), device=device)
-        if earlier is not None:
-            self._left.copy_(earlier._left[: channels.count])
+        self.left = torch.full((channels.count,), float(steps), device=device)
+        if left is not None:
+            self.left.copy_(left[: channels.count])
 
     @torch.no_grad()
     def step(self) -> None:
@@ -51,11 +53,11 @@ class Fading:
         if not self._vectors or not self._depths:
             return
         alive = torch.zeros_like(self._removable)
-        depth = bit_depth(torch.cat([d.to(self._left) for d in self._depths]))
+        depth = bit_depth(torch.cat([d.to(self.left) for d in self._depths]))
         alive[self._produced[depth > 0]] = True
         dying = self._removable & ~alive
-        factor = torch.where(dying, (1 - 1 / self._left.clamp(min=1)), 1.0)
-        self._left -= dying.to(self._left)
+        factor = torch.where(dying, (1 - 1 / self.left.clamp(min=1)), 1.0)
+        self.left -= dying.to(self.left)
         factors = factor[self._faded].split([v.numel() for v in self._vectors])
         for vector, along in zip(self._vectors, factors, strict=True):
             vector.mul_(along.view(vector.shape).to(vector))

@@ -1,8 +1,9 @@
 """Removal while a Trainer runs: watch a training step, fade what is dead, take it out at the end of an epoch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -24,23 +25,41 @@ class Removal:
     Args:
         module: A converted LightningModule.
         round_to: Widths are kept at multiples of this.
+        state: What :meth:`state_dict` of an earlier training said, to go on from there. What it says of a module of
+            other sizes is of no use.
     """
 
-    def __init__(self, module: nn.Module, *, round_to: int = 1) -> None:
+    def __init__(self, module: nn.Module, *, round_to: int = 1, state: Mapping[str, Any] | None = None) -> None:
         self.channels: Channels | None = None
         self._round_to = round_to
-        self._watcher: Watcher | None = Watcher(module)
         self._fading: Fading | None = None
         self._step: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._batches = 0
         self._restore: Callable[[], None] = lambda: None
+        left = self._recall(module, state) if state is not None else None
+        self._watcher: Watcher | None = Watcher(module, earlier=self.channels)
+        if self.channels is not None and not self.channels.unseen:
+            self._settle(module, left)
+
+    @property
+    def captured(self) -> bool:
+        """Whether there is a training step to prove a plan with."""
+        return self._step is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is known of the channels, in lists and tensors."""
+        return {
+            "channels": self.channels.state_dict() if self.channels is not None else None,
+            "left": self._fading.left.cpu() if self._fading is not None else None,
+            "batches": self._batches,
+        }
 
     def before_batch(self, module: nn.Module) -> None:
-        """Has the next training step watched, while parameters are unseen: steps 1, 2, 4, 8, ..."""
+        """Has the next training step captured, and watched while parameters are unseen: steps 1, 2, 4, 8, ..."""
         self._restore()  # a batch that was skipped left its step watched
         self._batches += 1
-        watcher = self._watcher
-        if watcher is None or self._batches & (self._batches - 1):
+        watcher = self._watcher if not self._batches & (self._batches - 1) else None
+        if self.captured and watcher is None:
             return
         method, earlier = module.training_step, module.__dict__.get("training_step")
 
@@ -53,7 +72,9 @@ class Removal:
         @wraps(method)  # type: ignore[arg-type]
         def watched(*args: Any, **kwargs: Any) -> Any:
             restore()
-            self._step = args, kwargs
+            self.capture(*args, **kwargs)
+            if watcher is None:
+                return method(*args, **kwargs)  # type: ignore[operator]
             with watcher:
                 outputs = method(*args, **kwargs)  # type: ignore[operator]
                 watcher.pin_outputs(outputs, "training_step returns it")
@@ -69,16 +90,19 @@ class Removal:
         self._restore()
         found = self._watcher is not None and self.channels is not None and not self.channels.unseen
         if found:
-            self._watcher = None
-            self._fading = Fading(module, self.channels)  # type: ignore[arg-type]
+            self._settle(module)
         if self._fading is not None:
             self._fading.step()
         return found
 
+    def capture(self, *args: Any, **kwargs: Any) -> None:
+        """Keeps the arguments of a training step, which plans are proved with."""
+        self._step = args, kwargs
+
     def close(self) -> None:
         """Leaves the module as it was, whatever happened in a step, and lets go of the captured batch."""
         self._restore()
-        self._watcher = self._step = self._fading = None
+        self._watcher = self._step = None
 
     def plan(self, trainer: Any, module: nn.Module) -> RemovalPlan:
         """What goes now, proved by a dry run of the captured step on a copy."""
@@ -95,8 +119,23 @@ class Removal:
             gone = np.zeros(self.channels.count, bool)
             gone[list(numbers)] = True
             self.channels = self.channels.without(gone)
-            self._fading = Fading(module, self.channels, earlier=self._fading)
+            self._fading = Fading(module, self.channels, left=self._fading.left if self._fading is not None else None)
         return shrunk
+
+    def _recall(self, module: nn.Module, state: Mapping[str, Any]) -> Tensor | None:
+        """Takes up the channels of an earlier training; returns how many steps they had left to fade."""
+        channels = Channels.from_state_dict(state["channels"]) if state["channels"] is not None else None
+        if channels is None or not channels.describes(module):
+            return None
+        self.channels, self._batches = channels, state["batches"]
+        left: Tensor | None = state["left"]
+        return left
+
+    def _settle(self, module: nn.Module, left: Tensor | None = None) -> None:
+        """All channels are known: nothing is watched any more, and what is dead fades."""
+        assert self.channels is not None
+        self._watcher = None
+        self._fading = Fading(module, self.channels, left=left)
 
     def _replay(self, trainer: Any, net: nn.Module, dtype: torch.dtype) -> Any:
         """The captured training step on a copy that logs nothing and steps no optimizer."""
@@ -109,6 +148,12 @@ class Removal:
             net.trainer = trainer
         args, kwargs = (_cast(value, dtype) for value in self._step)
         return net.training_step(*args, **kwargs)  # type: ignore[operator]
+
+
+def step_arguments(module: nn.Module, batch: Any, batch_idx: int) -> tuple[Any, ...]:
+    """What Lightning calls ``training_step`` with."""
+    takes_index = "batch_idx" in signature(module.training_step).parameters  # type: ignore[arg-type]
+    return (batch, batch_idx) if takes_index else (batch,)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -1,9 +1,11 @@
 """Channels: what of a network's tensors lives and dies together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -134,3 +136,25 @@ class Channels:
             slots.append(replace(slot, size=size, start=start))
             start += size
         return replace(self, slots=tuple(slots), group=self.group[kept])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it in lists and tensors, for a checkpoint that opens with ``weights_only=True``."""
+        return {
+            "slots": [list(astuple(slot)) for slot in self.slots],
+            "group": torch.from_numpy(self.group.astype(np.int32)),
+            "pinned": dict(self.pinned),
+            "unseen": list(self.unseen),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Channels":
+        """Inverse of :meth:`state_dict`."""
+        slots = tuple(Slot(*values) for values in state["slots"])
+        group = state["group"].cpu().numpy().astype(np.int64)
+        return cls(slots, group, dict(state["pinned"]), tuple(state["unseen"]))
+
+    def describes(self, model: nn.Module) -> bool:
+        """Whether these are channels of a module with the tensors, and the sizes, that it has now."""
+        tensors = stored_tensors(model)
+        sizes = {(s.name, s.dim): s.size for s in self.slots if not s.attribute}
+        return sizes == {(name, d): n for name, tensor in tensors.items() for d, n in enumerate(tensor.shape)}

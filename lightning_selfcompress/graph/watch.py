@@ -41,9 +41,10 @@ class Watcher:
 
     Args:
         model: A converted module.
+        earlier: What is known of its channels already, from steps watched before.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, earlier: Channels | None = None) -> None:
         self.model = model
         self.failures: list[str] = []
         self.without_rule: set[str] = set()
@@ -58,6 +59,8 @@ class Watcher:
         self._exit = ExitStack()
         self._paused = 0
         self._name_atoms()
+        if earlier is not None:
+            self._recall(earlier)
 
     def channels(self) -> Channels:
         """What was found out so far."""
@@ -112,6 +115,13 @@ class Watcher:
                 size = getattr(module, size_attribute(module))
                 self._sizes[module] = Axis(self._store.new(size), np.ones(size, bool))
                 self._slots.append(Slot(name, 0, size, self._store.count - size, attribute=True))
+
+    def _recall(self, earlier: Channels) -> None:
+        _, first, which = np.unique(earlier.group, return_index=True, return_inverse=True)
+        self._store.tie(np.arange(1, self._store.count), first[which][1:], "it is in no channel")
+        for number, reason in earlier.pinned.items():
+            self._store.pin(np.flatnonzero(earlier.group == number), reason)
+        self._unseen = {key: name for key, name in self._unseen.items() if name in earlier.unseen}
 
     def _add(self, name: str, tensor: Tensor) -> None:
         is_parameter = isinstance(tensor, nn.Parameter)
