@@ -1,7 +1,7 @@
 """Networks that compress themselves while they train: learned bit depths per output channel, in PyTorch Lightning."""
 
 from lightning_selfcompress.callback import SelfCompression
-from lightning_selfcompress.checkpoint import take_shapes
+from lightning_selfcompress.checkpoint import CheckpointError, load_from_checkpoint, take_shapes
 from lightning_selfcompress.convert import ConversionPlan, convert, plan_conversion, revert
 from lightning_selfcompress.dryrun import prove
 from lightning_selfcompress.graph import Channels, Watcher
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BitsPerWeight",
     "Channels",
+    "CheckpointError",
     "ConversionPlan",
     "NBytes",
     "RemovalPlan",
@@ -24,6 +25,7 @@ __all__ = [
     "Watcher",
     "bit_depth",
     "convert",
+    "load_from_checkpoint",
     "plan_conversion",
     "plan_removal",
     "prove",

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_selfcompress.checkpoint import follow_shapes, guard_files, whole_or_not_at_all
@@ -264,6 +265,7 @@ class SelfCompression(pl.Callback):
         size = ModelSize.of(pl_module, self._removal.channels if self._removal is not None else None)
         owners = {id(p): o for o in reversed(trainer.optimizers) for group in o.param_groups for p in group["params"]}
         if owners.keys().isdisjoint(id(p) for p in pl_module.parameters()):
+            _check_foreign(trainer.optimizers, pl_module)
             rank_zero_warn("SelfCompression: no optimizer trains this module, so bit depths are not trained either.")
             return
         wrappers = pl_module.optimizers(use_pl_optimizer=True)
@@ -397,6 +399,16 @@ class SelfCompression(pl.Callback):
             if earlier is not None:
                 pl_module.__dict__[name] = earlier
         self._wrapped.clear()
+
+
+def _check_foreign(optimizers: Sequence[Optimizer], pl_module: "pl.LightningModule") -> None:
+    foreign = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    if foreign:
+        raise ValueError(
+            f"Expected an optimizer of this {type(pl_module).__name__}, got one of {len(foreign)} parameters that are "
+            f"none of its own (the first has the shape {tuple(foreign[0].shape)}): nothing of it would be trained. "
+            f"Make the optimizer in configure_optimizers, from self.parameters()."
+        )
 
 
 def _saves_between_epochs(checkpoint: Any) -> bool:

@@ -1,5 +1,6 @@
 """Checkpoints: a network takes the shapes of the compressed checkpoint that is loaded into it, or stays as it is."""
 
+import zipfile
 from collections.abc import Callable, Mapping, MutableMapping
 from functools import wraps
 from os import PathLike
@@ -21,6 +22,10 @@ FORMAT = 1
 Module = TypeVar("Module", bound=nn.Module)
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read, or does not fit the module it is loaded into."""
+
+
 def load_from_checkpoint(
     module_class: type[Module], path: str | PathLike[str], *, strict: bool | None = None, **kwargs: Any
 ) -> Module:
@@ -39,7 +44,7 @@ def load_from_checkpoint(
         The module, in training mode.
 
     Raises:
-        RuntimeError: If the file cannot be read, is no checkpoint, or does not fit the module.
+        CheckpointError: If the file cannot be read, is no checkpoint, or does not fit the module.
     """
 
     def load_state_dict(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
@@ -50,12 +55,14 @@ def load_from_checkpoint(
     body = {"load_state_dict": load_state_dict, "__module__": module_class.__module__, "__doc__": module_class.__doc__}
     opening: Any = type(module_class.__name__, (module_class,), body)
     try:
-        return cast(Module, opening.load_from_checkpoint(path, strict=strict, **kwargs))
+        module = cast(Module, opening.load_from_checkpoint(path, strict=strict, **kwargs))
     except Exception as error:
         _check_readable(lambda: torch.load(path, map_location="cpu", weights_only=kwargs.get("weights_only")), path)
         if isinstance(error, RuntimeError):
-            raise RuntimeError(_misfit(error, module_class, path)) from error
+            raise _misfit(error, module_class, path) from error
         raise
+    _check_intact(path)
+    return module
 
 
 def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -96,10 +103,10 @@ def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix:
         prefix: Of the module's keys.
 
     Raises:
-        RuntimeError: If these cannot be shapes of the module. It is unchanged then.
+        CheckpointError: If these cannot be shapes of the module. It is unchanged then.
     """
     if int(state_dict.pop(prefix + MARK, FORMAT)) > FORMAT:
-        raise RuntimeError(
+        raise CheckpointError(
             "Expected a checkpoint of this version of lightning-selfcompress, got one of a later version."
         )
     own = stored_tensors(module)
@@ -149,7 +156,7 @@ def whole_or_not_at_all(module: nn.Module, load_state_dict: Callable[..., Any]) 
                 for tensor, values in before:
                     tensor.copy_(values)
             if isinstance(error, RuntimeError):
-                raise RuntimeError(_misfit(error, type(module))) from error
+                raise _misfit(error, type(module)) from error
             raise
 
     return guarded
@@ -180,28 +187,46 @@ def guard_files(strategy: Any) -> None:
 
 
 def _check_readable(load: Callable[[], Any], path: Any) -> Any:
-    """What ``load`` returns, if it is a Lightning checkpoint."""
+    """What ``load`` returns, if it is an intact Lightning checkpoint."""
     try:
         checkpoint = load()
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Exception as error:
-        raise RuntimeError(
-            f"Expected a checkpoint in {str(path)!r}, found a file that cannot be read: it is damaged, or of another "
-            f"kind ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). Take an earlier one."
-        ) from error
+        raise _unreadable(path, f"{type(error).__name__}: {str(error).partition('.')[0]}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         found = "a dictionary without 'state_dict'" if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise RuntimeError(
+        raise CheckpointError(
             f"Expected a Lightning checkpoint in {str(path)!r}, found {found}. Weights alone go into a module by "
             f"load_state_dict."
         )
+    _check_intact(path)
     return checkpoint
 
 
-def _misfit(error: Exception, module_class: type, path: Any = None) -> str:
+def _check_intact(path: Any) -> None:
+    """Whether the checksums of a local file are right; torch writes them but does not read them."""
+    writes_checksums = getattr(torch.serialization, "get_crc32_options", lambda: True)()
+    if writes_checksums and isinstance(path, str | PathLike) and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged:
+            raise _unreadable(path, f"wrong checksum of {damaged}")
+
+
+def _unreadable(path: Any, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"Expected a checkpoint in {str(path)!r}, found a file that cannot be read: it is damaged, or of another kind "
+        f"({reason}). Take an earlier one."
+    )
+
+
+def _misfit(error: RuntimeError, module_class: type, path: Any = None) -> RuntimeError:
+    """An error of loading, with what to do."""
+    if isinstance(error, CheckpointError):
+        return error
     source = f"the checkpoint {str(path)!r}" if path is not None else "what is loaded"
-    return (
+    return CheckpointError(
         f"{error}\nExpected {source} to be of a {module_class.__name__} with the same arguments. Build the module with "
         f"those of the run that wrote it, and SelfCompression with the same skip=."
     )
@@ -213,7 +238,7 @@ def _check_converted(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
     for key in saved:
         if key.endswith("bit_depth") and key not in own and f"{key.removesuffix('bit_depth')}exponent" in saved:
             layer = key.removesuffix("bit_depth").removesuffix("_").removesuffix(".")
-            raise RuntimeError(
+            raise CheckpointError(
                 f"Expected {layer!r} to be float in the checkpoint, as in this {type(module).__name__}, found bit "
                 f"depths for it. Convert it as in that run, with the same skip=."
             )
@@ -231,15 +256,15 @@ def _check_shapes(
             if weight is None or depth is None:
                 continue
             if depth.dim() != 1 or weight.dim() != layer.latent(name).dim():
-                raise RuntimeError(_wrong_shape(_name(path, name), layer.latent(name), weight, "the dimensions of"))
+                raise CheckpointError(_wrong_shape(_name(path, name), layer.latent(name), weight, "the dimensions of"))
             along = weight.shape[spec.axis.dim]
             if depth.numel() % along if spec.axis.groups > 1 else depth.numel() != along:
-                raise RuntimeError(
+                raise CheckpointError(
                     f"Expected {along} bit depths for {_name(path, name)!r} {tuple(weight.shape)}, got "
                     f"{depth.numel()}. The checkpoint is damaged; take an earlier one."
                 )
             if depth.numel() > spec.original_channels or weight.numel() > spec.original_numel:
-                raise RuntimeError(_wrong_shape(_name(path, name), layer.latent(name), weight, "at most"))
+                raise CheckpointError(_wrong_shape(_name(path, name), layer.latent(name), weight, "at most"))
     for path, m in module.named_modules():
         kept = _dims_that_stay(m)
         for name, tensor in m._parameters.items():
@@ -248,9 +273,9 @@ def _check_shapes(
                 continue
             same_rank = found.dim() == tensor.dim()
             if not same_rank or any(found.shape[d] != tensor.shape[d] for d in range(tensor.dim()) if d in kept):
-                raise RuntimeError(_wrong_shape(_name(path, name), tensor, found, "the dimensions of"))
+                raise CheckpointError(_wrong_shape(_name(path, name), tensor, found, "the dimensions of"))
             if not shrunk and any(a > b for a, b in zip(found.shape, tensor.shape, strict=True)):
-                raise RuntimeError(_wrong_shape(_name(path, name), tensor, found, "at most"))
+                raise CheckpointError(_wrong_shape(_name(path, name), tensor, found, "at most"))
 
 
 def _dims_that_stay(module: nn.Module) -> range:
