@@ -1,6 +1,7 @@
 """Watching training steps of every kind: what took part is seen, and nothing is left behind."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812  # as user code names it
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
-from lightning_selfcompress.graph import Watcher
+from lightning_selfcompress.graph import Channels, Watcher
 from lightning_selfcompress.graph import watch as watch_module
 from lightning_selfcompress.layers import Quantized
 
@@ -60,6 +61,28 @@ def test_unseen_parameters():
     assert removable_of(channels, "stem") == 8
     assert (channels.of("stem.bit_depth", 0) == channels.of("branch.bit_depth", 0)).all()
     assert_exact(net, channels, X)
+
+
+def test_watching_goes_on_from_what_is_known():
+    """What was read off a step and put away goes on with the next step as if nothing had been put away."""
+    net = converted(Branches())
+    once = Watcher(net)
+    with once:
+        net(X)
+    state = once.channels().state_dict()
+    torch.save(state, file := io.BytesIO())
+    file.seek(0)
+    earlier = Channels.from_state_dict(torch.load(file, weights_only=True))
+    assert earlier.describes(net)
+    assert earlier.unseen == once.channels().unseen
+    again, net.taken = Watcher(net, earlier=earlier), True
+    for watcher in (once, again):
+        with watcher:
+            net.branch(X @ net.stem.weight.T)  # what the first step said of the stem's outputs is not seen again
+    assert again.channels().unseen == once.channels().unseen == ()
+    assert (again.channels().group == once.channels().group).all()
+    assert again.channels().pinned == once.channels().pinned
+    assert not earlier.describes(converted(nn.Linear(5, 8)))
 
 
 def test_a_penalty_is_no_part_taken():
