@@ -272,6 +272,25 @@ def test_what_meets_no_channel_is_pinned():
     assert pinned == {int(group[atoms[0]]): "first", int(group[atoms[1]]): "first"}
 
 
+def test_ties_of_different_lengths_are_refused():
+    """A rule that ties what does not fit is told so at once, where the operation is still known."""
+    store = AtomStore()
+    with pytest.raises(ValueError, match="got 3 and 2"):
+        store.tie(store.new(3), store.new(2), "")
+
+
+def test_what_is_tied_again_is_kept_once():
+    """A loop that says the same in every turn leaves one tie and the reason that came first."""
+    store = AtomStore()
+    atoms, other = store.new(3), store.new(3)
+    for turn in range(100):
+        store.tie(atoms, other, "")
+        store.pin(atoms, f"turn {turn}")
+    assert len(store._ties) == 2
+    group, pinned = store.groups()
+    assert pinned == dict.fromkeys(group[other].tolist(), "turn 0")
+
+
 def test_channels_are_found_by_name():
     """``Channels.of`` says which channels lie along a dimension, and names what it does not know."""
     channels, _ = watched(converted(small_net()), IMAGES)

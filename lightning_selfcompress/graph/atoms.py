@@ -36,7 +36,7 @@ class Axis:
 
     def with_zero(self, zero: Flags | bool) -> "Axis":
         """The same atoms, with other knowledge of where they are zero."""
-        return Axis(self.atoms, np.broadcast_to(np.asarray(zero), self.atoms.shape))
+        return Axis(self.atoms, everywhere(zero, len(self.atoms)) if isinstance(zero, bool) else zero)
 
     def repeat(self, times: int) -> "Axis":
         """Every position ``times`` times in a row."""
@@ -45,6 +45,11 @@ class Axis:
     def tile(self, times: int) -> "Axis":
         """The whole axis ``times`` times in a row."""
         return Axis(np.tile(self.atoms, times), np.tile(self.zero, times))
+
+
+def everywhere(flag: bool, size: int) -> Flags:
+    """The same flag at every position."""
+    return np.ones(size, bool) if flag else np.zeros(size, bool)  # np.full takes six times as long for False
 
 
 class Uniform:
@@ -74,8 +79,8 @@ class AtomStore:
 
     def __init__(self) -> None:
         self.count = 1  # atom 0 is FIXED
-        self._ties: list[tuple[Atoms, Atoms]] = []
-        self._pins: list[tuple[Atoms, str]] = []
+        # by the ids of both arrays, which live as long: what every turn of a loop says again is kept once
+        self._ties: dict[tuple[int, int], tuple[Atoms, Atoms, str]] = {}
 
     def new(self, size: int) -> Atoms:
         """``size`` atoms of their own."""
@@ -84,21 +89,14 @@ class AtomStore:
 
     def tie(self, one: Atoms, other: Atoms, reason: str) -> None:
         """Atoms at equal positions live and die together; what meets a FIXED position is pinned, for that reason."""
-        if one is other:
-            return
-        if not one.all() or not other.all():  # FIXED among them
-            loose = (one == FIXED) | (other == FIXED)
-            self.pin(np.concatenate([one[loose], other[loose]]), reason)
-            one, other = one[~loose], other[~loose]
-        differ = one != other
-        if differ.any():
-            self._ties.append((one[differ], other[differ]))
+        if one.shape != other.shape:  # said here, where the operation is known
+            raise ValueError(f"Expected as many atoms on both sides of a tie, got {len(one)} and {len(other)}.")
+        if one is not other:
+            self._ties.setdefault((id(one), id(other)), (one, other, reason))
 
     def pin(self, atoms: Atoms, reason: str) -> None:
         """These atoms stay, for that reason."""
-        atoms = atoms[atoms != FIXED]
-        if len(atoms):
-            self._pins.append((np.unique(atoms), reason))
+        self._ties.setdefault((id(atoms), FIXED), (atoms, np.zeros(len(atoms), np.int64), reason))
 
     def groups(self) -> tuple[NDArray[np.int64], dict[int, str]]:
         """Puts everything together.
@@ -107,26 +105,31 @@ class AtomStore:
             The group of each atom ``(count,)``, numbered from 0 (FIXED alone is in group 0), and for each pinned group
             the reason that came first.
         """
-        group = _components(self.count, self._ties)
-        pinned: dict[int, str] = {}
-        for atoms, reason in self._pins:
-            for g in np.unique(group[atoms]).tolist():
-                pinned.setdefault(g, reason)
-        return group, pinned
+        if not self._ties:
+            return np.arange(self.count), {}
+        ones, others, reasons = zip(*self._ties.values(), strict=True)
+        one, other = np.concatenate(ones), np.concatenate(others)
+        came = np.repeat(np.arange(len(ones)), [len(atoms) for atoms in ones])
+        free = (one != FIXED) & (other != FIXED)
+        group = _components(self.count, one[free], other[free])
+        pinned = np.flatnonzero(~free & (one != other))
+        groups, first = np.unique(group[np.maximum(one, other)[pinned]], return_index=True)
+        first = came[pinned[first]]
+        order = np.argsort(first, kind="stable")
+        return group, {int(groups[i]): reasons[first[i]] for i in order}  # first come, first named
 
 
-def _components(count: int, ties: list[tuple[Atoms, Atoms]]) -> NDArray[np.int64]:
+def _components(count: int, one: Atoms, other: Atoms) -> NDArray[np.int64]:
     """Connected components: the smallest reachable atom is found by hooking and pointer jumping, then numbered."""
     root = np.arange(count)
-    if ties:
-        one, other = (np.concatenate(side) for side in zip(*ties, strict=True))
-        while True:
-            a, b = root[one], root[other]
-            differ = a != b
-            if not differ.any():
-                break
-            one, other, a, b = one[differ], other[differ], a[differ], b[differ]
-            np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
-            while (root != root[root]).any():
-                root = root[root]
-    return np.unique(root, return_inverse=True)[1].reshape(-1)
+    while True:
+        a, b = root[one], root[other]
+        differ = a != b
+        if not differ.any():
+            break
+        one, other, a, b = one[differ], other[differ], a[differ], b[differ]
+        np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
+        while ((jumped := root[root]) != root).any():
+            root = jumped
+    number: NDArray[np.int64] = np.cumsum(root == np.arange(count)) - 1
+    return number[root]
