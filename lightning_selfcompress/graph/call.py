@@ -1,7 +1,8 @@
 """One operation as the rules see it: its arguments by name, and what is known of its tensors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,22 @@ Result = list[Dims | None]  # for each tensor that an operation returns, what it
 Rule = Callable[["Call"], Result]
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of an argument or a result: itself, or those in lists, tuples and dictionaries, in order."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
+        found.append(value)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from tensors_in(item)
+            _collect(item, found)
     elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
+        for item in value.values():
+            _collect(item, found)
 
 
 class Storage:
@@ -82,6 +90,19 @@ class Layout:
         return tuple(None if isinstance(d, Uniform) else d for d in dims) if self.storage.written else dims
 
 
+@cache
+def name_of(func: Any) -> str:
+    """The name of an operation, without its namespace and its overload."""
+    name: str = func._schema.name
+    return name.partition("::")[2]
+
+
+@cache
+def _declared(func: Any) -> dict[str, tuple[int, Any]]:
+    """Position and default of every argument of an operation, by name."""
+    return {declared.name: (i, declared.default_value) for i, declared in enumerate(func._schema.arguments)}
+
+
 def never_zero(dims: Dims) -> Dims:
     """The same channels, none of them known to be zero when dead."""
     return tuple(d.with_zero(False) if isinstance(d, Axis) else d for d in dims)
@@ -97,6 +118,11 @@ class Call:
         out: What it returned.
         store: Where ties and pins go.
         layout_of: What is known of a tensor.
+
+    Attributes:
+        inputs: All tensors among the arguments, in order.
+        layouts: What is known of each of them.
+        outputs: The tensors that it returned.
     """
 
     def __init__(
@@ -109,28 +135,23 @@ class Call:
         layout_of: Callable[[Tensor], "Layout | None"],
     ) -> None:
         self.func, self.args, self.kwargs, self.store = func, args, kwargs, store
-        self.outputs = list(tensors_in(out))
+        self.inputs = tensors_in((args, kwargs))
+        self.layouts = [layout_of(t) for t in self.inputs]
+        self.outputs = tensors_in(out)
         self._layout_of = layout_of
         self._owed: list[tuple[Atoms, str]] = []
-        self.name: str = func._schema.name.partition("::")[2]
+        self.name = name_of(func)
         self.reduces = False
 
     def __getitem__(self, argument: str) -> Any:
         """The value of an argument, or its default."""
-        for i, declared in enumerate(self.func._schema.arguments):
-            if declared.name == argument:
-                return self.args[i] if i < len(self.args) else self.kwargs.get(argument, declared.default_value)
-        raise KeyError(argument)
+        i, default = _declared(self.func)[argument]
+        return self.args[i] if i < len(self.args) else self.kwargs.get(argument, default)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the first tensor returned."""
         return tuple(self.outputs[0].shape)
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        """All tensors among the arguments, in order."""
-        return [*tensors_in(self.args), *tensors_in(self.kwargs)]
 
     def dims(self, tensor: Tensor) -> Dims:
         """What is known of the dimensions of one of the tensors; all None if nothing is."""
@@ -146,8 +167,7 @@ class Call:
     def constant(self) -> Constant | None:
         """Where the results come from, if all tensors among the arguments were computed from parameters alone."""
         found = []
-        for tensor in self.inputs:
-            layout = self._layout_of(tensor)
+        for layout in self.layouts:
             if layout is None or layout.constant is None:
                 return None
             found.append(layout.constant)
@@ -191,7 +211,7 @@ class Call:
             self.tie(atoms[0], row)
         return Axis(atoms[0], np.asarray(zero.all(0)))
 
-    def meet(self, dims: list[Dim], sizes: list[int], *, zero: Callable[[Flags], bool]) -> Dim:
+    def meet(self, dims: Sequence[Dim], sizes: Sequence[int], *, zero: Callable[[Flags], bool]) -> Dim:
         """One dimension of an elementwise result.
 
         Args:
@@ -202,19 +222,22 @@ class Call:
         Returns:
             The dimension of the result.
         """
+        if not any(dims):
+            return None
         size = max(sizes)
         axes = [d for d in dims if isinstance(d, Axis) and len(d) == size > 1]
         if not axes:
-            spread = any(isinstance(d, Uniform) for d in dims)
-            alone = all(n == 1 or isinstance(d, Uniform) for d, n in zip(dims, sizes, strict=True))
-            return UNIFORM if spread and alone else None
+            alone = UNIFORM in dims and all(n == 1 or d is UNIFORM for d, n in zip(dims, sizes, strict=True))
+            return UNIFORM if alone else None
         if any(d is None and n > 1 for d, n in zip(dims, sizes, strict=True)):
             for axis in axes:
                 self.pin(axis, "joins it with values that belong to no channel")
             return None
         for axis in axes[1:]:
             self.tie(axes[0].atoms, axis.atoms)
-        known = np.stack([d.zero if isinstance(d, Axis) and len(d) > 1 else np.zeros(size, bool) for d in dims])
+        known = np.array([d.zero if isinstance(d, Axis) and len(d) > 1 else np.zeros(size, bool) for d in dims])
+        if (known == known[:, :1]).all():  # the common case: nothing is zero in some of the positions alone
+            return axes[0].with_zero(zero(known[:, 0]))
         patterns, where = np.unique(known, axis=1, return_inverse=True)
         return axes[0].with_zero(np.array([zero(p) for p in patterns.T])[where.reshape(-1)])
 
@@ -224,7 +247,7 @@ class Call:
         rows = [(None,) * (rank - len(dims)) + dims for dims in operands]
         sizes = [(1,) * (rank - len(shape)) + shape for shape in shapes]
         columns = zip(zip(*rows, strict=True), zip(*sizes, strict=True), strict=True)
-        return tuple(self.meet(list(dims), list(size), zero=zero) for dims, size in columns)
+        return tuple(self.meet(dims, size, zero=zero) for dims, size in columns)
 
     def contract(self, one: Dim, other: Dim) -> None:
         """Two dimensions whose products are summed: their channels go together, and the dead have to be zero."""

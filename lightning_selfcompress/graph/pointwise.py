@@ -1,12 +1,13 @@
 """Elementwise operations: equal positions meet, and whether zero stays zero is found out by trying."""
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_selfcompress.graph.atoms import UNIFORM, Axis, Flags
-from lightning_selfcompress.graph.call import Call, Result, Rule, never_zero
+from lightning_selfcompress.graph.call import Call, Result, Rule, name_of, never_zero
 
 # elementwise, but not tagged as such in every torch that is supported
 UNTAGGED = frozenset(
@@ -21,9 +22,10 @@ _ARBITRARY = (-3.25, 1.5, 0.375, 6.5, -0.5, 2.25, -1.125, 4.0)
 _zeros: dict[tuple[Any, ...], tuple[bool, bool]] = {}
 
 
+@cache
 def is_pointwise(func: Any) -> bool:
     """Whether an operation computes every element from the elements at the same position."""
-    base = func._schema.name.partition("::")[2].rstrip("_")
+    base = name_of(func).rstrip("_")
     return (torch.Tag.pointwise in func.tags or base in UNTAGGED) and torch.Tag.nondeterministic_seeded not in func.tags
 
 

@@ -10,7 +10,7 @@ from lightning_selfcompress.graph.call import Call, Result, Rule, never_zero
 
 def matrix_product(call: Call) -> Result:
     """``mm``, ``bmm``, ``mv``, ``dot``, ``linear`` and the forms that add something to the product."""
-    tensors = call.inputs
+    tensors = [*call.inputs]
     added = tensors.pop(0) if call.name.rstrip("_") in ("addmm", "baddbmm", "addmv", "_addmm_activation") else None
     one, other = (call.dims(t) for t in tensors[:2])
     if call.name == "linear":

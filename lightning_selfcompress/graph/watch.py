@@ -224,7 +224,7 @@ class Watcher:
             return
         try:
             call = Call(func, args, kwargs, out, self._store, self._layout)
-            inputs = [(t, layout) for t in call.inputs if (layout := self._layout(t)) is not None]
+            inputs = [(t, known) for t, known in zip(call.inputs, call.layouts, strict=True) if known is not None]
             if inputs or call.name in moves.SPREAD:
                 result = self._apply_rule(call)
                 produced = self._produced(call, inputs)
@@ -237,8 +237,7 @@ class Watcher:
                 self.pin_outputs(tensor, reason)
 
     def _apply_rule(self, call: Call) -> list[Dims | None]:
-        base = call.name.rstrip("_")
-        rule = RULES.get(call.name) or RULES.get(base)
+        rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_"))
         if rule is None and pointwise.is_pointwise(call.func):
             rule = pointwise.pointwise
         if rule is None or not call.outputs or call.func._schema.overload_name.endswith("out"):
@@ -258,10 +257,9 @@ class Watcher:
 
     def _settle(self, call: Call, result: list[Dims | None]) -> None:
         """Notes which values computed from parameters have met data: all but the penalties that join the loss."""
-        layouts = [(t, self._layout(t)) for t in call.inputs]
-        constants = [layout.constant for _, layout in layouts if layout is not None and layout.constant is not None]
-        data = [t for t, layout in layouts if layout is None or layout.constant is None]
-        if not data and None not in result:
+        constants = [known.constant for known in call.layouts if known is not None and known.constant is not None]
+        data = [t for t, known in zip(call.inputs, call.layouts, strict=True) if known is None or not known.constant]
+        if not constants or (not data and None not in result):
             return
         joins_loss = call.name.rstrip("_") in _ADDING and all(t.numel() == 1 for t in data)
         for constant in constants:
