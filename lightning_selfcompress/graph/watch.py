@@ -1,9 +1,8 @@
 """Watching: the operations of real training steps, as they run, tell which channels belong together."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import wraps
 from types import TracebackType
 from typing import Any
@@ -17,14 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.hooks import RemovableHandle
 
 from lightning_selfcompress.graph import moves, pointwise, products, reductions
-from lightning_selfcompress.graph.atoms import AtomStore, Axis, Dims
+from lightning_selfcompress.graph.atoms import AtomStore, Axis, Dims, everywhere
 from lightning_selfcompress.graph.call import Call, Constant, Layout, Rule, Storage, tensors_in
 from lightning_selfcompress.graph.channels import NORMS, Channels, Slot, size_attribute, stored_tensors, tensors_of
-from lightning_selfcompress.layers import Quantized, quantized_parameters, reading_through
+from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters, reading_through
 
 RULES: dict[str, Rule] = {**pointwise.RULES, **moves.RULES, **products.RULES, **reductions.RULES}
 _ADDING = frozenset({"add", "sub", "stack", "cat"})  # how a penalty comes to the loss
 _COPIES = frozenset({"_to_copy", "clone", "detach", "alias"})
+_BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers"}  # hooks and the like, which hold no tensors
 _LAYOUT = "_selfcompress_layout"  # the attribute of a tensor that says what is known of it; ids are used again
 
 
@@ -53,7 +53,7 @@ class Watcher:
         self._stored: dict[int, Layout] = {}  # id of parameter or buffer, all alive as long as the model
         self._weights: dict[tuple[int, str], Layout] = {}  # quantized values
         self._sizes: dict[nn.Module, Axis] = {}  # normalization without tensors, whose size is a mere number
-        self._names: dict[int, str] = {}
+        self._names: set[str] = set()
         self._unseen: dict[int, str] = {}
         self._labelled: list[weakref.ref[Tensor]] = []
         self._exit = ExitStack()
@@ -65,9 +65,9 @@ class Watcher:
     def channels(self) -> Channels:
         """What was found out so far."""
         group, pinned = self._store.groups()
-        trained = {n for n, p in self.model.named_parameters() if p.requires_grad}
-        unseen = tuple(n for n in self._unseen.values() if n in trained)
-        return Channels(tuple(self._slots), group, pinned, unseen)
+        unseen = set(self._unseen.values())
+        trained = {n for n, p in self.model.named_parameters() if n in unseen and p.requires_grad} if unseen else ()
+        return Channels(tuple(self._slots), group, pinned, tuple(n for n in self._unseen.values() if n in trained))
 
     def __enter__(self) -> "Watcher":
         with ExitStack() as stack:
@@ -104,10 +104,12 @@ class Watcher:
                     self._store.pin(dim.atoms, what)
 
     def _name_atoms(self) -> None:
+        weights = list(quantized_parameters(self.model))
+        is_depth = {id(t): t is w.raw_depth for w in weights for t in (w.raw_depth, w.exponent, w.latent)}
         for name, tensor in stored_tensors(self.model).items():
-            self._add(name, tensor)
-        for quantized in quantized_parameters(self.model):
-            self._add_quantized(quantized.layer, quantized.weight_name)
+            self._add(name, tensor, is_depth)
+        for weight in weights:
+            self._add_quantized(weight)
 
         for path, module in self.model.named_modules():
             if isinstance(module, NORMS) and not any(t is not None for t in tensors_of(module)):
@@ -123,33 +125,30 @@ class Watcher:
             self._store.pin(np.flatnonzero(earlier.group == number), reason)
         self._unseen = {key: name for key, name in self._unseen.items() if name in earlier.unseen}
 
-    def _add(self, name: str, tensor: Tensor) -> None:
+    def _add(self, name: str, tensor: Tensor, is_depth: Mapping[int, bool]) -> None:
+        """One tensor; ``is_depth`` has the ids of all that quantized weights are made of."""
         is_parameter = isinstance(tensor, nn.Parameter)
-        bare_mean = name.endswith("running_mean") and name.replace("running_mean", "weight") not in self._names.values()
+        bare_mean = name.endswith("running_mean") and name.replace("running_mean", "weight") not in self._names
         fades = (is_parameter or bare_mean) and sum(n > 1 for n in tensor.shape) == 1
+        slot_fades, produces = fades and id(tensor) not in is_depth, is_depth.get(id(tensor), False)
         dims = []
         for d, size in enumerate(tensor.shape):
-            slot = Slot(name, d, size, self._store.count, fades=fades)
-            self._slots.append(slot)
-            dims.append(Axis(self._store.new(size), np.full(size, fades)))
+            self._slots.append(Slot(name, d, size, self._store.count, produces, slot_fades))
+            dims.append(Axis(self._store.new(size), everywhere(fades, size)))
         constant = Constant(frozenset({id(tensor)})) if is_parameter else None
         layout = Layout(tuple(dims), Storage(), constant=constant)
         self._stored[id(tensor)] = layout
-        self._names[id(tensor)] = name
+        self._names.add(name)
         if is_parameter:
             self._unseen[id(tensor)] = name
 
-    def _add_quantized(self, layer: Quantized, name: str) -> None:
+    def _add_quantized(self, weight: QuantizedParameter) -> None:
         """The depths are what produces the channels; the quantized value is zero where they are."""
-        spec, latent = layer._quantized[name], layer.latent(name)
-        own = [layer._parameters[key] for key in (spec.bit_depth, spec.exponent)]
+        spec, latent = weight.spec, weight.latent
+        own = (weight.raw_depth, weight.exponent)
         depth, exponent = (self._stored[id(p)]._dims[0] for p in own)
         for p in own:
             self._unseen.pop(id(p), None)
-        names = [self._names[id(p)] for p in (*own, latent)]
-        for i, slot in enumerate(self._slots):
-            if slot.name in names:
-                self._slots[i] = replace(slot, produces=slot.name == names[0], fades=False)
         dims = [d.with_zero(False) if isinstance(d, Axis) else d for d in self._stored[id(latent)]._dims]
         self._stored[id(latent)]._dims = tuple(dims)
         if not isinstance(depth, Axis) or not isinstance(exponent, Axis):
@@ -161,7 +160,8 @@ class Watcher:
             dims[spec.axis.dim] = axis.with_zero(True)
         produced = depth.with_zero(True) if spec.axis.groups > 1 else None
         constant = self._stored[id(latent)].constant
-        self._weights[id(latent), name] = Layout(tuple(dims), Storage(), constant=constant, produced=produced)
+        layout = Layout(tuple(dims), Storage(), constant=constant, produced=produced)
+        self._weights[id(latent), weight.weight_name] = layout
 
     def _read(self, layer: Quantized, name: str) -> Tensor:
         """Quantized weights are known for what they are; how they are computed is not watched."""
@@ -325,7 +325,7 @@ class Watcher:
                 tensor.__dict__.pop(_LAYOUT, None)
         self._labelled.clear()
         for module in self.model.modules():  # what a module keeps may have lost its reference and come back
-            for tensor in tensors_in(list(vars(module).values())):
+            for tensor in tensors_in([value for name, value in vars(module).items() if name not in _BOOKKEEPING]):
                 tensor.__dict__.pop(_LAYOUT, None)
 
 
