@@ -14,7 +14,6 @@ from lightning_selfcompress.fade import Fading
 from lightning_selfcompress.graph import Channels, Watcher
 from lightning_selfcompress.prune import Edit, RemovalPlan, Shrunk, plan_removal, remove
 
-SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 
 

@@ -7,14 +7,22 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
 import torch
 from fits import NEVER, Widths, assert_only_living, fit
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from networks import Lit
 from torch import nn
+
+from lightning_selfcompress import convert
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # before torch 2.6 it needs a GPU
+    fully_shard = None
 
 
 class Sometimes(Lit):
@@ -29,14 +37,51 @@ class Sometimes(Lit):
         return loss + self.spare(self.net(batch[0])).square().mean() if batch_idx % 2 else loss
 
 
-def train(every=1, make=Lit, **options):
+class Sharded(Lit):
+    """FSDP2, each layer on its own and the rest together; in float64, which its strategy knows nothing of."""
+
+    def __init__(self):
+        super().__init__()
+        self.double()
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch[0].double(), batch[1]), batch_idx)
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        for layer in (self.net[0], self.net[4], self.net):
+            fully_shard(layer, mesh=mesh)
+
+
+class ShardedAfterConversion(Sharded):
+    def __init__(self):
+        super().__init__()
+        convert(self)
+
+
+def train(every=1, make=Lit, strategy=DDPStrategy, precision="64-true", **options):
     widths = Widths()
-    strategy = DDPStrategy(**options)
-    model, trainer = fit(every, widths, make=make, devices=2, strategy=strategy)
+    with warnings.catch_warnings(record=True) as said:
+        model, trainer = fit(every, widths, make=make, devices=2, strategy=strategy(**options), precision=precision)
     assert_only_living(trainer, model)
-    values = torch.cat([p.detach().flatten().double() for p in model.parameters()])
+    whole = (p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters())
+    values = torch.cat([p.detach().flatten().double() for p in whole])
     shapes = {name: tuple(t.shape) for name, t in model.named_parameters()}
-    return {"losses": model.losses, "widths": widths.seen, "shapes": shapes, "values": values.tolist()}
+    return {
+        "losses": model.losses,
+        "widths": widths.seen,
+        "shapes": shapes,
+        "values": values.tolist(),
+        "said": [str(w.message) for w in said if "SelfCompression" in str(w.message)],
+    }
+
+
+def refused(make, **options):
+    try:
+        train(make=make, strategy=ModelParallelStrategy, precision="32-true", **options)
+    except (RuntimeError, ValueError) as error:
+        return {"refused": str(error)}
+    raise AssertionError("it was not refused")
 
 
 TRAININGS = {
@@ -46,7 +91,18 @@ TRAININGS = {
     "find_unused_parameters, kept": partial(train, NEVER, make=Sometimes, find_unused_parameters=True),
     "static_graph": partial(train, static_graph=True),
     "gradient_as_bucket_view": partial(train, gradient_as_bucket_view=True),
+    "nothing removed": partial(train, 0),
 }
+if fully_shard is not None:
+    TRAININGS |= {
+        "tensor parallel": partial(refused, Sharded, data_parallel_size=1, tensor_parallel_size=2),
+        "converted, then sharded": partial(
+            refused, ShardedAfterConversion, data_parallel_size=2, tensor_parallel_size=1
+        ),
+        "FSDP2": partial(
+            train, NEVER, Sharded, ModelParallelStrategy, "32-true", data_parallel_size=2, tensor_parallel_size=1
+        ),
+    }
 
 
 def run_two(folder, *names):
