@@ -90,6 +90,7 @@ class Removal:
     def apply(self, module: nn.Module, edits: Sequence[Edit], numbers: Sequence[int]) -> list[Shrunk]:
         """Takes the planned channels out of the module; returns the parameters that were replaced."""
         shrunk = remove(module, edits)
+        torch.compiler.reset()  # graphs of the larger network count towards dynamo's limit, after which all is eager
         if self.channels is not None:
             gone = np.zeros(self.channels.count, bool)
             gone[list(numbers)] = True
