@@ -5,12 +5,10 @@ import csv
 import lightning.pytorch as pl
 import pytest
 from fits import (
-    GAN,
     NEVER,
     SCHEDULE,
     Hold,
     Kill,
-    RecordingGan,
     Widths,
     assert_only_living,
     data,
@@ -45,31 +43,6 @@ def test_dead_channels_leave_and_no_loss_changes(gamma):
     print(f"gamma {gamma}: {difference:.2e}")
     assert difference < 1e-5
     assert model.losses[-1] != model.losses[-61]
-
-
-def test_removal_between_accumulated_batches():
-    """Where gradients are accumulated, every loss is still that of the network that kept all channels."""
-    model, trainer = fit(1, accumulate_grad_batches=4)
-    kept, _ = fit(NEVER, accumulate_grad_batches=4)
-    assert model.net[0].out_channels == 3
-    assert_only_living(trainer, model)
-    difference = largest_difference(model.losses, kept.losses)
-    print(f"accumulated: {difference:.2e}")
-    assert difference < 1e-5
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_removal_in_low_precision(precision):
-    """In float32 and bfloat16 the same channels go, and the first losses after it are those of the network before."""
-    model, trainer = fit(1, precision=precision)
-    kept, _ = fit(NEVER, precision=precision)
-    assert model.net[0].out_channels == 3
-    assert model.net[4].out_features == 10
-    assert_only_living(trainer, model)
-    tolerance = 1e-5 if precision == "32-true" else 2e-2
-    difference = largest_difference(model.losses[:65], kept.losses[:65])
-    print(f"{precision}: {difference:.2e}, all: {largest_difference(model.losses, kept.losses):.2e}")
-    assert difference < tolerance
 
 
 def test_logs_what_is_left(tmp_path):
@@ -147,19 +120,6 @@ def test_step_that_returns_nothing_says_nothing_about_outputs():
     model, _ = fit(1, make=NoneAtFirst, schedule={0: {"net.0": [2], "net.6": [1]}}, max_epochs=2)
     assert model.net[0].out_channels == 5
     assert model.net[6].out_features == 4
-
-
-def test_two_optimizers_and_manual_optimization():
-    """Under manual optimization both networks of a GAN shrink, and neither loss is another for it."""
-    model, trainer = fit(1, make=RecordingGan, schedule=GAN, max_epochs=3)
-    kept, _ = fit(NEVER, make=RecordingGan, schedule=GAN, max_epochs=3)
-    assert (model.generator[0].out_features, model.generator[2].in_features) == (9, 9)
-    assert (model.discriminator[0].out_features, model.discriminator[2].in_features) == (9, 9)
-    assert_only_living(trainer, model)
-    assert len(model.losses) == 2 * 180
-    difference = largest_difference(model.losses, kept.losses)
-    print(f"GAN: {difference:.2e}")
-    assert difference < 1e-5
 
 
 @pytest.mark.parametrize("name", ["WeightAveraging", "EMAWeightAveraging"])
