@@ -26,9 +26,10 @@ from lightning_selfcompress.convert import (
 from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
 from lightning_selfcompress.optim import DepthOptimizer, cooldown_factor, shrink_optimizer, take_out
 from lightning_selfcompress.prune import Shrunk, remove
-from lightning_selfcompress.removal import SHARDED, Removal, step_arguments
+from lightning_selfcompress.removal import Removal, step_arguments
 from lightning_selfcompress.report import layer_scalars, log_histogram, scalars
 from lightning_selfcompress.size import ModelSize, size_report
+from lightning_selfcompress.strategies import check_strategy, gradient_average, shards_parameters
 
 Gamma = float | Callable[[int], float]
 
@@ -119,6 +120,8 @@ class SelfCompression(pl.Callback):
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Converts the layers there are, and those that the module's own ``setup`` and ``configure_model`` build."""
+        if stage == "fit":
+            check_strategy(trainer.strategy)
         self._restored = None  # a state restored for a test is not one to go on with
         self._uncalibrated.clear()
         self._was_float = not any(_quantized_layers(pl_module))
@@ -129,7 +132,8 @@ class SelfCompression(pl.Callback):
         self._wrap(pl_module, "configure_optimizers", _in_float)
         self._wrap(pl_module, "load_state_dict", whole_or_not_at_all)
         follow_shapes(pl_module)
-        guard_files(trainer.strategy)
+        if not shards_parameters(trainer.strategy):
+            guard_files(trainer.strategy)
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Says what is compressed and what is not, and takes depths and exponents out of the user's optimizers."""
@@ -279,6 +283,7 @@ class SelfCompression(pl.Callback):
                     lr=self.bits_lr,
                     gamma=lambda: self._gamma_at(trainer.global_step),
                     gradient_scale=lambda: _loss_scale(trainer),
+                    average=gradient_average(trainer.strategy),
                     wrappers=(wrapper,),
                 )
             )
@@ -311,11 +316,11 @@ class SelfCompression(pl.Callback):
         self._removal, self._told = None, set()
         if not self.prune_every_n_epochs:
             return
-        sharded = next((c.__name__ for c in type(trainer.strategy).__mro__ if c.__name__ in SHARDED), "")
-        if sharded:
+        if shards_parameters(trainer.strategy):
             rank_zero_warn(
-                f"SelfCompression: {sharded} shards parameters, so no channels are removed; bit depths are learned all "
-                f"the same. To remove channels, train with one device or DDP; prune_every_n_epochs=0 hides this."
+                f"SelfCompression: {type(trainer.strategy).__name__} shards parameters, so no channels are removed; "
+                f"bit depths are learned all the same. To remove channels, train with one device or DDP; "
+                f"prune_every_n_epochs=0 hides this."
             )
             return
         state = self._restored["removal"] if self._restored is not None else None

@@ -19,7 +19,9 @@ from lightning_selfcompress.layers import (
     Quantized,
     QuantizedSpec,
     _QuantizedRNN,
+    is_sharded,
     quantized_class,
+    quantized_parameters,
 )
 
 Skip = Sequence[str | type[nn.Module]]
@@ -96,12 +98,13 @@ def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
         ValueError: If an entry of ``skip`` matches no module.
     """
     skipped = _skipped(model, skip)
+    fsdp = {id(inner) for m in model.modules() if _is_fsdp(m) for inner in m.modules()}
     axes: dict[int, dict[str, ChannelAxis]] = {}  # id(module) -> its weights
     reasons: dict[int, str] = {}
     owners = [(name, m) for name, m in model.named_modules() if any(p is not None for p in m._parameters.values())]
     for _, module in owners:
         unwanted = id(module) in skipped and not isinstance(module, Quantized)
-        reason = f"skip={skipped[id(module)]!r}" if unwanted else _obstacle(module)
+        reason = f"skip={skipped[id(module)]!r}" if unwanted else _obstacle(module, id(module) in fsdp)
         if reason:
             reasons[id(module)] = reason
         else:
@@ -142,13 +145,19 @@ def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> 
 
     Raises:
         TypeError: If ``skip`` holds something else than strings and module types.
-        ValueError: If an entry of ``skip`` matches no module, ``initial_bits`` is out of range or a weight is not
-            finite. The model is then unchanged.
+        ValueError: If an entry of ``skip`` matches no module, ``initial_bits`` is out of range, a weight is not
+            finite, or bit depths were sharded. The model is then unchanged.
     """
     if not 2 <= initial_bits <= 24:
         raise ValueError(f"Expected initial_bits from 2 to 24, got {initial_bits!r}.")
     plan = plan_conversion(model, skip=skip)
     fresh = [layer for layer in plan.compressed if not isinstance(model.get_submodule(layer.name), Quantized)]
+    for quantized in quantized_parameters(model):
+        if is_sharded(quantized.raw_depth):
+            raise ValueError(
+                f"Expected a float network to be sharded, got {quantized.name!r}, converted before fully_shard took it "
+                f"apart. Shard first, then convert: with SelfCompression in a Trainer, hand over the float network."
+            )
     for layer in fresh:
         for weight_name, _ in layer.weights:
             if not bool(torch.isfinite(cast(Tensor, model.get_submodule(layer.name)._parameters[weight_name])).all()):
@@ -171,7 +180,7 @@ def revert(model: nn.Module) -> None:
     for layer in list(model.modules()):
         if isinstance(layer, Quantized):
             _swap_out(layer)
-            for name in ("release_after_backward", "depths_loaded"):
+            for name in ("release_after_backward", "depths_loaded", "sharded"):
                 layer.__dict__.pop(name, None)
 
 
@@ -198,8 +207,12 @@ def _weights(module: nn.Module) -> dict[str, ChannelAxis]:
     return next(find(module) for kind, find in REGISTRY.items() if isinstance(module, kind))
 
 
-def _obstacle(module: nn.Module) -> str:
-    """Why a module cannot be quantized, or an empty string."""
+def _is_fsdp(module: nn.Module) -> bool:
+    return any(c.__name__ == "FSDPModule" for c in type(module).__mro__)  # it has moved between torch's versions
+
+
+def _obstacle(module: nn.Module, fsdp: bool) -> str:
+    """Why a module, which FSDP2 may have sharded, cannot be quantized, or an empty string."""
     if isinstance(module, Quantized):
         return ""
     if any(p is not None and is_lazy(p) for p in module._parameters.values()):
@@ -213,7 +226,7 @@ def _obstacle(module: nn.Module) -> str:
         return "quantized by torch.ao already"
     weights = _weights(module)
     for name in weights:
-        obstacle = _weight_obstacle(module, name)
+        obstacle = _weight_obstacle(module, name, fsdp)
         if obstacle:
             return obstacle
     if not weights:
@@ -226,11 +239,12 @@ def _obstacle(module: nn.Module) -> str:
     return f"it has attributes named {', '.join(taken)} already" if taken else ""
 
 
-def _weight_obstacle(module: nn.Module, name: str) -> str:
+def _weight_obstacle(module: nn.Module, name: str, fsdp: bool) -> str:
     parameter = module._parameters.get(name)
     if parameter is None or name in module.__dict__ or hasattr(type(module), name):
         return f"its {name} is recomputed by a hook or property (weight_norm, spectral_norm, pruning or its own)"
-    if type(parameter) is not nn.Parameter:
+    whole_in_forward = fsdp and is_sharded(parameter) and parameter.device_mesh.ndim == 1  # type: ignore[attr-defined]
+    if type(parameter) is not nn.Parameter and not whole_in_forward:
         return f"its {name} is a {type(parameter.data).__name__}, quantized or sharded elsewhere"
     if not parameter.is_floating_point():
         return f"its {name} holds {parameter.dtype} numbers"
@@ -337,7 +351,10 @@ def _quantize_in_place(
             parameters[key] = nn.Parameter(torch.zeros(axis.channels(weight), dtype=dtype, device=weight.device))
         shared[id(weight)] = specs[name], parameters[depth_name], parameters[exponent_name]
         fresh.append(name)
+    sharded = any(is_sharded(layer._parameters[name]) for name in weights)  # type: ignore[arg-type]
     _swap_in(layer, quantized_class(type(layer), tuple(specs)), specs, parameters)
+    if sharded:
+        layer.sharded = True  # type: ignore[assignment]
     for name in fresh:
         cast(Quantized, layer).calibrate(name)
 

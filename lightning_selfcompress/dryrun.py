@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_selfcompress.graph import Channels
 from lightning_selfcompress.graph.call import tensors_in
+from lightning_selfcompress.graph.watch import uncompiled
 from lightning_selfcompress.prune import RemovalPlan, narrow, remove
 
 Replay = Callable[[nn.Module, torch.dtype], Any]
@@ -123,7 +124,7 @@ class _Trial:
         for child in net.children():
             child.register_forward_hook(record(False))
         net.register_forward_hook(record(True))
-        with _repeatable(), torch.enable_grad():
+        with uncompiled(), _repeatable(), torch.enable_grad():
             seen.extend((True, t.detach()) for t in _floats(self._replay(net, self._dtype)))
         return seen
 

@@ -60,7 +60,7 @@ class ChannelAxis:
 
     def extremes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest weight of each channel, each ``(channels,)``."""
-        split = self.split(weight.detach())
+        split = self.split(_whole(weight.detach()))
         kept = {self.dim} if self.groups == 1 else {0, self.dim + 1}
         within = tuple(d for d in range(split.dim()) if d not in kept)
         if not within:
@@ -87,6 +87,15 @@ class QuantizedSpec:
     initial_bits: float
     original_numel: int
     original_channels: int
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which this process has a part."""
+    return hasattr(tensor, "full_tensor")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 class _Cached(NamedTuple):
@@ -127,10 +136,13 @@ class Quantized(nn.Module):
         release_after_backward: Free the kept value when the gradient arrives. It spares the memory where every
             backward is followed by an optimizer step, and a computation where gradients are accumulated if left off.
         depths_loaded: Whether depths and exponents came from a state dict, so that they are not to be calibrated anew.
+        sharded: Whether FSDP2 makes the weights whole for each forward. Read at other times, they are not quantized:
+            it is FSDP2 that reads its part.
     """
 
     release_after_backward = False
     depths_loaded = False
+    sharded = False
 
     _float_class: type[nn.Module]
     _quantized: dict[str, QuantizedSpec]
@@ -171,6 +183,8 @@ class Quantized(nn.Module):
         spec = self._quantized[name]
         x, b, e = (cast(Tensor, self._parameters[n]) for n in (name, spec.bit_depth, spec.exponent))
         axis = spec.axis
+        if self.sharded and is_sharded(x):
+            return x
         if _is_transformed() or any(type(t) is not nn.Parameter for t in (x, b, e)):  # functional_call is at work
             learned = (b, e) if x.requires_grad else (b.detach(), e.detach())
             return axis.join(q_composite(*axis.arrange(x, *learned)))

@@ -164,6 +164,7 @@ class DepthOptimizer:
         gamma: Returns the weight of Q in the loss.
         gradient_scale: Returns what the loss was multiplied with before backward, 1 without a GradScaler.
         wrappers: Objects that stand for the user's optimizer and have a ``zero_grad`` of their own.
+        average: Returns the mean over processes of a tensor, where nothing else averages these gradients.
     """
 
     def __init__(
@@ -175,12 +176,14 @@ class DepthOptimizer:
         gamma: Callable[[], float],
         gradient_scale: Callable[[], float] = lambda: 1.0,
         wrappers: Sequence[Any] = (),
+        average: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.owner = owner
         self.size = size
         self.skipped_steps = 0
         self._gamma = gamma
         self._gradient_scale = gradient_scale
+        self._average = average
         self._faces = (owner, *wrappers)
         self._trained = [p for q in size.parameters for p in (q.raw_depth, q.exponent)]
         fused = all(p.device.type in ("cpu", "cuda") for p in self._trained)
@@ -237,6 +240,8 @@ class DepthOptimizer:
             finite, which is counted in ``skipped_steps``. A weight without gradient (frozen, a target network, an
             expert not chosen) keeps its depths and exponents.
         """
+        if self.adam is not None and self._average is not None:
+            self._average_gradients(self._average)
         if self.adam is None or all(p.grad is None for p in self._trained):
             self.zero_grad()
             return False
@@ -247,6 +252,15 @@ class DepthOptimizer:
             self.skipped_steps += 1
         self.zero_grad()
         return finite
+
+    @torch.no_grad()
+    def _average_gradients(self, average: Callable[[Tensor], Tensor]) -> None:
+        """The same gradients in every process; none where no process has one."""
+        reached = self._trained[0].new_tensor([p.grad is not None for p in self._trained])
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained]
+        *means, anywhere = average(torch.cat([*parts, reached])).split([p.numel() for p in (*parts, reached)])
+        for p, mean, share in zip(self._trained, means, anywhere.tolist(), strict=True):
+            p.grad = mean.to(p) if share else None
 
     @torch.no_grad()
     def _complete_gradients(self) -> bool:

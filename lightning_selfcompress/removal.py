@@ -15,7 +15,6 @@ from lightning_selfcompress.fade import Fading
 from lightning_selfcompress.graph import Channels, Watcher
 from lightning_selfcompress.prune import Edit, RemovalPlan, Shrunk, plan_removal, remove
 
-SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 
 
@@ -115,6 +114,7 @@ class Removal:
     def apply(self, module: nn.Module, edits: Sequence[Edit], numbers: Sequence[int]) -> list[Shrunk]:
         """Takes the planned channels out of the module; returns the parameters that were replaced."""
         shrunk = remove(module, edits)
+        torch.compiler.reset()  # graphs of the larger network count towards dynamo's limit, after which all is eager
         if self.channels is not None:
             gone = np.zeros(self.channels.count, bool)
             gone[list(numbers)] = True

@@ -23,6 +23,7 @@ STAGES = (
     "dryrun",
     "fade",
     "removal",
+    "strategies",
     "optim",
     "report",
     "callback",

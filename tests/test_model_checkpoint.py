@@ -5,9 +5,9 @@ from datetime import timedelta
 
 import pytest
 import torch
+from fits import Kill
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from networks import Lit, batches, make_trainer
-from test_removal_fit import Kill
 
 from lightning_selfcompress import SelfCompression, load_from_checkpoint, size_report
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from fits import SCHEDULE, Kill
 from lightning.pytorch.callbacks import ModelCheckpoint
 from networks import Lit, batches, make_trainer
-from test_removal_fit import SCHEDULE, Kill
 from torch import nn
 
 from lightning_selfcompress import SelfCompression, load_from_checkpoint, size_report

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fits import GAN, SCHEDULE, Kill, RecordingGan
 from lightning.pytorch.callbacks import ModelCheckpoint
-from networks import Gan, Lit, batches, make_trainer
-from test_removal_fit import GAN, SCHEDULE, Kill
+from networks import Lit, batches, make_trainer
 
 from lightning_selfcompress import SelfCompression
 
@@ -101,14 +101,6 @@ class Branching(Lit):
 def adam_with_schedule(module):
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)]
-
-
-class RecordingGan(Gan):
-    losses: list
-
-    def manual_backward(self, loss, *args, **kwargs):
-        self.__dict__.setdefault("losses", []).append(loss.item())
-        super().manual_backward(loss, *args, **kwargs)
 
 
 KINDS = {

@@ -75,7 +75,7 @@ class Watcher:
             stack.enter_context(reading_through(self._read))
             for handle in self._hooks():
                 stack.callback(handle.remove)
-            stack.enter_context(_uncompiled())
+            stack.enter_context(uncompiled())
             stack.enter_context(self._between_optimizer_steps())
             stack.enter_context(_Mode(self._visit))
             self._exit = stack.pop_all()
@@ -369,7 +369,7 @@ class _Mode(TorchDispatchMode):
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
+def uncompiled() -> Iterator[None]:
     """Compiled modules run as they were written: a compiled graph is one opaque operation."""
     if hasattr(torch.compiler, "set_stance"):
         with torch.compiler.set_stance("force_eager"):

@@ -1,0 +1,124 @@
+"""Trainings of two gloo processes, several of them one after the other in the same two.
+
+Run as a script with names of TRAININGS and a folder: every process writes there what each training ended with.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+
+import torch
+from fits import NEVER, Widths, assert_only_living, fit
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from networks import Lit
+from torch import nn
+
+from lightning_selfcompress import convert
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # before torch 2.6 it needs a GPU
+    fully_shard = None
+
+
+class Sometimes(Lit):
+    """A layer that only every other step uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Linear(4, 1)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss + self.spare(self.net(batch[0])).square().mean() if batch_idx % 2 else loss
+
+
+class Sharded(Lit):
+    """FSDP2, each layer on its own and the rest together; in float64, which its strategy knows nothing of."""
+
+    def __init__(self):
+        super().__init__()
+        self.double()
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch[0].double(), batch[1]), batch_idx)
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        for layer in (self.net[0], self.net[4], self.net):
+            fully_shard(layer, mesh=mesh)
+
+
+class ShardedAfterConversion(Sharded):
+    def __init__(self):
+        super().__init__()
+        convert(self)
+
+
+def train(every=1, make=Lit, strategy=DDPStrategy, precision="64-true", **options):
+    widths = Widths()
+    with warnings.catch_warnings(record=True) as said:
+        model, trainer = fit(every, widths, make=make, devices=2, strategy=strategy(**options), precision=precision)
+    assert_only_living(trainer, model)
+    whole = (p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters())
+    values = torch.cat([p.detach().flatten().double() for p in whole])
+    shapes = {name: tuple(t.shape) for name, t in model.named_parameters()}
+    return {
+        "losses": model.losses,
+        "widths": widths.seen,
+        "shapes": shapes,
+        "values": values.tolist(),
+        "said": [str(w.message) for w in said if "SelfCompression" in str(w.message)],
+    }
+
+
+def refused(make, **options):
+    try:
+        train(make=make, strategy=ModelParallelStrategy, precision="32-true", **options)
+    except (RuntimeError, ValueError) as error:
+        return {"refused": str(error)}
+    raise AssertionError("it was not refused")
+
+
+TRAININGS = {
+    "plain": train,
+    "kept": partial(train, NEVER),
+    "find_unused_parameters": partial(train, make=Sometimes, find_unused_parameters=True),
+    "find_unused_parameters, kept": partial(train, NEVER, make=Sometimes, find_unused_parameters=True),
+    "static_graph": partial(train, static_graph=True),
+    "gradient_as_bucket_view": partial(train, gradient_as_bucket_view=True),
+    "nothing removed": partial(train, 0),
+}
+if fully_shard is not None:
+    TRAININGS |= {
+        "tensor parallel": partial(refused, Sharded, data_parallel_size=1, tensor_parallel_size=2),
+        "converted, then sharded": partial(
+            refused, ShardedAfterConversion, data_parallel_size=2, tensor_parallel_size=1
+        ),
+        "FSDP2": partial(
+            train, NEVER, Sharded, ModelParallelStrategy, "32-true", data_parallel_size=2, tensor_parallel_size=1
+        ),
+    }
+
+
+def run_two(folder, *names):
+    """What both processes ended with: training -> (rank 0, rank 1)."""
+    mine = ("RANK", "WORLD_SIZE", "MASTER_", "NODE_RANK", "PL_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("LOCAL_RANK", *mine))} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(folder), *names]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)] for name in names}
+
+
+if __name__ == "__main__":
+    for training in sys.argv[2:]:
+        result = TRAININGS[training]()
+        (Path(sys.argv[1]) / f"{training}-{torch.distributed.get_rank()}.json").write_text(json.dumps(result))
+    torch.distributed.barrier()  # both have written what they end with
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads now and then abort an interpreter that is shutting down
