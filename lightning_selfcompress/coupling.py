@@ -132,8 +132,8 @@ class Coupling:
             b: Bit depths, in bits.
             n: Weights of each channel, all inputs counted.
         """
-        if not self.rounds:
-            return n
+        if not self.rounds or (b.device.type == "cpu" and bool((b > 1).all())):
+            return n  # all inputs are alive and stay so; elsewhere than on a CPU to ask would mean to wait
         missing = (1 - b).clamp_(min=1e-30)  # not 0: d over it is the product over the other producers
         dead = dead_factor(missing, self.produced, self.count)
         factors = self._factors(1 - dead)
