@@ -2,26 +2,37 @@
 
     python benchmarks/removal_time.py watch      # a ResNet-18 step of batch 32, watched against not watched
     python benchmarks/removal_time.py plan       # seconds of a plan and removal on ResNet-18, dry run apart
-    python benchmarks/removal_time.py epoch      # LeNet-5 on MNIST: an epoch of the smaller network against float
+    python benchmarks/removal_time.py epoch --repeats 5 --data-dir DATA   # LeNet-5 on MNIST, see below
 
-``epoch`` needs the checkpoint of a run: ``selfcompress demo --data mnist`` writes ``compressed/checkpoints/last.ckpt``.
+``epoch`` measures whole epochs in a Lightning Trainer as the demo has it, validation included, checkpoints on disk not:
+the float network without a callback, the compressed one going on with the callback from a checkpoint, and for
+comparison the layers of the compressed one as plain layers without a callback. They take turns, so that what else the
+machine does hits all. The checkpoint is that of a run: ``selfcompress demo --data mnist`` writes
+``compressed/checkpoints/last.ckpt``. MNIST's folder is ``--data-dir`` or ``$SELFCOMPRESS_DATA``.
 """
 
 import argparse
 import copy
+import logging
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from step_time import resnet18
 from torch import Tensor, nn
 
-from lightning_selfcompress import convert, revert, size_report
+from lightning_selfcompress import SelfCompression, convert, revert, size_report
 from lightning_selfcompress.checkpoint import take_shapes
-from lightning_selfcompress.demo import LeNet5
+from lightning_selfcompress.data import MnistData
+from lightning_selfcompress.demo import LeNet5, Objective, Settings
 from lightning_selfcompress.dryrun import prove
 from lightning_selfcompress.graph import Watcher, stored_tensors
 from lightning_selfcompress.prune import plan_removal, remove
@@ -94,30 +105,71 @@ def plan(repeats: int) -> None:
         print(f"{name + ':':10}{statistics.median(values):7.3f} s")
 
 
-def epoch(pairs: int, checkpoint: Path) -> None:
-    """Steps of the float LeNet-5, of the compressed one, and of the small one, in turns."""
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    small = LeNet5()
-    convert(small)
-    take_shapes(small, state)
-    small.load_state_dict(state)
-    left = size_report(small).weights_left
-    plain = copy.deepcopy(small)
-    revert(plain)
-    nets = {"float": LeNet5(), "small": small, "small, plain": plain}
-    images, labels = torch.randn(64, 1, 28, 28), torch.randint(10, (64,))
-    steps = {
-        name: (net, torch.optim.Adam([p for n, p in net.named_parameters() if "bit_" not in n and "expo" not in n]))
-        for name, net in nets.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in nets}
-    for _ in range(pairs):
-        for name, (net, optimizer) in steps.items():
-            chunk = [seconds(lambda: training_step(net, images, labels, optimizer)) for _ in range(20)]  # noqa: B023
-            times[name].append(sum(chunk))
-    for name in ("small", "small, plain"):
-        ratio = statistics.median(a / b for a, b in zip(times[name], times["float"], strict=True))
-        print(f"{name}: {ratio:.3f} times the float network's steps, at {left:.1%} of the weights")
+class EpochClock(pl.Callback):
+    """Seconds of the last epoch; the last of the callbacks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.started = 0.0
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.seconds = time.perf_counter() - self.started
+
+
+def smaller(state: dict[str, Tensor], *, plain: bool) -> LeNet5:
+    """The compressed network of a checkpoint, with quantized or with plain layers."""
+    net = LeNet5()
+    convert(net)
+    take_shapes(net, state)
+    net.load_state_dict(state)
+    if plain:
+        revert(net)
+    return net
+
+
+def epoch_seconds(net: LeNet5, data: MnistData, checkpoint: Path | None = None, epoch: int = 0) -> float:
+    """Seconds of one epoch, numbered ``epoch``; with SelfCompression where a checkpoint is gone on from."""
+    clock = EpochClock()
+    gamma = Settings.read(checkpoint.parents[2]).gamma if checkpoint is not None else 0.0
+    with TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_epochs=epoch + 1,
+            accelerator="cpu",
+            callbacks=[*([SelfCompression(gamma=gamma)] if checkpoint is not None else []), Objective(gamma), clock],
+            logger=TensorBoardLogger(folder),
+            log_every_n_steps=10,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(net, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+    return clock.seconds
+
+
+def epoch(repeats: int, checkpoint: Path, data_dir: Path | None) -> None:
+    """Epochs of the float LeNet-5, of the compressed one, and of the compressed one's layers without quantizer."""
+    saved = torch.load(checkpoint, weights_only=True)
+    state, done = saved["state_dict"], saved["epoch"] + 1
+    left = size_report(smaller(state, plain=False)).weights_left
+    print(f"LeNet-5 on MNIST, {left:.1%} of the weights left, medians of {repeats}, seconds an epoch and times float")
+    for batch in (64, 128, 256):
+        data = MnistData(data_dir, batch_size=batch)
+        times: dict[str, list[float]] = {"float": [], "compressed": [], "plain layers": []}
+        for _ in range(repeats):
+            times["float"].append(epoch_seconds(LeNet5(), data))
+            times["compressed"].append(epoch_seconds(LeNet5(), data, checkpoint, done))
+            times["plain layers"].append(epoch_seconds(smaller(state, plain=True), data))
+        print(f"batch {batch:3}: float {statistics.median(times['float']):.2f} s", end="")
+        for name in ("compressed", "plain layers"):
+            ratios = [a / b for a, b in zip(times[name], times["float"], strict=True)]
+            spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+            print(
+                f", {name} {statistics.median(times[name]):.2f} s = {statistics.median(ratios):.3f} ({spread})", end=""
+            )
+        print(flush=True)
 
 
 def main() -> None:
@@ -127,11 +179,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/mnist-1/compressed/checkpoints/last.ckpt"))
+    parser.add_argument("--data-dir", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     if options.what == "epoch":
-        epoch(options.repeats, options.checkpoint)
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore")
+        epoch(options.repeats, options.checkpoint, options.data_dir)
     else:
         {"watch": watch, "plan": plan}[options.what](options.repeats)
 

@@ -1,7 +1,7 @@
 """The Lightning callback: every hook calls one stage of the package."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from itertools import zip_longest
 from numbers import Real
@@ -111,6 +111,7 @@ class SelfCompression(pl.Callback):
         self._wrapped: dict[str, Any] = {}
         self._uncalibrated: dict[int, QuantizedParameter] = {}  # converted by this fit, not yet trained
         self._group_lengths: list[int] = []
+        self._layers: tuple[Quantized, ...] = ()  # of the module in training; to walk through it at every step is slow
         self._was_float = True
 
     @property
@@ -156,6 +157,10 @@ class SelfCompression(pl.Callback):
         for layer in _quantized_layers(pl_module):
             layer.release_after_backward = step_each_backward
 
+    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Looks for the layers there are, should any have been replaced since the last epoch."""
+        self._layers = tuple(_quantized_layers(pl_module))
+
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
@@ -168,7 +173,7 @@ class SelfCompression(pl.Callback):
         if self._group_lengths != [len(group["params"]) for o in trainer.optimizers for group in o.param_groups]:
             self._take_out(trainer, pl_module)
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            _forget_quantized(pl_module)
+            _forget_quantized(self._layers)
         if self._removal is not None:
             if self._overdue:
                 self._removal.capture(*step_arguments(pl_module, batch, batch_idx))
@@ -207,14 +212,16 @@ class SelfCompression(pl.Callback):
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Forgets the weights that were validated, which a moving average may have lent."""
-        _forget_quantized(pl_module)
+        _forget_quantized(_quantized_layers(pl_module))
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Lets go of the user's optimizers."""
+        """Lets go of the user's optimizers and the module's layers."""
+        self._layers = ()
         self._detach()
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Leaves module and optimizers in order when training breaks off."""
+        self._layers = ()
         self._detach()
         self._unwrap(pl_module)
 
@@ -451,8 +458,8 @@ def _quantized_layers(pl_module: "pl.LightningModule") -> Iterator[Quantized]:
     return (layer for layer in pl_module.modules() if isinstance(layer, Quantized))
 
 
-def _forget_quantized(pl_module: "pl.LightningModule") -> None:
-    for layer in _quantized_layers(pl_module):
+def _forget_quantized(layers: Iterable[Quantized]) -> None:
+    for layer in layers:
         layer.forget_quantized()
 
 

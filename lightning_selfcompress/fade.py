@@ -52,8 +52,10 @@ class Fading:
         """One step, to be taken after each step of the optimizers."""
         if not self._vectors or not self._depths:
             return
-        alive = torch.zeros_like(self._removable)
         depth = bit_depth(torch.cat([d.to(self.left) for d in self._depths]))
+        if depth.device.type == "cpu" and bool(depth.all()):
+            return  # nothing is dead, as is usual; elsewhere to ask would mean to wait for the device
+        alive = torch.zeros_like(self._removable)
         alive[self._produced[depth > 0]] = True
         dying = self._removable & ~alive
         factor = torch.where(dying, (1 - 1 / self.left.clamp(min=1)), 1.0)

@@ -10,13 +10,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from lightning_selfcompress.quantizer import bit_depth, initial_exponent, q, q_composite, quantize
+from lightning_selfcompress.quantizer import Range, bit_depth, initial_exponent, q_composite, q_known, quantize
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 class _Cached(NamedTuple):
     value: Tensor
+    range: Range
     inputs: tuple[Tensor, Tensor, Tensor]
     stamp: tuple[int, ...]
 
@@ -189,37 +191,37 @@ class Quantized(nn.Module):
             learned = (b, e) if x.requires_grad else (b.detach(), e.detach())
             return axis.join(q_composite(*axis.arrange(x, *learned)))
         if x.is_inference():
-            return axis.join(quantize(*axis.arrange(x, b, e)))
-        value = self._kept_value(name, (x, b, e), axis)
+            return self._quantize((x, b, e), axis)[0]
+        kept = self._kept(name, (x, b, e), axis)
         if not torch.is_grad_enabled() or not x.requires_grad:
-            return value  # the depths of a frozen weight, or of one toggled off, are frozen as well
-        weight = axis.join(q(*axis.arrange(x, b, e), value=axis.split(value)))
-        if self.release_after_backward:
-            weight.register_hook(lambda _: self._release(name))
-        return weight
+            return kept.value  # the depths of a frozen weight, or of one toggled off, are frozen as well
+        release = partial(self._quantized_values.pop, name, None) if self.release_after_backward else None
+        return axis.join(q_known(axis.split(x), b, e, axis.split(kept.value), kept.range, release))
 
-    def _release(self, name: str) -> None:
-        self._quantized_values.pop(name, None)
-
-    def _kept_value(self, name: str, inputs: tuple[Tensor, Tensor, Tensor], axis: ChannelAxis) -> Tensor:
-        stamp = (_steps, *(n for t in inputs for n in (t._version, t.data_ptr())))
+    def _kept(self, name: str, inputs: tuple[Tensor, Tensor, Tensor], axis: ChannelAxis) -> _Cached:
+        x, b, e = inputs
+        stamp = (_steps, x._version, x.data_ptr(), b._version, b.data_ptr(), e._version, e.data_ptr())
         kept = self._quantized_values.get(name)
-        if kept is not None and kept.stamp[0] != kept.value._version:
-            warnings.warn(
-                f"Something wrote into the quantized {name!r} of {type(self).__name__}, which is computed: the values "
-                f"are lost. Write into layer.latent({name!r}).",
-                stacklevel=4,
-            )
-        if (
-            kept is not None
-            and kept.stamp == (kept.value._version, *stamp)
-            and all(a is b for a, b in zip(kept.inputs, inputs, strict=True))
-        ):
-            return kept.value
-        with torch.inference_mode(False), torch.no_grad():
-            value = axis.join(quantize(*axis.arrange(*inputs)))
-        self._quantized_values[name] = _Cached(value, inputs, (value._version, *stamp))
-        return value
+        if kept is not None:
+            if kept.stamp[0] != kept.value._version:
+                warnings.warn(
+                    f"Something wrote into the quantized {name!r} of {type(self).__name__}, which is computed: the "
+                    f"values are lost. Write into layer.latent({name!r}).",
+                    stacklevel=4,
+                )
+            elif kept.stamp[1:] == stamp and all(a is b for a, b in zip(kept.inputs, inputs, strict=True)):
+                return kept
+        with torch.inference_mode(False):
+            value, known = self._quantize(inputs, axis)
+        kept = self._quantized_values[name] = _Cached(value, known, inputs, (value._version, *stamp))
+        return kept
+
+    @staticmethod
+    @torch.no_grad()
+    def _quantize(inputs: tuple[Tensor, Tensor, Tensor], axis: ChannelAxis) -> tuple[Tensor, Range]:
+        x, b, e = axis.arrange(*inputs)
+        known = Range.of(b, e)
+        return axis.join(quantize(x, known)), known
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantized":
         # Depths move by hundredths of a bit: they stay float32 whatever the module is cast to.

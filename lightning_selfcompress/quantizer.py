@@ -7,8 +7,8 @@ dimensions and broadcast to it: size 1 wherever the weights of one channel lie.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -82,18 +82,41 @@ def q_composite(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
     return (torch.exp2(e) * rounded).to(x.dtype)
 
 
-def q(x: Tensor, b: Tensor, e: Tensor, *, value: Tensor | None = None) -> Tensor:
+class Range(NamedTuple):
+    """What depths and exponents come to, of the shape of ``b``: computed once for a value and for its gradient.
+
+    Args:
+        scale: The step between levels, ``2^e``.
+        inverse: ``2^-e``.
+        low: Lower clip limit of the codes.
+        high: Upper clip limit of the codes.
+    """
+
+    scale: Tensor
+    inverse: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, b: Tensor, e: Tensor) -> "Range":
+        """The range of bit depths ``b`` and exponents ``e``."""
+        return cls(torch.exp2(e), torch.exp2(-e), *code_bounds(b))
+
+    def rows(self, block: slice) -> "Range":
+        """The range of some rows of the weights."""
+        return Range(*(t[block] for t in self))
+
+
+def q(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
     """Quantize: ``q(x, b, e) = 2^e * round(min(max(2^-e x, -2^(b-1)), 2^(b-1) - 1))``.
 
     Rounding passes its gradient straight through; everything else is differentiated as written, so ``b`` and ``e``
-    learn along with ``x``. The gradient is in closed form and keeps nothing but the inputs.
+    learn along with ``x``. The gradient is in closed form and keeps the inputs and one :class:`Range`.
 
     Args:
         x: Weights, floating point.
         b: Bit depths in bits, >= 0, same number of dimensions as ``x`` and broadcasts to it.
         e: Exponents, the shape of ``b``.
-        value: What :func:`quantize` returned for the same inputs, to spare the computation. The result shares its
-            memory.
 
     Returns:
         Quantized weights, shape and dtype of ``x``.
@@ -106,7 +129,34 @@ def q(x: Tensor, b: Tensor, e: Tensor, *, value: Tensor | None = None) -> Tensor
             f"Expected bit depths and exponents of one shape that broadcasts to the weights {tuple(x.shape)}, "
             f"got {tuple(b.shape)} and {tuple(e.shape)}. Reshape them to size 1 in every dimension but the channels'."
         )
-    return cast(Tensor, _Quantize.apply(x, b, e, value))  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        known = Range.of(b, e)
+        value = quantize(x, known)
+    return cast(Tensor, _Quantize.apply(x, b, e, value, known, False, None))  # type: ignore[no-untyped-call]
+
+
+def q_known(
+    x: Tensor,
+    raw: Tensor,  # (channels,)
+    e: Tensor,  # (channels,)
+    value: Tensor,  # (shape of x)
+    known: Range,
+    on_backward: Callable[[], object] | None = None,
+) -> Tensor:
+    """``q(x, bit_depth(raw), e)`` whose value is known: one node of the autograd graph, which computes the gradient.
+
+    Args:
+        x: Weights, floating point.
+        raw: Raw depths in bits; the gradient is that of :func:`bit_depth` too.
+        e: Exponents.
+        value: The value; the result shares its memory.
+        known: Range of the depths and exponents, of a shape that broadcasts to ``x``.
+        on_backward: Called when the gradient arrives, before anything is computed.
+
+    Returns:
+        Quantized weights, shape and dtype of ``x``.
+    """
+    return cast(Tensor, _Quantize.apply(x, raw, e, value, known, True, on_backward))  # type: ignore[no-untyped-call]
 
 
 def initial_exponent(
@@ -134,34 +184,35 @@ def initial_exponent(
     return torch.where(step > 0, step, largest).log2()
 
 
-@torch.no_grad()
-def quantize(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
-    """The value of :func:`q` without a gradient.
+def quantize(x: Tensor, known: Range) -> Tensor:
+    """The value of :func:`q`; called without gradients.
 
     Args:
         x: Weights, floating point.
-        b: Bit depths in bits, same number of dimensions as ``x`` and broadcasts to it.
-        e: Exponents, the shape of ``b``.
+        known: Range of the depths and exponents, of a shape that broadcasts to ``x``.
 
     Returns:
         Quantized weights, a new tensor with the shape and dtype of ``x``.
     """
-    scale, inverse = torch.exp2(e), torch.exp2(-e)
-    low, high = code_bounds(b)
+    if _is_one_block(x):
+        return _quantize_block(x, known).to(x.dtype)
     out = torch.empty_like(x)
-    for i, c in _blocks(x, b):
-        level = torch.mul(x[i], inverse[c])
-        # torch.clamp with tensors as bounds is several times slower on a CPU
-        torch.minimum(torch.maximum(level, low[c], out=level), high[c], out=level)
-        out[i] = level.round_().mul_(scale[c])
+    for i, c in _blocks(x, known.scale):
+        out[i] = _quantize_block(x[i], known.rows(c))
     return out
+
+
+def _quantize_block(x: Tensor, known: Range) -> Tensor:
+    level = torch.mul(x, known.inverse)
+    # torch.clamp with tensors as bounds is several times slower on a CPU
+    torch.minimum(torch.maximum(level, known.low, out=level), known.high, out=level)
+    return level.round_().mul_(known.scale)
 
 
 def q_backward(
     grad: Tensor,  # (shape of x)
     x: Tensor,
-    b: Tensor,
-    e: Tensor,
+    known: Range,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of :func:`q` in closed form.
 
@@ -169,63 +220,94 @@ def q_backward(
 
         dq/dx = inside
         dq/db = ln 2 * 2^e * 2^(b-1) * (above - below)
-        dq/de = ln 2 * (q - x * inside)
+        dq/de = ln 2 * 2^e * (round(clip(y)) - y * inside)
 
     summed over the weights of each channel for b and e.
 
     Args:
         grad: Gradient of the loss with respect to q.
         x: Weights, as in :func:`q`.
-        b: Bit depths in bits, as in :func:`q`.
-        e: Exponents, as in :func:`q`.
+        known: Range of the depths and exponents, of a shape that broadcasts to ``x``.
 
     Returns:
-        Gradients with respect to ``x``, ``b`` and ``e``, each with the shape and dtype of its variable.
+        Gradients with respect to ``x``, in its dtype, and to ``b`` and ``e``, of the shape of ``known``.
     """
-    scale, inverse = torch.exp2(e), torch.exp2(-e)
-    low, high = code_bounds(b)
-    within = tuple(d for d, n in enumerate(b.shape) if n == 1)
-    grad_x, grad_b, grad_e = torch.empty_like(x), torch.zeros_like(scale), torch.zeros_like(scale)
-    for i, c in _blocks(x, b):
-        g, level = grad[i].to(scale.dtype), x[i] * inverse[c]
-        clipped = torch.maximum(level, low[c])
-        torch.minimum(clipped, high[c], out=clipped)
-        side = level.sub_(clipped).sign_()  # above - below; products with it are faster than masks
-        outside = side * g
-        grad_b[c] += outside.sum(within, keepdim=True)
-        inside = torch.addcmul(g, outside, side, value=-1, out=outside)
-        grad_x[i] = inside
-        grad_e[c] += clipped.round_().mul_(g).sum(within, keepdim=True) * scale[c]
-        grad_e[c] -= inside.mul_(x[i]).sum(within, keepdim=True)
-    return grad_x, (grad_b * scale * (-low) * LN2).to(b.dtype), (grad_e * LN2).to(e.dtype)
+    within = tuple(d for d, n in enumerate(known.scale.shape) if n == 1)
+    if _is_one_block(x):
+        inside, sum_b, sum_e = _gradient_block(grad, x, known, within)
+        grad_x = inside.to(x.dtype)
+    else:
+        grad_x, sum_b, sum_e = torch.empty_like(x), torch.zeros_like(known.scale), torch.zeros_like(known.scale)
+        for i, c in _blocks(x, known.scale):
+            grad_x[i], block_b, block_e = _gradient_block(grad[i], x[i], known.rows(c), within)
+            sum_b[c] += block_b
+            sum_e[c] += block_e
+    slope = known.scale * LN2
+    return grad_x, sum_b.mul_(slope).mul_(known.low), sum_e.mul_(slope)
+
+
+def _gradient_block(
+    grad: Tensor,  # (shape of x)
+    x: Tensor,
+    known: Range,
+    within: tuple[int, ...],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of x, and what those of b and e are multiples of: sums over the dimensions ``within``."""
+    g, level = grad.to(known.scale.dtype), x * known.inverse
+    clipped = torch.maximum(level, known.low)
+    torch.minimum(clipped, known.high, out=clipped)
+    side = torch.sub(clipped, level).sign_()  # below - above; products with it are faster than masks
+    outside = side * g
+    sum_b = outside.sum(within, keepdim=True)
+    inside = torch.addcmul(g, outside, side, value=-1, out=outside)
+    rounded = torch.round(clipped, out=level)  # inside, level was clipped; outside it may have been infinite
+    return inside, sum_b, rounded.mul_(g).addcmul_(inside, clipped, value=-1).sum(within, keepdim=True)
+
+
+def _is_one_block(x: Tensor) -> bool:
+    return x.device.type != "cpu" or x.numel() <= _CPU_BLOCK
 
 
 def _blocks(x: Tensor, b: Tensor) -> Iterator[tuple[slice, slice]]:
     """Cuts the first dimension: slices of ``x``, each with the slice of ``b`` and ``e`` that belongs to it."""
     rows = x.shape[0]
-    step = rows
-    if x.device.type == "cpu" and x.numel() > _CPU_BLOCK:
-        step = max(1, _CPU_BLOCK * rows // x.numel())
-    for start in range(0, rows, max(step, 1)):
+    step = max(1, _CPU_BLOCK * rows // x.numel())
+    for start in range(0, rows, step):
         block = slice(start, start + step)
         yield block, block if b.shape[0] == rows else slice(None)
 
 
 class _Quantize(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, b: Tensor, e: Tensor, value: Tensor | None) -> Tensor:
-        return quantize(x, b, e) if value is None else value.detach()
+    """q of a value and a range that are known; of raw depths ``(channels,)`` or of ``b`` as it broadcasts to x."""
 
+    # No setup_context: torch then binds the arguments by the signature, which takes longer than a small layer's q.
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        x, b, e, _ = inputs
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        b: Tensor,
+        e: Tensor,
+        value: Tensor,
+        known: Range,
+        is_raw: bool,
+        on_backward: Callable[[], object] | None,
+    ) -> Tensor:
         ctx.save_for_backward(x, b, e)
+        ctx.known, ctx.is_raw, ctx.on_backward = known, is_raw, on_backward
+        return value.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.on_backward is not None:
+            ctx.on_backward()
         x, b, e = ctx.saved_tensors
+        unused = (None,) * 4
         if torch.is_grad_enabled():  # create_graph=True: the gradient itself is to be differentiated
             wanted = [t for t in (x, b, e) if t.requires_grad]
-            grads = iter(torch.autograd.grad(q_composite(x, b, e), wanted, grad, create_graph=True))
-            return *(next(grads) if t.requires_grad else None for t in (x, b, e)), None
-        return *q_backward(grad, x, b, e), None
+            shape = ctx.known.scale.shape
+            out = q_composite(x, (bit_depth(b) if ctx.is_raw else b).view(shape), e.view(shape))
+            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+            return *(next(grads) if t.requires_grad else None for t in (x, b, e)), *unused
+        grad_x, grad_b, grad_e = q_backward(grad, x, ctx.known)
+        grad_b, grad_e = grad_b.view(b.shape).to(b.dtype), grad_e.view(e.shape).to(e.dtype)
+        return grad_x, grad_b.masked_fill_(b <= 0, 0) if ctx.is_raw else grad_b, grad_e, *unused

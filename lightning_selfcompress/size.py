@@ -92,6 +92,7 @@ class ModelSize:
         raw = torch.cat([p.raw_depth for p in whole.parameters])
         return whole._bits(raw, mask) / self.original_numel
 
+    @torch.no_grad()
     def gradients(self, factor: float) -> tuple[Tensor, ...]:
         """``factor * dQ/db`` with respect to the raw depths of each of ``parameters``, ``(channels,)`` each.
 
@@ -100,9 +101,10 @@ class ModelSize:
         whole = self.whole or self
         if not whole.parameters:
             return ()
-        with torch.enable_grad():
-            raw = torch.cat([p.raw_depth.detach() for p in whole.parameters]).requires_grad_()
-            (gradient,) = torch.autograd.grad(whole._bits(raw) * (factor / self.original_numel), raw)
+        b = bit_depth(torch.cat([p.raw_depth for p in whole.parameters]))
+        n = whole.n.to(b)
+        gradient = n if whole.coupling is None else whole.coupling.size_gradient(b, n)
+        gradient = gradient * b.sign().mul_(factor / self.original_numel)  # a depth at 0 learns nothing
         by_weight = {id(p.latent): g for p, g in zip(whole.parameters, whole._split(gradient), strict=True)}
         return tuple(by_weight[id(p.latent)] for p in self.parameters)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from killing import watched
 from torch import nn
+from torch.testing import assert_close
 from zoo import ZOO
 
 from lightning_selfcompress.convert import convert
@@ -64,6 +65,22 @@ def test_gradients_against_finite_differences(name):
             p.raw_depth.data[i] = kept
             if abs(kept - 1) > 1e-5:
                 assert gradient[i].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["resnet_basic", "shufflenet", "grouped_transposed", "bilinear", "char_transformer"])
+@pytest.mark.parametrize("least", [-0.5, 1.5])
+def test_gradients_are_those_of_autograd(name, least):
+    """The closed form is what autograd derives from Q, to the last digits, also at no bits and at one."""
+    net = ZOO[name].make().double()
+    convert(net)
+    inputs = [t.double() if t.is_floating_point() else t for t in ZOO[name].inputs()]
+    channels, _ = watched(net, *inputs)
+    for p in quantized_parameters(net):
+        p.raw_depth.data.uniform_(least, 2.5)
+        p.raw_depth.data[::7] = max(least, 1.0)
+    size = ModelSize.of(net, channels)
+    expected = torch.autograd.grad(3.0 * size.bits_per_weight(), [p.raw_depth for p in size.parameters])
+    assert_close(size.gradients(3.0), expected, rtol=1e-12, atol=1e-12 / size.original_numel)
 
 
 def test_parts_add_up_and_see_the_whole():

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_selfcompress import layers
 from lightning_selfcompress.convert import convert
 from lightning_selfcompress.layers import REGISTRY, ChannelAxis, Quantized, quantized_class, quantized_parameters
-from lightning_selfcompress.quantizer import bit_depth, q_composite, quantize
+from lightning_selfcompress.quantizer import bit_depth, q, q_composite, quantize
 
 # torch's own remarks on LSTMs with projections and on ways of tracing that users still take
 pytestmark = pytest.mark.filterwarnings(
@@ -119,7 +119,7 @@ def loss(out):
     return sum(t.square().sum() for t in tensors(out))
 
 
-def quantized_by_hand(p, function=quantize, inputs=None):
+def quantized_by_hand(p, function=q, inputs=None):
     """The value that the layer must show for the weight ``p``."""
     x, b, e = inputs or (p.latent, p.raw_depth, p.exponent)
     split = p.spec.axis.split(x)

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lightning_selfcompress import quantizer
-from lightning_selfcompress.quantizer import bit_depth, code_bounds, codes, initial_exponent, q, q_composite, quantize
+from lightning_selfcompress.quantizer import (
+    Range,
+    bit_depth,
+    code_bounds,
+    codes,
+    initial_exponent,
+    q,
+    q_composite,
+    q_known,
+    quantize,
+)
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # sums of at most some hundred float64 numbers near 1
 LAYOUTS = {  # shape of the weight, shape of its depths
@@ -109,7 +119,8 @@ def test_all_forms_have_the_same_value(problem):
     """quantize, q and q_composite return the same numbers, 2^e times the codes, to the last bit."""
     x, b, e = problem
     expected = torch.exp2(e) * codes(x, b, e)
-    for function in (quantize, q, q_composite):
+    assert torch.equal(quantize(x, Range.of(b, e)), expected)
+    for function in (q, q_composite):
         assert torch.equal(function(x, b, e), expected), function.__name__
 
 
@@ -191,7 +202,7 @@ def test_blocks_change_nothing(layout, block, monkeypatch):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_only_the_inputs_are_kept_for_backward(layout):
-    """Between forward and backward q holds on to the memory of x, b and e and to nothing else."""
+    """Between forward and backward q holds on to no tensor of the size of x but x."""
     leaves = [t.requires_grad_() for t in make(*LAYOUTS[layout])]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None):
@@ -199,15 +210,22 @@ def test_only_the_inputs_are_kept_for_backward(layout):
     assert sorted(t.untyped_storage().data_ptr() for t in kept) == sorted(t.data_ptr() for t in leaves)
 
 
-def test_a_known_value_is_not_computed_again(monkeypatch):
-    """Given the value, q returns its memory with the gradient of the formula, and computes nothing."""
-    x, b, e = make(*LAYOUTS["rows"])
-    value, expected = quantize(x, b, e), gradients(q, x, b, e, x)
-    monkeypatch.setattr(quantizer, "quantize", None)
-    x, b, e = (t.requires_grad_() for t in (x, b, e))
-    out = q(x, b, e, value=value)
-    assert out.data_ptr() == value.data_ptr()
-    assert_close(torch.autograd.grad(out, (x, b, e), x.detach()), expected, **EXACT)
+@given(problems(depths=DEPTHS | st.floats(-2.0, 0.0)))
+def test_a_known_value_has_the_gradients_of_raw_depths(problem):
+    """Given value and range, q returns the value's memory, with the gradients of the formula for flat raw depths."""
+    x, raw, e = problem
+    known = Range.of(bit_depth(raw), e)
+    value, upstream, called = quantize(x, known), torch.randn_like(x), []
+
+    def flat(x, raw, e):
+        out = q_known(x, raw, e, value, known, lambda: called.append(1))
+        assert out.data_ptr() == value.data_ptr()
+        return out
+
+    expected = gradients(lambda x, raw, e: q_composite(x, bit_depth(raw), e), x, raw, e, upstream)
+    actual = gradients(flat, x, raw.flatten(), e.flatten(), upstream)
+    assert called == [1]
+    assert_close(actual, tuple(g.view_as(a) for g, a in zip(expected, actual, strict=True)), **EXACT)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -222,7 +240,12 @@ def test_double_backward(layout, frozen):
         first = torch.autograd.grad(function(*leaves).pow(3).sum(), learned, create_graph=True)
         return torch.autograd.grad(sum(g.pow(2).sum() for g in first), learned)
 
+    def known(x, raw, e):
+        depths = Range.of(bit_depth(raw.detach()), e.detach())
+        return q_known(x, raw.flatten(), e.flatten(), quantize(x.detach(), depths), depths)
+
     assert_close(second(q), second(q_composite), **EXACT)
+    assert_close(second(known), second(q_composite), **EXACT)
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2)])

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from lightning_selfcompress.convert import convert
 from lightning_selfcompress.layers import quantized_parameters
-from lightning_selfcompress.quantizer import bit_depth, quantize
+from lightning_selfcompress.quantizer import Range, bit_depth, quantize
 from lightning_selfcompress.size import ModelSize, layer_size, size_bits, size_report, whole_bits
 
 
@@ -128,7 +128,7 @@ def codes_by_hand(p):
     split = p.spec.axis.split(p.latent.detach().double())
     depth = p.spec.axis.expand(bit_depth(p.raw_depth.detach().double()), split)
     exponent = p.spec.axis.expand(p.exponent.detach().double(), split)
-    found = quantize(split, depth, exponent) * torch.exp2(-exponent)
+    found = quantize(split, Range.of(depth, exponent)) * torch.exp2(-exponent)
     channel = p.spec.axis.expand(torch.arange(p.channels), split).expand_as(split)
     return [{round(code) for code in found[channel == i].tolist()} for i in range(p.channels)]
 
