@@ -8,12 +8,17 @@ dimensions and broadcast to it: size 1 wherever the weights of one channel lie.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 LN2 = math.log(2.0)
+
+EXPONENT_STEPS = 16  # exponents are whole sixteenths, as files hold them: steps between levels 4% apart
+_EXPONENT_LIMIT = 128
 
 # Elements worked on at a time on a CPU: the temporaries of a block stay in the cache, and the extra memory small.
 _CPU_BLOCK = 1 << 18
@@ -46,6 +51,28 @@ def code_bounds(b: Tensor) -> tuple[Tensor, Tensor]:
     return -half, half - 1
 
 
+def step_size(e: Tensor) -> Tensor:
+    """The step between levels, ``2^e`` with ``e`` rounded to whole sixteenths, which files hold.
+
+    Taken from a table, so that it is the same number on every machine and wherever in a tensor it stands.
+
+    Args:
+        e: Exponents, any shape, floating point.
+
+    Returns:
+        Steps of the shape and dtype of ``e``. Exponents out of -128 to 127.9 count as the nearest of these.
+    """
+    limit = _EXPONENT_LIMIT * EXPONENT_STEPS
+    places = (e.detach() * EXPONENT_STEPS).round_().clamp_(-limit, limit - 1).add_(limit)
+    return _step_table(e.dtype, e.device)[places.long()]
+
+
+@lru_cache
+def _step_table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    limit = _EXPONENT_LIMIT * EXPONENT_STEPS
+    return torch.from_numpy(np.exp2(np.arange(-limit, limit) / EXPONENT_STEPS)).to(device, dtype)
+
+
 def codes(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
     """The integer codes ``round(min(max(2^-e x, -2^(b-1)), 2^(b-1) - 1))``, as floating point numbers.
 
@@ -59,7 +86,7 @@ def codes(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
     Returns:
         Codes of the shape of ``x``.
     """
-    return torch.clamp(x * torch.exp2(-e), *code_bounds(b)).round_()
+    return torch.clamp(x * (1 / step_size(e)), *code_bounds(b)).round_()
 
 
 def q_composite(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
@@ -75,6 +102,7 @@ def q_composite(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
     Returns:
         Quantized weights, shape and dtype of ``x``.
     """
+    e = e + ((e * EXPONENT_STEPS).round() / EXPONENT_STEPS - e).detach()
     level = x * torch.exp2(-e)
     low, high = code_bounds(b)
     clipped = torch.where(level < low, low, torch.where(level > high, high, level))
@@ -100,7 +128,8 @@ class Range(NamedTuple):
     @classmethod
     def of(cls, b: Tensor, e: Tensor) -> "Range":
         """The range of bit depths ``b`` and exponents ``e``."""
-        return cls(torch.exp2(e), torch.exp2(-e), *code_bounds(b))
+        step = step_size(e)
+        return cls(step, 1 / step, *code_bounds(b))
 
     def rows(self, block: slice) -> "Range":
         """The range of some rows of the weights."""
@@ -165,7 +194,7 @@ def initial_exponent(
     bits: float,
     fallback: float,
 ) -> Tensor:
-    """The smallest exponent at which the clip range at ``bits`` holds all weights of a channel.
+    """The smallest exponent, in whole sixteenths, at which the clip range at ``bits`` holds all weights of a channel.
 
     Rounding then changes no weight by more than half a level, ``2^(e-1)``.
 
@@ -181,7 +210,7 @@ def initial_exponent(
     lowest, highest = code_bounds(torch.tensor(bits, dtype=low.dtype, device=low.device))
     step = torch.maximum(low / lowest, high / highest)
     largest = step.max() if bool((step > 0).any()) else fallback / highest
-    return torch.where(step > 0, step, largest).log2()
+    return (torch.where(step > 0, step, largest).log2() * EXPONENT_STEPS).ceil() / EXPONENT_STEPS
 
 
 def quantize(x: Tensor, known: Range) -> Tensor:

@@ -15,6 +15,7 @@ STAGES = (
     "layers",
     "convert",
     "graph",
+    "packing",
     "coupling",
     "size",
     "metrics",

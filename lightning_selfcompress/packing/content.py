@@ -1,0 +1,148 @@
+"""What is stored of a model: the integer codes of its weights, and everything else as it is."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lightning_selfcompress.graph import stored_tensors
+from lightning_selfcompress.layers import ChannelAxis, QuantizedParameter, quantized_parameters
+from lightning_selfcompress.quantizer import EXPONENT_STEPS, codes, step_size
+
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+    torch.complex128,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTensor:
+    """One parameter or buffer.
+
+    Args:
+        name: Its path in the model.
+        dtype: Its dtype there.
+        shape: Its shape there.
+        values: Its values, unless it is coded.
+        half: Whether the values are stored in float16.
+        axis: Where its output channels lie, if it is coded.
+        codes: Its codes, a row for each channel, ``(channels, weights per channel)``, integers.
+        exponents: log2 of the step between levels of each channel in sixteenths, ``(channels,)``, integers.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    values: Tensor | None = None
+    half: bool = False
+    axis: ChannelAxis | None = None
+    codes: NDArray[Any] | None = None
+    exponents: NDArray[Any] | None = None
+
+    def tensor(self) -> Tensor:
+        """The tensor itself, dequantized if it is coded."""
+        if self.codes is None or self.axis is None or self.exponents is None:
+            assert self.values is not None
+            return self.values
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        step = step_size(torch.from_numpy(self.exponents).to(wide) / EXPONENT_STEPS)
+        rows = torch.from_numpy(self.codes).to(wide) * step[:, None]
+        return from_rows(rows.to(self.dtype), self.axis, self.shape)
+
+
+def to_rows(weight: Tensor, axis: ChannelAxis) -> Tensor:
+    """The weights of each output channel in a row, ``(channels, weights per channel)``."""
+    if axis.groups == 1:
+        return weight.movedim(axis.dim, 0).flatten(1) if weight.dim() > 1 else weight.unsqueeze(1)
+    return axis.split(weight).movedim(axis.dim + 1, 1).flatten(0, 1).flatten(1)
+
+
+def from_rows(rows: Tensor, axis: ChannelAxis, shape: Sequence[int]) -> Tensor:
+    """Inverse of :func:`to_rows`, contiguous."""
+    if axis.groups == 1:
+        moved = [shape[axis.dim], *(n for d, n in enumerate(shape) if d != axis.dim)]
+        return rows.reshape(moved).movedim(0, axis.dim).contiguous()
+    inner = [n for d, n in enumerate(shape) if d not in (0, axis.dim)]
+    split = rows.reshape(axis.groups, shape[axis.dim], shape[0] // axis.groups, *inner)
+    return axis.join(split.movedim(1, axis.dim + 1)).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """All that is stored of a model.
+
+    Args:
+        tensors: Parameters and buffers in the order of the model's modules.
+        attributes: Whole numbers that modules keep and shapes do not tell, by path: ``"conv.groups"``.
+    """
+
+    tensors: tuple[PackedTensor, ...]
+    attributes: Mapping[str, int]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, *, half: bool = False) -> "Packed":
+        """Reads a model, converted or not.
+
+        Args:
+            model: Any module; buffers that are not persistent are left out.
+            half: Whether float32 values that are not coded are rounded to float16, where that changes none of them
+                by more than a thousandth.
+        """
+        parameters = tuple(quantized_parameters(model))
+        coded = {id(p.latent): p for p in parameters}
+        learned = {id(t) for p in parameters for t in (p.raw_depth, p.exponent)}
+        found = []
+        for name, tensor in stored_tensors(model, transient=False).items():
+            if id(tensor) in coded:
+                found.append(_coded(name, coded[id(tensor)]))
+            elif id(tensor) not in learned:
+                found.append(_as_it_is(name, tensor.detach().cpu(), half=half))
+        return cls(tuple(found), dict(_attributes(model)))
+
+    @property
+    def coded(self) -> tuple[PackedTensor, ...]:
+        """Those that are stored as codes."""
+        return tuple(t for t in self.tensors if t.codes is not None)
+
+
+def _coded(name: str, parameter: QuantizedParameter) -> PackedTensor:
+    axis, latent = parameter.spec.axis, parameter.latent.detach()
+    x, b, e = axis.arrange(latent, parameter.raw_depth.detach(), parameter.exponent.detach())
+    rows = to_rows(axis.join(codes(x, b, e)), axis).cpu()
+    widest = int(rows.abs().max()) if rows.numel() else 0
+    dtype = np.int8 if widest < 128 else np.int16 if widest < 1 << 15 else np.int32
+    exponents = (parameter.exponent.detach() * EXPONENT_STEPS).round().cpu().numpy().astype(np.int64)
+    return PackedTensor(
+        name, latent.dtype, tuple(latent.shape), axis=axis, codes=rows.numpy().astype(dtype), exponents=exponents
+    )
+
+
+def _as_it_is(name: str, tensor: Tensor, *, half: bool) -> PackedTensor:
+    values = tensor.contiguous()
+    if values.dtype == torch.float32:
+        rounded = values.half().float()
+        close = torch.allclose(rounded, values, rtol=1e-3, atol=0) if half else torch.equal(rounded, values)
+        if close:
+            return PackedTensor(name, values.dtype, tuple(values.shape), rounded, half=True)
+    return PackedTensor(name, values.dtype, tuple(values.shape), values)
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[str, int]]:
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
+            yield f"{path}.groups".lstrip("."), module.groups
