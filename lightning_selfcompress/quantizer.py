@@ -19,6 +19,9 @@ LN2 = math.log(2.0)
 
 EXPONENT_STEPS = 16  # exponents are whole sixteenths, as files hold them: steps between levels 4% apart
 _EXPONENT_LIMIT = 128
+_STEPS = torch.from_numpy(
+    np.exp2(np.arange(-_EXPONENT_LIMIT * EXPONENT_STEPS, _EXPONENT_LIMIT * EXPONENT_STEPS) / EXPONENT_STEPS)
+)
 
 # Elements worked on at a time on a CPU: the temporaries of a block stay in the cache, and the extra memory small.
 _CPU_BLOCK = 1 << 18
@@ -64,13 +67,13 @@ def step_size(e: Tensor) -> Tensor:
     """
     limit = _EXPONENT_LIMIT * EXPONENT_STEPS
     places = (e.detach() * EXPONENT_STEPS).round_().clamp_(-limit, limit - 1).add_(limit)
-    return _step_table(e.dtype, e.device)[places.long()]
+    table = _STEPS.to(e) if torch.compiler.is_compiling() else _steps_like(e.dtype, e.device)
+    return table[places.long()]
 
 
 @lru_cache
-def _step_table(dtype: torch.dtype, device: torch.device) -> Tensor:
-    limit = _EXPONENT_LIMIT * EXPONENT_STEPS
-    return torch.from_numpy(np.exp2(np.arange(-limit, limit) / EXPONENT_STEPS)).to(device, dtype)
+def _steps_like(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _STEPS.to(device, dtype)
 
 
 def codes(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
@@ -102,12 +105,13 @@ def q_composite(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
     Returns:
         Quantized weights, shape and dtype of ``x``.
     """
-    e = e + ((e * EXPONENT_STEPS).round() / EXPONENT_STEPS - e).detach()
-    level = x * torch.exp2(-e)
+    step = step_size(e)
+    slope = torch.exp2(e - e.detach())  # 1, with the derivative of a step by its exponent over the step
+    level = x * ((1 / step) / slope)
     low, high = code_bounds(b)
     clipped = torch.where(level < low, low, torch.where(level > high, high, level))
     rounded = clipped + (clipped.round() - clipped).detach()
-    return (torch.exp2(e) * rounded).to(x.dtype)
+    return (step * slope * rounded).to(x.dtype)
 
 
 class Range(NamedTuple):

@@ -8,8 +8,8 @@ import sys
 import time
 
 import pytest
-import torch
 
+from lightning_selfcompress.checkpoint import load_from_checkpoint
 from lightning_selfcompress.cli import main
 from lightning_selfcompress.convert import convert
 from lightning_selfcompress.curve import read_scalar
@@ -47,9 +47,7 @@ def test_demo_prints_both_accuracies_the_report_and_where_to_look(tmp_path, caps
 def test_outcome_is_that_of_the_file(tmp_path):
     """The size reported is the one of the checkpoint, loaded into a fresh network."""
     outcomes = run_demo(Settings("digits", None, 2, 0.5, 0), tmp_path, progress=False)
-    model = DigitsNet()
-    convert(model)
-    model.load_state_dict(torch.load(outcomes["compressed"].checkpoint, weights_only=True)["state_dict"])
+    model = load_from_checkpoint(DigitsNet, outcomes["compressed"].checkpoint)
     assert size_report(model).nbytes == outcomes["compressed"].nbytes
 
 

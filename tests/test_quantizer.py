@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from lightning_selfcompress import quantizer
 from lightning_selfcompress.quantizer import (
+    EXPONENT_STEPS,
     Range,
     bit_depth,
     code_bounds,
@@ -19,6 +20,7 @@ from lightning_selfcompress.quantizer import (
     q_composite,
     q_known,
     quantize,
+    step_size,
 )
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # sums of at most some hundred float64 numbers near 1
@@ -30,13 +32,18 @@ LAYOUTS = {  # shape of the weight, shape of its depths
 DEPTHS = st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.4, 8.0, 16.0]) | st.floats(0.0, 16.0)
 
 
+def on_grid(e):
+    """Exponents that are whole sixteenths."""
+    return (e * EXPONENT_STEPS).round() / EXPONENT_STEPS
+
+
 def make(shape, channels, raw_depths=None, dtype=torch.float64, seed=0):
     """A weight, raw depths and exponents at which some weights of a channel are clipped and some are not."""
     g = torch.Generator().manual_seed(seed)
     raw = torch.rand(channels, generator=g, dtype=torch.float64) * 8 if raw_depths is None else raw_depths
     raw = torch.as_tensor(raw, dtype=torch.float64).reshape(channels)
     x = torch.randn(shape, generator=g, dtype=torch.float64) * 2
-    e = torch.randn(channels, generator=g, dtype=torch.float64) - (raw - 1)
+    e = on_grid(torch.randn(channels, generator=g, dtype=torch.float64) - (raw - 1))
     wide = torch.promote_types(dtype, torch.float32)
     return x.to(dtype), raw.to(wide), e.to(wide)
 
@@ -124,6 +131,25 @@ def test_all_forms_have_the_same_value(problem):
         assert torch.equal(function(x, b, e), expected), function.__name__
 
 
+@given(problems(), st.floats(-0.49, 0.49))
+def test_exponents_count_in_whole_sixteenths(problem, off):
+    """What lies between two sixteenths counts as the nearer one, in values and gradients, whatever the form."""
+    x, b, e = problem
+    between = e + off / EXPONENT_STEPS
+    for function in (q, q_composite):
+        assert torch.equal(function(x, b, between), function(x, b, e))
+        assert_close(gradients(function, x, b, between), gradients(function, x, b, e), **EXACT)
+
+
+def test_steps_do_not_depend_on_their_place():
+    """The step of an exponent is the correctly rounded power of two, alone or among thousands."""
+    e = torch.arange(-128 * EXPONENT_STEPS, 127 * EXPONENT_STEPS) / EXPONENT_STEPS
+    expected = torch.exp2(e.double()).float()
+    assert torch.equal(step_size(e), expected)
+    assert torch.equal(torch.cat([step_size(part) for part in e.split(3)]), expected)
+    assert step_size(torch.tensor([-1e9, 1e9])).tolist() == [2.0**-128, pytest.approx(2.0**128, rel=0.05)]
+
+
 @given(problems(depths=st.just(0.0)))
 def test_depth_zero_is_the_zero_channel(problem):
     """A channel of bit depth 0 is exactly zero, whatever its weights."""
@@ -178,7 +204,8 @@ def test_initial_exponents_hold_all_weights(problem, bits):
     b = torch.full_like(e, bits)
     assert bool(((q(x, b, e) - x).abs() <= bounded(x, e)).all())
     low, high = code_bounds(b)
-    level = x * torch.exp2(-(e - 1e-6))
+    assert torch.equal(e, on_grid(e))
+    level = x * torch.exp2(-(e - 1 / EXPONENT_STEPS))
     assert bool(((level < low) | (level > high)).any(1).all())
 
 

@@ -20,7 +20,7 @@ def with_depths(model, low=-1.0, high=9.0):
     with torch.no_grad():
         for p in quantized_parameters(model):
             p.raw_depth.uniform_(low, high)
-            p.exponent.add_(torch.randn(p.channels) * 2)
+            p.exponent.add_((torch.randn(p.channels) * 32).round() / 16)
     return model
 
 
