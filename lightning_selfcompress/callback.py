@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from lightning_selfcompress.checkpoint import take_shapes
 from lightning_selfcompress.convert import (
@@ -23,6 +22,7 @@ from lightning_selfcompress.convert import (
     unmatched,
 )
 from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
+from lightning_selfcompress.neighbours import averages, refuse
 from lightning_selfcompress.optim import DepthOptimizer, cooldown_factor, shrink_optimizer, take_out
 from lightning_selfcompress.prune import Shrunk, remove
 from lightning_selfcompress.removal import SHARDED, Removal
@@ -117,6 +117,8 @@ class SelfCompression(pl.Callback):
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Converts the layers there are, and those that the module's own ``setup`` and ``configure_model`` build."""
+        if stage == "fit":
+            refuse(self, trainer.callbacks)  # type: ignore[attr-defined]
         self._restored = None  # a state restored for a test is not one to go on with
         self._uncalibrated.clear()
         self._was_float = not any(_quantized_layers(pl_module))
@@ -125,10 +127,13 @@ class SelfCompression(pl.Callback):
         for name in builders:
             self._wrap(pl_module, name, self._then_convert)
         self._wrap(pl_module, "configure_optimizers", _in_float)
-        if all(
-            getattr(hook, "hook", None) is not take_shapes for hook in pl_module._load_state_dict_pre_hooks.values()
-        ):
-            pl_module.register_load_state_dict_pre_hook(take_shapes)  # type: ignore[no-untyped-call]
+        for network in (pl_module, *averages(trainer.callbacks)):  # type: ignore[attr-defined]
+            if all(
+                getattr(hook, "hook", None) is not take_shapes for hook in network._load_state_dict_pre_hooks.values()
+            ):
+                network.register_load_state_dict_pre_hook(take_shapes)  # type: ignore[no-untyped-call]
+        if stage == "fit":
+            _let_train(pl_module, True)
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Says what is compressed and what is not, and takes depths and exponents out of the user's optimizers."""
@@ -198,18 +203,21 @@ class SelfCompression(pl.Callback):
         _forget_quantized(pl_module)
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Lets go of the user's optimizers."""
+        """Lets go of the user's optimizers; depths are held from now on, as no size presses on them."""
         self._detach()
+        _forget_quantized(pl_module)  # a moving average may have taken the weights' places
+        _let_train(pl_module, False)
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Leaves module and optimizers in order when training breaks off."""
-        self._detach()
-        self._unwrap(pl_module)
+        self.teardown(trainer, pl_module, trainer.state.fn)  # type: ignore[arg-type]
 
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Undoes what :meth:`setup` wrapped; the layers stay converted."""
         self._detach()
         self._unwrap(pl_module)
+        if stage == "fit":
+            _let_train(pl_module, False)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers of depths and exponents, in the order of the user's optimizers."""
@@ -240,6 +248,8 @@ class SelfCompression(pl.Callback):
             if self._was_float:
                 revert(pl_module)
             raise
+        for average in averages(pl_module.trainer.callbacks):  # type: ignore[attr-defined]
+            convert(average, initial_bits=self.initial_bits, skip=[e for e in skip if not unmatched(average, [e])])
         self._uncalibrated |= {id(p.latent): p for p in quantized_parameters(pl_module) if id(p.latent) not in before}
         return plan
 
@@ -327,7 +337,7 @@ class SelfCompression(pl.Callback):
         shrunk = removal.apply(pl_module, edits, numbers)
         for optimizer in trainer.optimizers:
             shrink_optimizer(optimizer, shrunk)
-        for averaged in _averages(trainer):
+        for averaged in averages(trainer.callbacks):  # type: ignore[attr-defined]
             remove(averaged, edits)
         self._resize(pl_module, shrunk)
         configure_ddp = getattr(trainer.strategy, "configure_ddp", None)
@@ -390,14 +400,6 @@ class SelfCompression(pl.Callback):
         self._wrapped.clear()
 
 
-def _averages(trainer: "pl.Trainer") -> Iterator[nn.Module]:
-    """The copies that weight averaging keeps of the module: they shrink along."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        average = getattr(callback, "_average_model", None)
-        if isinstance(average, nn.Module):
-            yield average.module if isinstance(average, AveragedModel) else average
-
-
 def _overrides(pl_module: "pl.LightningModule", name: str) -> bool:
     """Whether a module has a hook of its own; of whichever package's LightningModule it is a subclass."""
     base = next(c for c in type(pl_module).__mro__ if c.__name__ == "LightningModule")
@@ -417,6 +419,13 @@ def _in_float(pl_module: "pl.LightningModule", method: Callable[..., Any]) -> Ca
 
 def _quantized_layers(pl_module: "pl.LightningModule") -> Iterator[Quantized]:
     return (layer for layer in pl_module.modules() if isinstance(layer, Quantized))
+
+
+def _let_train(pl_module: "pl.LightningModule", wanted: bool) -> None:
+    """Whether depths and exponents are trained: only while the callback is there, not in a later fit without it."""
+    for p in quantized_parameters(pl_module):
+        p.raw_depth.requires_grad_(wanted)
+        p.exponent.requires_grad_(wanted)
 
 
 def _forget_quantized(pl_module: "pl.LightningModule") -> None:

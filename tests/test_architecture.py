@@ -23,6 +23,7 @@ STAGES = (
     "dryrun",
     "fade",
     "removal",
+    "neighbours",
     "optim",
     "report",
     "callback",
