@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_selfcompress.checkpoint import take_shapes
 from lightning_selfcompress.convert import (
@@ -108,6 +109,7 @@ class SelfCompression(pl.Callback):
         self._wrapped: dict[str, Any] = {}
         self._uncalibrated: dict[int, QuantizedParameter] = {}  # converted by this fit, not yet trained
         self._group_lengths: list[int] = []
+        self._load_hooks: list[RemovableHandle] = []
         self._was_float = True
 
     @property
@@ -263,6 +265,10 @@ class SelfCompression(pl.Callback):
     def _attach(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._earlier_skipped, self._depth_optimizers = self.skipped_steps, []
         self._take_out(trainer, pl_module)
+        self._load_hooks = [  # a state is loaded after every callback's on_fit_start, and BaseFinetuning's adds groups
+            o.register_load_state_dict_pre_hook(lambda *_: self._take_out(trainer, pl_module))
+            for o in trainer.optimizers
+        ]
         size = ModelSize.of(pl_module, self._removal.channels if self._removal is not None else None)
         owners = {id(p): o for o in reversed(trainer.optimizers) for group in o.param_groups for p in group["params"]}
         if owners.keys().isdisjoint(id(p) for p in pl_module.parameters()):
@@ -356,6 +362,8 @@ class SelfCompression(pl.Callback):
             self._removal.close()
         for depth_optimizer in self._depth_optimizers:
             depth_optimizer.detach()
+        while self._load_hooks:
+            self._load_hooks.pop().remove()
 
     def _take_out(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         learned = [t for p in quantized_parameters(pl_module) for t in (p.raw_depth, p.exponent)]
