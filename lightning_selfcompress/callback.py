@@ -133,7 +133,7 @@ class SelfCompression(pl.Callback):
             if all(
                 getattr(hook, "hook", None) is not take_shapes for hook in network._load_state_dict_pre_hooks.values()
             ):
-                network.register_load_state_dict_pre_hook(take_shapes)  # type: ignore[no-untyped-call]
+                network.register_load_state_dict_pre_hook(take_shapes)
         if stage == "fit":
             _let_train(pl_module, True)
 

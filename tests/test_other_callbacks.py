@@ -1,11 +1,9 @@
 """Lightning's other callbacks beside SelfCompression, in fits where channels leave."""
 
-from types import MappingProxyType
-
 import lightning.pytorch as pl
 import pytest
 import torch
-from fits import Classifier, assert_shrunk, compress
+from fits import Classifier, Record, assert_shrunk, compress, survivors
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
@@ -23,185 +21,18 @@ from lightning.pytorch.callbacks import (
     ModelSummary,
     RichModelSummary,
     RichProgressBar,
-    StochasticWeightAveraging,
+    ThroughputMonitor,
     Timer,
     TQDMProgressBar,
 )
-from lightning.pytorch.callbacks import ThroughputMonitor
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.model_summary import summarize
 from networks import Lit, batches, make_trainer
 from test_removal_fit import SCHEDULE, Kill, assert_only_living, data
 
-from lightning_selfcompress import SelfCompression, convert, size_report, take_shapes
+from lightning_selfcompress import SelfCompression, size_report
 from lightning_selfcompress.layers import Quantized, quantized_parameters
-
-# which entries of a tensor belong to which channels, by the numbers they had at first
-AXES = {
-    "net.0": {0: "channels"},
-    "net.1": {0: "channels"},
-    "net.4.weight": {0: "hidden", 1: "flat"},
-    "net.4": {0: "hidden"},
-    "net.6.weight": {1: "hidden"},
-}
-
-
-def alive(epochs, axis):
-    """Numbers of what is left after the removals of some epochs."""
-    if axis == "flat":
-        return [36 * n + i for n in alive(epochs, "channels") for i in range(36)]
-    layer, count = ("net.0", 6) if axis == "channels" else ("net.4", 16)
-    gone = {n for e in range(epochs) for n in SCHEDULE.get(e, {}).get(layer, ())}
-    return [n for n in range(count) if n not in gone]
-
-
-def survivors(state, epochs, removals):
-    """A state after some epochs without what goes until all ``removals`` are done."""
-    result = {}
-    for name, tensor in state.items():
-        layer = name.rpartition(".")[0]
-        for dim, axis in AXES.get(name, AXES.get(layer, {})).items() if tensor.dim() else ():
-            now, then = alive(epochs, axis), alive(removals, axis)
-            tensor = tensor.index_select(dim, torch.tensor([now.index(n) for n in then]))
-        result[name] = tensor
-    return result
-
-
-class Record(pl.Callback):
-    """States of the module, with the number of removals before them."""
-
-    def __init__(self, hook):
-        self.states = []
-        setattr(self, hook, self.record)
-
-    def record(self, trainer, pl_module, *_):
-        state = {name: t.detach().clone() for name, t in pl_module.state_dict().items()}
-        self.states.append((trainer.current_epoch, state))
-
-
-def by_hand(states, removals, rule):
-    """An average over states, of the entries that are left in the end."""
-    average = None
-    for n, (epoch, state) in enumerate(states):
-        state = survivors(state, epoch, removals)
-        average = state if average is None else {k: rule(v.float(), state[k].float(), n) for k, v in average.items()}
-    return average
-
-
-def equal_weights(average, value, n):
-    return average + (value - average) / (n + 1)
-
-
-def network_of(state):
-    """A fresh network with this state."""
-    model = Lit()
-    convert(model)
-    take_shapes(model, state)
-    model.load_state_dict(state)
-    return model.net.eval()
-
-
-def assert_is_average(model, expected, *, buffers=True):
-    state = model.state_dict()
-    names = dict(model.named_parameters()).keys() if not buffers else {n for n, t in state.items() if t.dim()}
-    for name in names:
-        torch.testing.assert_close(state[name], expected[name], rtol=1e-4, atol=1e-5)
-    images = next(iter(batches()))[0]
-    expected = network_of(expected if buffers else {n: expected[n] if n in names else t for n, t in state.items()})
-    torch.testing.assert_close(model.net.eval()(images), expected(images), rtol=1e-2, atol=1e-2)
-
-
-AVERAGES = {
-    "WeightAveraging": ({}, equal_weights),
-    "EMAWeightAveraging": ({"decay": 0.9}, lambda average, value, n: 0.9 * average + 0.1 * value),
-}
-
-
-@pytest.mark.case("Other callbacks", "{name}, listed {place} SelfCompression: the average loses the same channels")
-@pytest.mark.parametrize("place", ["before", "after"])
-@pytest.mark.parametrize("name", AVERAGES)
-def test_averages_of_every_step(name, place):
-    """The network a fit ends with is the average over its steps, of the channels that are left, as done by hand."""
-    if not hasattr(lightning_callbacks, name):
-        pytest.skip(f"this version of lightning has no {name}")
-    arguments, rule = AVERAGES[name]
-    averaging = getattr(lightning_callbacks, name)(**arguments)
-    record = Record("on_train_batch_end")
-    both = (averaging, record)
-    model, trainer = compress(*both) if place == "after" else compress(first=both)
-    assert_shrunk(model, trainer)
-    assert len(record.states) == 120
-    assert_is_average(model, by_hand(record.states, 2, rule))
-
-
-@pytest.mark.case("Other callbacks", "StochasticWeightAveraging, listed {place} SelfCompression")
-@pytest.mark.parametrize("place", ["before", "after"])
-def test_averages_of_every_epoch(place):
-    """What SWA leaves is the average over the starts of its epochs, of the channels that are left, as done by hand."""
-    both = StochasticWeightAveraging(1e-3, swa_epoch_start=3), Record("on_train_epoch_start")
-    callbacks = {"max_epochs": 5} | ({"first": both} if place == "before" else {})
-    model, trainer = compress(*(both if place == "after" else ()), **callbacks)
-    assert_shrunk(model, trainer, hidden=10)
-    states = both[1].states
-    assert [epoch for epoch, _ in states] == [0, 1, 2, 3, 4, 5]  # the last one is for batch normalization
-    expected, (_, last) = by_hand(states[2:5], 5, equal_weights), states[5]
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(last[name], expected[name], rtol=1e-5, atol=1e-6)
-        # with or without compression Adam takes one more step, on its momentum, in the last epoch
-        assert float((p.detach() - last[name]).abs().max()) < 3e-3 * (not name.endswith(("depth", "exponent"))) + 1e-9
-
-
-@pytest.mark.case("Other callbacks", "WeightAveraging validates with the average's own quantized weights")
-@pytest.mark.parametrize("accumulate", [3])
-def test_no_stale_weights_around_averages(accumulate):
-    """In validation and after the fit the network computes with the average, not with weights kept from before."""
-    if not hasattr(lightning_callbacks, "WeightAveraging"):
-        pytest.skip("this version of lightning has no WeightAveraging")
-    differences = []
-
-    def compare(pl_module):
-        images = next(iter(batches()))[0]
-        with torch.no_grad():
-            anew = network_of(pl_module.state_dict())(images)
-            differences.append(float((pl_module.net(images) - anew).abs().max()))
-
-    class Compare(pl.Callback):
-        def on_validation_batch_end(self, trainer, pl_module, *_):
-            compare(pl_module)
-
-    settings = {"accumulate_grad_batches": accumulate, "val": batches(1), "val_check_interval": 20}
-    model, trainer = compress(Compare(), first=[lightning_callbacks.WeightAveraging()], **settings)
-    model.net.training = False  # by hand, without the walk over all layers that model.eval() is
-    for layer in model.net:
-        layer.training = False
-    compare(model)
-    assert_shrunk(model, trainer)
-    assert len(differences) == 1 + 1 + 6
-    assert max(differences) < 1e-6
-
-
-@pytest.mark.case("Other callbacks", "{name}, listed {place} SelfCompression, resumed from a shrunken checkpoint")
-@pytest.mark.parametrize("place", ["before", "after"])
-@pytest.mark.parametrize("name", ["WeightAveraging", "StochasticWeightAveraging"])
-def test_resumed_averages(tmp_path, name, place):
-    """A fit that goes on from a checkpoint with an average ends where one without interruption ends."""
-    if not hasattr(lightning_callbacks, name):
-        pytest.skip(f"this version of lightning has no {name}")
-
-    def go(**settings):
-        arguments = {} if name == "WeightAveraging" else {"swa_lrs": 1e-3, "swa_epoch_start": 2}
-        own = [getattr(lightning_callbacks, name)(**arguments)]
-        saved = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-        before, after = (own, []) if place == "before" else ([], own)
-        return compress(*after, saved, first=before, enable_checkpointing=True, max_epochs=4, **settings)
-
-    whole, _ = go()
-    resumed, trainer = go(ckpt_path=tmp_path / "epoch=1.ckpt")
-    assert_shrunk(resumed, trainer, hidden=10)
-    assert len(resumed.losses) == len(whole.losses) - 120
-    for name, tensor in whole.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[name], tensor, rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -238,9 +69,7 @@ def test_callbacks_that_watch(name, tmp_path, alone):
     logger = CSVLogger(tmp_path, name="", version="")
     bar = isinstance(callback, (TQDMProgressBar, RichProgressBar))
     settings = {"log_every_n_steps": 10, "enable_progress_bar": bar}
-    model, trainer = compress(
-        callback, logger=logger, enable_checkpointing=name == "OnExceptionCheckpoint", **settings
-    )
+    model, trainer = compress(callback, logger=logger, enable_checkpointing=name == "OnExceptionCheckpoint", **settings)
     assert_shrunk(model, trainer)
     assert model.losses == alone
     seen = (tmp_path / "metrics.csv").read_text().splitlines()[0]
@@ -368,10 +197,16 @@ class Tunable(Lit):
         return batches(2)
 
 
-@pytest.mark.case("Other callbacks", "{how} {what}")
-@pytest.mark.parametrize("what", ["learning rate", "batch size"])
-@pytest.mark.parametrize("how", ["callback that finds the", "Tuner that finds the", "callback, second fit, that finds the"])
-def test_finders(how, what, tmp_path):
+@pytest.mark.case("Other callbacks", "{name}{when}")
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [
+        *((name, when) for name in ("LearningRateFinder", "BatchSizeFinder") for when in ("", " in a second fit")),
+        ("Tuner.lr_find", ""),
+        ("Tuner.scale_batch_size", ""),
+    ],
+)
+def test_finders(name, when, tmp_path):
     """The search leaves the network as it was, and the fit after it compresses with what was found."""
     torch.manual_seed(1)
     model, learned = Tunable(), []
@@ -380,32 +215,111 @@ def test_finders(how, what, tmp_path):
         def on_train_start(self, trainer, pl_module):
             learned.append([p.raw_depth.clone() for p in quantized_parameters(pl_module)])
 
-    def trainer(*callbacks, schedule=MappingProxyType({0: SCHEDULE[0]})):
+    def trainer(*callbacks, schedule):
         return make_trainer(
             *callbacks, SelfCompression(gamma=0.01), Look(), Kill(schedule), max_epochs=4, default_root_dir=tmp_path
         )
 
-    rate = what == "learning rate"
-    finder = LearningRateFinder(num_training_steps=20) if rate else BatchSizeFinder(max_trials=3, steps_per_trial=2)
-    if how.startswith("Tuner"):
-        fitting = trainer()
+    schedule = {0: SCHEDULE[0]}
+    if when:
+        trainer(schedule=schedule).fit(model)
+        schedule = {}
+        learned.clear()
+    kept = [p.raw_depth.detach().clone() for p in quantized_parameters(model)]
+    if name == "LearningRateFinder":
+        fitting = trainer(LearningRateFinder(num_training_steps=20), schedule=schedule)
+    elif name == "BatchSizeFinder":
+        fitting = trainer(BatchSizeFinder(max_trials=3, steps_per_trial=2), schedule=schedule)
+    else:
+        fitting = trainer(schedule=schedule)
         tuner = Tuner(fitting)
-        if rate:
+        if name == "Tuner.lr_find":
             tuner.lr_find(model, num_training=20)
         else:
             tuner.scale_batch_size(model, max_trials=3, steps_per_trial=2)
-        fitting.fit(model)
+    fitting.fit(model)
+    assert model.lr != 1e-3 if name in ("LearningRateFinder", "Tuner.lr_find") else model.batch_size == 8
+    (learned,) = learned
+    if when:
+        assert all(torch.equal(a, b) for a, b in zip(learned, kept, strict=True))
     else:
-        if "second" in how:
-            trainer().fit(model)
-            learned.clear()
-        kept = [p.raw_depth.detach().clone() for p in quantized_parameters(model)]
-        fitting = trainer(finder, schedule={} if "second" in how else {0: SCHEDULE[0]})
-        fitting.fit(model)
-    assert model.lr != 1e-3 if rate else model.batch_size == 8
-    assert len(learned) == 1
-    if "second" in how:
-        assert all(torch.equal(a, b) for a, b in zip(learned[0], kept, strict=True))
-    else:
-        assert all(bool((depth == 8).all()) for depth in learned[0])
+        assert all(bool((depth == 8).all()) for depth in learned)
     assert_shrunk(model, fitting, channels=4, hidden=13)
+
+
+@pytest.mark.case("Other callbacks", "GradientAccumulationScheduler")
+def test_accumulation_that_changes():
+    """Where the number of accumulated batches changes with the epochs, depths step with the weights."""
+    steps = []
+
+    class Steps(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            (compression,) = (c for c in trainer.callbacks if isinstance(c, SelfCompression))
+            states = [s for d in compression._depth_optimizers for s in d.adam.state.values()]
+            steps.append({int(s["step"]) for s in states})
+
+    model, trainer = compress(GradientAccumulationScheduler({0: 1, 1: 3}), Steps())
+    assert_shrunk(model, trainer)
+    assert steps == [{60}, {80}]
+
+
+@pytest.mark.case("Other callbacks", "BasePredictionWriter")
+def test_prediction_writer():
+    """A writer gets the predictions of the smaller network."""
+
+    class Writer(BasePredictionWriter):
+        def write_on_epoch_end(self, trainer, pl_module, predictions, batch_indices):
+            self.predictions = torch.cat(predictions)
+
+    writer = Writer("epoch")
+    model, trainer = compress(writer, make=Classifier)
+    assert_shrunk(model, trainer)
+    trainer.predict(model, data(torch.float32))
+    with torch.no_grad():
+        expected = torch.cat([model.net.eval()(images) for images, _ in data(torch.float32)])
+    torch.testing.assert_close(writer.predictions, expected)
+
+
+@pytest.mark.case("Other callbacks", "ModelPruning, listed {place} SelfCompression")
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_pruning_is_refused(place, refusal):
+    """Masks and learned depths on the same weights are refused before training; the module stays as it was."""
+    model = Lit()
+    pruning = ModelPruning("l1_unstructured", amount=0.5)
+    own = SelfCompression(gamma=0.01)
+    trainer = make_trainer(*((pruning, own) if place == "before" else (own, pruning)))
+    with refusal(ValueError, "no ModelPruning beside SelfCompression: .* or train with it first"):
+        trainer.fit(model, batches())
+    assert model.losses == []
+    assert not any(isinstance(m, Quantized) for m in model.modules())
+
+
+@pytest.mark.case("Other callbacks", "SelfCompression after a fit with ModelPruning(make_pruning_permanent=True)")
+def test_pruned_network_is_compressed():
+    """What was pruned before is where compression starts: the remedy that the refusal names."""
+    model = Lit()
+    make_trainer(ModelPruning("l1_unstructured", amount=0.5, make_pruning_permanent=True)).fit(model, batches())
+    zeros = int((model.net[4].weight == 0).sum())
+    assert zeros > 1000
+    trained, trainer = compress(make=lambda: model)
+    assert_shrunk(trained, trainer)
+
+
+class Louder(SelfCompression):
+    """A subclass, which Lightning takes for another callback."""
+
+
+@pytest.mark.case("Other callbacks", "two SelfCompression callbacks")
+def test_two_of_the_same(refusal):
+    """Lightning refuses two callbacks of one class and state already when the Trainer is made."""
+    with refusal(RuntimeError, "more than one stateful callback of type `SelfCompression`"):
+        make_trainer(SelfCompression(gamma=0.01), SelfCompression(gamma=0.1))
+
+
+@pytest.mark.case("Other callbacks", "SelfCompression and a subclass of it")
+def test_two_that_lightning_tells_apart(refusal):
+    """Two callbacks that compress the same network are refused before training; the module stays as it was."""
+    model = Lit()
+    with refusal(ValueError, "one SelfCompression callback in the Trainer, got SelfCompression and Louder"):
+        make_trainer(SelfCompression(gamma=0.01), Louder(gamma=0.1)).fit(model, batches())
+    assert not any(isinstance(m, Quantized) for m in model.modules())
