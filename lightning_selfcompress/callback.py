@@ -39,7 +39,7 @@ class SelfCompression(pl.Callback):
     Minimizes ``loss + gamma * Q`` with Q the network's size in bits per original weight (Cséfalvay and Imber,
     "Self-Compressing Neural Networks", arXiv 2301.13142). The LightningModule, its optimizers and its schedulers stay
     as they are: layers are converted in place, and depths and exponents are trained by an optimizer of the callback's
-    own, a step after each step of the optimizer that trains their weights.
+    own, a step after each step of the optimizer that trains their weights. One in a Trainer: Q is the whole network's.
 
     Logs ``selfcompress/bits_per_weight``, ``selfcompress/nbytes`` and ``selfcompress/channels`` at the loggers' pace
     (also in ``trainer.callback_metrics``, for ModelCheckpoint and EarlyStopping, where they are as of the last logging

@@ -238,7 +238,7 @@ def test_finders(name, when, tmp_path):
         else:
             tuner.scale_batch_size(model, max_trials=3, steps_per_trial=2)
     fitting.fit(model)
-    assert model.lr != 1e-3 if name in ("LearningRateFinder", "Tuner.lr_find") else model.batch_size == 8
+    assert model.lr != 1e-3 if name in ("LearningRateFinder", "Tuner.lr_find") else model.batch_size > 4
     (learned,) = learned
     if when:
         assert all(torch.equal(a, b) for a, b in zip(learned, kept, strict=True))

@@ -13,7 +13,6 @@ import lightning.pytorch as pl
 import networks
 import pytest
 import torch
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -264,26 +263,6 @@ def test_two_optimizers_and_manual_optimization():
     difference = largest_difference(model.losses, kept.losses)
     print(f"GAN: {difference:.2e}")
     assert difference < 1e-5
-
-
-@pytest.mark.parametrize("name", ["WeightAveraging", "EMAWeightAveraging"])
-def test_averages_shrink_along(name):
-    """An average of the weights loses the channels that the network loses, and takes its place in the end."""
-    averaging = getattr(lightning_callbacks, name, None)
-    if averaging is None:
-        pytest.skip(f"this version of lightning has no {name}")
-    average = averaging()
-    shapes = []
-
-    class Compare(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            pairs = zip(pl_module.parameters(), average._average_model.module.parameters(), strict=True)
-            shapes.append(all(one.shape == other.shape and one is not other for one, other in pairs))
-
-    model, _ = fit(1, average, Compare())
-    assert shapes == [True] * 4
-    assert model.net[0].out_channels == average._average_model.module.net[0].out_channels == 3
-    assert model.double().loss(next(iter(data()))).isfinite()
 
 
 def test_checkpoint_larger_than_the_network(tmp_path):
