@@ -207,7 +207,6 @@ class SelfCompression(pl.Callback):
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Lets go of the user's optimizers; depths are held from now on, as no size presses on them."""
         self._detach()
-        _forget_quantized(pl_module)  # a moving average may have taken the weights' places
         _let_train(pl_module, False)
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
