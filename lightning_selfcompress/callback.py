@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
+from torch.utils.hooks import RemovableHandle
 
-from lightning_selfcompress.checkpoint import follow_shapes, guard_files, whole_or_not_at_all
+from lightning_selfcompress.checkpoint import follow_shapes, guard_strategy
 from lightning_selfcompress.convert import (
     ConversionPlan,
     as_float,
@@ -24,6 +24,7 @@ from lightning_selfcompress.convert import (
     unmatched,
 )
 from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
+from lightning_selfcompress.neighbours import averages, refuse
 from lightning_selfcompress.optim import DepthOptimizer, cooldown_factor, shrink_optimizer, take_out
 from lightning_selfcompress.prune import Shrunk, remove
 from lightning_selfcompress.removal import Removal, step_arguments
@@ -40,7 +41,7 @@ class SelfCompression(pl.Callback):
     Minimizes ``loss + gamma * Q`` with Q the network's size in bits per original weight (Cséfalvay and Imber,
     "Self-Compressing Neural Networks", arXiv 2301.13142). The LightningModule, its optimizers and its schedulers stay
     as they are: layers are converted in place, and depths and exponents are trained by an optimizer of the callback's
-    own, a step after each step of the optimizer that trains their weights.
+    own, a step after each step of the optimizer that trains their weights. One in a Trainer: Q is the whole network's.
 
     Logs ``selfcompress/bits_per_weight``, ``selfcompress/nbytes`` and ``selfcompress/channels`` at the loggers' pace
     (also in ``trainer.callback_metrics``, for ModelCheckpoint and EarlyStopping, where they are as of the last logging
@@ -112,6 +113,7 @@ class SelfCompression(pl.Callback):
         self._uncalibrated: dict[int, QuantizedParameter] = {}  # converted by this fit, not yet trained
         self._group_lengths: list[int] = []
         self._layers: tuple[Quantized, ...] = ()  # of the module in training; to walk through it at every step is slow
+        self._load_hooks: list[RemovableHandle] = []
         self._was_float = True
 
     @property
@@ -123,6 +125,7 @@ class SelfCompression(pl.Callback):
         """Converts the layers there are, and those that the module's own ``setup`` and ``configure_model`` build."""
         if stage == "fit":
             check_strategy(trainer.strategy)
+            refuse(self, trainer.callbacks)  # type: ignore[attr-defined]
         self._restored = None  # a state restored for a test is not one to go on with
         self._uncalibrated.clear()
         self._was_float = not any(_quantized_layers(pl_module))
@@ -131,10 +134,12 @@ class SelfCompression(pl.Callback):
         for name in builders:
             self._wrap(pl_module, name, self._then_convert)
         self._wrap(pl_module, "configure_optimizers", _in_float)
-        self._wrap(pl_module, "load_state_dict", whole_or_not_at_all)
-        follow_shapes(pl_module)
+        for network in (pl_module, *averages(trainer.callbacks)):  # type: ignore[attr-defined]
+            follow_shapes(network)
         if not shards_parameters(trainer.strategy):
-            guard_files(trainer.strategy)
+            guard_strategy(trainer.strategy)
+        if stage == "fit":
+            _let_train(pl_module, True)
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Says what is compressed and what is not, and takes depths and exponents out of the user's optimizers."""
@@ -215,20 +220,22 @@ class SelfCompression(pl.Callback):
         _forget_quantized(_quantized_layers(pl_module))
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Lets go of the user's optimizers and the module's layers."""
+        """Lets go of the user's optimizers; depths are held from now on, as no size presses on them."""
         self._layers = ()
         self._detach()
+        _let_train(pl_module, False)
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Leaves module and optimizers in order when training breaks off."""
         self._layers = ()
-        self._detach()
-        self._unwrap(pl_module)
+        self.teardown(trainer, pl_module, trainer.state.fn)  # type: ignore[arg-type]
 
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Undoes what :meth:`setup` wrapped; the layers stay converted."""
         self._detach()
         self._unwrap(pl_module)
+        if stage == "fit":
+            _let_train(pl_module, False)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers of depths and exponents, in the user's optimizers' order, and of the removal."""
@@ -260,6 +267,8 @@ class SelfCompression(pl.Callback):
             if self._was_float:
                 revert(pl_module)
             raise
+        for average in averages(pl_module.trainer.callbacks):  # type: ignore[attr-defined]
+            convert(average, initial_bits=self.initial_bits, skip=[e for e in skip if not unmatched(average, [e])])
         self._uncalibrated |= {id(p.latent): p for p in quantized_parameters(pl_module) if id(p.latent) not in before}
         return plan
 
@@ -273,6 +282,10 @@ class SelfCompression(pl.Callback):
     def _attach(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._earlier_skipped, self._depth_optimizers = self.skipped_steps, []
         self._take_out(trainer, pl_module)
+        self._load_hooks = [  # a state is loaded after every callback's on_fit_start, and BaseFinetuning's adds groups
+            o.register_load_state_dict_pre_hook(lambda *_: self._take_out(trainer, pl_module))
+            for o in trainer.optimizers
+        ]
         size = ModelSize.of(pl_module, self._removal.channels if self._removal is not None else None)
         owners = {id(p): o for o in reversed(trainer.optimizers) for group in o.param_groups for p in group["params"]}
         if owners.keys().isdisjoint(id(p) for p in pl_module.parameters()):
@@ -350,7 +363,7 @@ class SelfCompression(pl.Callback):
         shrunk = removal.apply(pl_module, edits, numbers)
         for optimizer in trainer.optimizers:
             shrink_optimizer(optimizer, shrunk)
-        for averaged in _averages(trainer):
+        for averaged in averages(trainer.callbacks):  # type: ignore[attr-defined]
             remove(averaged, edits)
         self._resize(pl_module, shrunk)
         configure_ddp = getattr(trainer.strategy, "configure_ddp", None)
@@ -369,6 +382,8 @@ class SelfCompression(pl.Callback):
             self._removal.close()
         for depth_optimizer in self._depth_optimizers:
             depth_optimizer.detach()
+        while self._load_hooks:
+            self._load_hooks.pop().remove()
 
     def _take_out(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         learned = [t for p in quantized_parameters(pl_module) for t in (p.raw_depth, p.exponent)]
@@ -429,14 +444,6 @@ def _saves_between_epochs(checkpoint: Any) -> bool:
     return by_size and any(getattr(checkpoint, f"_{n}", None) for n in ("every_n_train_steps", "train_time_interval"))
 
 
-def _averages(trainer: "pl.Trainer") -> Iterator[nn.Module]:
-    """The copies that weight averaging keeps of the module: they shrink along."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        average = getattr(callback, "_average_model", None)
-        if isinstance(average, nn.Module):
-            yield average.module if isinstance(average, AveragedModel) else average
-
-
 def _overrides(pl_module: "pl.LightningModule", name: str) -> bool:
     """Whether a module has a hook of its own; of whichever package's LightningModule it is a subclass."""
     base = next(c for c in type(pl_module).__mro__ if c.__name__ == "LightningModule")
@@ -456,6 +463,13 @@ def _in_float(pl_module: "pl.LightningModule", method: Callable[..., Any]) -> Ca
 
 def _quantized_layers(pl_module: "pl.LightningModule") -> Iterator[Quantized]:
     return (layer for layer in pl_module.modules() if isinstance(layer, Quantized))
+
+
+def _let_train(pl_module: "pl.LightningModule", wanted: bool) -> None:
+    """Whether depths and exponents are trained: only while the callback is there, not in a later fit without it."""
+    for p in quantized_parameters(pl_module):
+        p.raw_depth.requires_grad_(wanted)
+        p.exponent.requires_grad_(wanted)
 
 
 def _forget_quantized(layers: Iterable[Quantized]) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints: a network takes the shapes of the compressed checkpoint that is loaded into it, or stays as it is."""
 
 import zipfile
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from functools import wraps
 from os import PathLike
 from typing import Any, TypeVar, cast
@@ -132,45 +133,15 @@ def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix:
         replace_tensors(module, fresh)
 
 
-def whole_or_not_at_all(module: nn.Module, load_state_dict: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's ``load_state_dict`` that leaves it as it was, shapes included, where it raises.
-
-    Args:
-        module: A converted module.
-        load_state_dict: Its bound method.
-
-    Returns:
-        The same, whose errors also say what to do.
-    """
-
-    @wraps(load_state_dict)
-    def guarded(state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        before = [(tensor, tensor.detach().clone()) for tensor in stored_tensors(module).values()]
-        names = list(stored_tensors(module))
-        try:
-            return load_state_dict(state_dict, *args, **kwargs)
-        except Exception as error:
-            now = stored_tensors(module)
-            replace_tensors(module, {id(now[n]): t for n, (t, _) in zip(names, before, strict=True) if now[n] is not t})
-            with torch.no_grad():
-                for tensor, values in before:
-                    tensor.copy_(values)
-            if isinstance(error, RuntimeError):
-                raise _misfit(error, type(module)) from error
-            raise
-
-    return guarded
-
-
-def guard_files(strategy: Any) -> None:
-    """Has a Trainer's strategy mark the checkpoints it writes, and name the file where one cannot be read.
+def guard_strategy(strategy: Any) -> None:
+    """Has a Trainer's strategy mark the checkpoints it writes, name files it cannot read, and load all or nothing.
 
     Args:
         strategy: A Lightning strategy. Nothing is done to it twice.
     """
     if "load_checkpoint" in strategy.__dict__:
         return
-    save, load = strategy.save_checkpoint, strategy.load_checkpoint
+    save, load, fill = strategy.save_checkpoint, strategy.load_checkpoint, strategy.load_model_state_dict
 
     @wraps(save)
     def marked(checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -183,7 +154,29 @@ def guard_files(strategy: Any) -> None:
     def named(path: Any, *args: Any, **kwargs: Any) -> Any:
         return _check_readable(lambda: load(path, *args, **kwargs), path)
 
-    strategy.save_checkpoint, strategy.load_checkpoint = marked, named
+    @wraps(fill)
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        with _all_or_nothing(strategy.lightning_module):
+            return fill(*args, **kwargs)
+
+    strategy.save_checkpoint, strategy.load_checkpoint, strategy.load_model_state_dict = marked, named, whole
+
+
+@contextmanager
+def _all_or_nothing(module: nn.Module) -> Iterator[None]:
+    """Leaves a module as it was, shapes included, where loading raises; the error also says what to do."""
+    before = {name: (tensor, tensor.detach().clone()) for name, tensor in stored_tensors(module).items()}
+    try:
+        yield
+    except Exception as error:
+        now = stored_tensors(module)
+        replace_tensors(module, {id(now[n]): t for n, (t, _) in before.items() if now[n] is not t})
+        with torch.no_grad():
+            for tensor, values in before.values():
+                tensor.copy_(values)
+        if isinstance(error, RuntimeError):
+            raise _misfit(error, type(module)) from error
+        raise
 
 
 def _check_readable(load: Callable[[], Any], path: Any) -> Any:
@@ -234,7 +227,8 @@ def _misfit(error: RuntimeError, module_class: type, path: Any = None) -> Runtim
 
 def _check_converted(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Every layer that was compressed has to be converted: it would be left with its latent weights otherwise."""
-    own = {_name(path, name) for path, m in module.named_modules() for name in m._parameters}
+    named = module.named_modules(remove_duplicate=False)  # a layer may have several names
+    own = {_name(path, name) for path, m in named for name in m._parameters}
     for key in saved:
         if key.endswith("bit_depth") and key not in own and f"{key.removesuffix('bit_depth')}exponent" in saved:
             layer = key.removesuffix("bit_depth").removesuffix("_").removesuffix(".")

@@ -38,6 +38,6 @@ def depths(model: nn.Module) -> Tensor:
 def log_histogram(loggers: Iterable[Any], model: nn.Module, step: int) -> None:
     """Logs a histogram of all depths to the loggers whose experiment can take one (TensorBoard's can)."""
     for logger in loggers:
-        add_histogram = getattr(logger.experiment, "add_histogram", None)
+        add_histogram = getattr(getattr(logger, "experiment", None), "add_histogram", None)
         if callable(add_histogram):
             add_histogram(f"{PREFIX}/bit_depths", depths(model), step)

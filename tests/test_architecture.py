@@ -25,6 +25,7 @@ STAGES = (
     "fade",
     "removal",
     "strategies",
+    "neighbours",
     "optim",
     "report",
     "callback",

@@ -2,7 +2,6 @@
 
 import csv
 
-import lightning.pytorch as pl
 import pytest
 from fits import (
     NEVER,
@@ -16,7 +15,6 @@ from fits import (
     largest_difference,
     make_trainer,
 )
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from networks import Lit, batches
@@ -120,26 +118,6 @@ def test_step_that_returns_nothing_says_nothing_about_outputs():
     model, _ = fit(1, make=NoneAtFirst, schedule={0: {"net.0": [2], "net.6": [1]}}, max_epochs=2)
     assert model.net[0].out_channels == 5
     assert model.net[6].out_features == 4
-
-
-@pytest.mark.parametrize("name", ["WeightAveraging", "EMAWeightAveraging"])
-def test_averages_shrink_along(name):
-    """An average of the weights loses the channels that the network loses, and takes its place in the end."""
-    averaging = getattr(lightning_callbacks, name, None)
-    if averaging is None:
-        pytest.skip(f"this version of lightning has no {name}")
-    average = averaging()
-    shapes = []
-
-    class Compare(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            pairs = zip(pl_module.parameters(), average._average_model.module.parameters(), strict=True)
-            shapes.append(all(one.shape == other.shape and one is not other for one, other in pairs))
-
-    model, _ = fit(1, average, Compare())
-    assert shapes == [True] * 4
-    assert model.net[0].out_channels == average._average_model.module.net[0].out_channels == 3
-    assert model.double().loss(next(iter(data()))).isfinite()
 
 
 def test_checkpoint_larger_than_the_network(tmp_path):
