@@ -4,9 +4,12 @@ from lightning_selfcompress.callback import SelfCompression
 from lightning_selfcompress.checkpoint import CheckpointError, load_from_checkpoint, take_shapes
 from lightning_selfcompress.convert import ConversionPlan, convert, plan_conversion, revert
 from lightning_selfcompress.dryrun import prove
+from lightning_selfcompress.export import export, load
+from lightning_selfcompress.finalize import finalize, fold_batchnorm
 from lightning_selfcompress.graph import Channels, Watcher
 from lightning_selfcompress.metrics import BitsPerWeight, NBytes
 from lightning_selfcompress.optim import shrink_optimizer
+from lightning_selfcompress.packing import PackedFileError
 from lightning_selfcompress.prune import RemovalPlan, plan_removal, remove
 from lightning_selfcompress.quantizer import bit_depth, q
 from lightning_selfcompress.size import SizeReport, size_report
@@ -19,12 +22,17 @@ __all__ = [
     "CheckpointError",
     "ConversionPlan",
     "NBytes",
+    "PackedFileError",
     "RemovalPlan",
     "SelfCompression",
     "SizeReport",
     "Watcher",
     "bit_depth",
     "convert",
+    "export",
+    "finalize",
+    "fold_batchnorm",
+    "load",
     "load_from_checkpoint",
     "plan_conversion",
     "plan_removal",

@@ -196,8 +196,8 @@ class SelfCompression(pl.Callback):
         if pl_module.automatic_optimization and trainer.fit_loop._should_accumulate():
             return
         if trainer._logger_connector.should_update_logs or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._log(trainer, scalars(size_report(pl_module)))
-        elif any(map(_saves_between_epochs, trainer.checkpoint_callbacks)):
+            self._log(trainer, scalars(size_report(pl_module, exact=False)))
+        if any(map(_saves_between_epochs, trainer.checkpoint_callbacks)):
             trainer.callback_metrics.update(_tensors(scalars(size_report(pl_module))))
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

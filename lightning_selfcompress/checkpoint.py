@@ -250,7 +250,9 @@ def _check_shapes(
             if weight is None or depth is None:
                 continue
             if depth.dim() != 1 or weight.dim() != layer.latent(name).dim():
-                raise CheckpointError(_wrong_shape(_name(path, name), layer.latent(name), weight, "the dimensions of"))
+                raise CheckpointError(
+                    _wrong_shape(_name(path, name), layer.latent(name), weight.shape, "the dimensions of")
+                )
             along = weight.shape[spec.axis.dim]
             if depth.numel() % along if spec.axis.groups > 1 else depth.numel() != along:
                 raise CheckpointError(
@@ -258,17 +260,31 @@ def _check_shapes(
                     f"{depth.numel()}. The checkpoint is damaged; take an earlier one."
                 )
             if depth.numel() > spec.original_channels or weight.numel() > spec.original_numel:
-                raise CheckpointError(_wrong_shape(_name(path, name), layer.latent(name), weight, "at most"))
+                raise CheckpointError(_wrong_shape(_name(path, name), layer.latent(name), weight.shape, "at most"))
+    check_sizes(module, {name: tuple(t.shape) for name, t in saved.items()}, larger=shrunk)
+
+
+def check_sizes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, larger: bool = False) -> None:
+    """Whether shapes are those of a module's parameters and buffers, or of what is left of these after removals.
+
+    Args:
+        module: The module.
+        shapes: Name of a parameter or buffer -> its shape elsewhere.
+        larger: Whether they may be larger than the module's, which has shrunk itself.
+
+    Raises:
+        CheckpointError: If they are not.
+    """
     for path, m in module.named_modules():
         kept = _dims_that_stay(m)
-        for name, tensor in m._parameters.items():
-            found = saved.get(_name(path, name))
-            if tensor is None or found is None or found.shape == tensor.shape:
+        for name, tensor in (*m._parameters.items(), *m._buffers.items()):
+            found = shapes.get(_name(path, name))
+            if tensor is None or found is None or found == tensor.shape:
                 continue
-            same_rank = found.dim() == tensor.dim()
-            if not same_rank or any(found.shape[d] != tensor.shape[d] for d in range(tensor.dim()) if d in kept):
+            same_rank = len(found) == tensor.dim()
+            if not same_rank or any(found[d] != tensor.shape[d] for d in range(tensor.dim()) if d in kept):
                 raise CheckpointError(_wrong_shape(_name(path, name), tensor, found, "the dimensions of"))
-            if not shrunk and any(a > b for a, b in zip(found.shape, tensor.shape, strict=True)):
+            if not larger and any(a > b for a, b in zip(found, tensor.shape, strict=True)):
                 raise CheckpointError(_wrong_shape(_name(path, name), tensor, found, "at most"))
 
 
@@ -279,9 +295,9 @@ def _dims_that_stay(module: nn.Module) -> range:
     return range(1) if isinstance(module, nn.Embedding | nn.EmbeddingBag) else range(0)
 
 
-def _wrong_shape(name: str, tensor: Tensor, found: Tensor, what: str) -> str:
+def _wrong_shape(name: str, tensor: Tensor, found: tuple[int, ...], what: str) -> str:
     return (
-        f"Expected {what} {tuple(tensor.shape)} for {name!r}, got {tuple(found.shape)}. It was saved from another "
+        f"Expected {what} {tuple(tensor.shape)} for {name!r}, got {tuple(found)}. It was saved from another "
         f"network, or from this one with other arguments."
     )
 

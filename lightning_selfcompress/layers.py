@@ -61,7 +61,7 @@ class ChannelAxis:
 
     def extremes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest weight of each channel, each ``(channels,)``."""
-        split = self.split(_whole(weight.detach()))
+        split = self.split(whole(weight.detach()))
         kept = {self.dim} if self.groups == 1 else {0, self.dim + 1}
         within = tuple(d for d in range(split.dim()) if d not in kept)
         if not within:
@@ -95,7 +95,8 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which this process may have a part."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -194,9 +195,11 @@ class Quantized(nn.Module):
             return self._quantize((x, b, e), axis)[0]
         kept = self._kept(name, (x, b, e), axis)
         if not torch.is_grad_enabled() or not x.requires_grad:
-            return kept.value  # the depths of a frozen weight, or of one toggled off, are frozen as well
+            # the depths of a frozen weight, or of one toggled off, are frozen as well; torch.matmul asks for the flag
+            # without gradients too, and adds up in another order
+            return kept.value.requires_grad_(x.requires_grad)
         release = partial(self._quantized_values.pop, name, None) if self.release_after_backward else None
-        return axis.join(q_known(axis.split(x), b, e, axis.split(kept.value), kept.range, release))
+        return axis.join(q_known(axis.split(x), b, e, axis.split(kept.value.detach()), kept.range, release))
 
     def _kept(self, name: str, inputs: tuple[Tensor, Tensor, Tensor], axis: ChannelAxis) -> _Cached:
         x, b, e = inputs

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from lightning_selfcompress.coupling import Coupling
 from lightning_selfcompress.graph import Channels, stored_tensors
 from lightning_selfcompress.layers import QuantizedParameter, quantized_parameters
+from lightning_selfcompress.packing import Packed, PackedSize, estimated_size, is_half, packed_size
 from lightning_selfcompress.quantizer import bit_depth, codes
-
-SCALE_NBYTES = 4  # a channel's exponent in float32
-WIDTH_NBYTES = 1  # a channel's number of whole bits
 
 
 def size_bits(
@@ -148,8 +146,8 @@ class LayerSize:
         learned_bits: Sum of the learned bit depths over all weights, in bits; divided by ``weights_before`` it is Q.
         max_bits: Largest learned bit depth of a channel.
         code_bits: Sum over all weights of the whole bits of their codes.
-        code_nbytes: Bytes of the codes, each weight rounded up to whole bytes once.
-        scale_nbytes: Bytes of exponents and bit widths.
+        code_nbytes: Bytes of the codes in a packed file, rounded.
+        scale_nbytes: Bytes of the channels' exponents and tables there, rounded.
     """
 
     name: str
@@ -182,12 +180,16 @@ class SizeReport:
         layers: One entry for each quantized weight.
         bias_nbytes: Bytes of the biases of quantized layers.
         other_nbytes: Bytes of everything else: parameters left in float, and buffers.
+        structure_nbytes: Bytes of names, shapes and the checksum.
+        nbytes: Bytes of the packed file: what :func:`export` writes.
         float_nbytes: Bytes of the same network in float, all parameters and buffers.
     """
 
     layers: tuple[LayerSize, ...]
     bias_nbytes: int
     other_nbytes: int
+    structure_nbytes: int
+    nbytes: int
     float_nbytes: int
 
     @property
@@ -196,11 +198,6 @@ class SizeReport:
         sums = {f.name: sum(getattr(layer, f.name) for layer in self.layers) for f in fields(LayerSize)[1:]}
         sums["max_bits"] = max((layer.max_bits for layer in self.layers), default=0.0)
         return LayerSize("total", **sums)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole network: codes, scales, biases and everything left in float."""
-        return self.total.code_nbytes + self.total.scale_nbytes + self.bias_nbytes + self.other_nbytes
 
     @property
     def bits_per_weight(self) -> float:
@@ -222,10 +219,10 @@ class SizeReport:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
         rule = "-" * len(lines[0])
-        total = self.total
+        coded = self.nbytes - self.bias_nbytes - self.other_nbytes - self.structure_nbytes
         parts = (
-            f"codes {total.code_nbytes:,} + scales {total.scale_nbytes:,} + biases {self.bias_nbytes:,}"
-            f" + everything left in float {self.other_nbytes:,} = {self.nbytes:,} bytes"
+            f"codes and scales {coded:,} + biases {self.bias_nbytes:,} + everything left in float {self.other_nbytes:,}"
+            f" + names and shapes {self.structure_nbytes:,} = {self.nbytes:,} bytes"
         )
         share = (
             f"the float network: {self.float_nbytes:,} bytes; now {self.nbytes / max(self.float_nbytes, 1):.1%} of it"
@@ -249,19 +246,19 @@ def _row(size: LayerSize) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def layer_size(parameter: QuantizedParameter) -> LayerSize:
+def layer_size(parameter: QuantizedParameter, packed: PackedSize) -> LayerSize:
     """Sizes of one quantized weight.
 
     Args:
         parameter: A quantized weight.
+        packed: Sizes of the file that it is a part of.
 
     Returns:
         Its sizes now.
     """
     depth = bit_depth(parameter.raw_depth)
-    n, whole = parameter.weights_per_channel, whole_bits(parameter)
-    alive, coded = int((depth > 0).sum()), int((whole > 0).sum())
-    code_bits = n * int(whole.sum())
+    n = parameter.weights_per_channel
+    alive = int((depth > 0).sum())
     return LayerSize(
         name=parameter.name.removesuffix(".weight"),
         weights_before=parameter.spec.original_numel,
@@ -270,38 +267,43 @@ def layer_size(parameter: QuantizedParameter) -> LayerSize:
         channels=alive,
         learned_bits=n * float(depth.double().sum()),
         max_bits=float(depth.max()),
-        code_bits=code_bits,
-        code_nbytes=-(-code_bits // 8),
-        scale_nbytes=SCALE_NBYTES * coded + WIDTH_NBYTES * parameter.channels,
+        code_bits=n * int(whole_bits(parameter).sum()),
+        code_nbytes=packed.codes[parameter.name],
+        scale_nbytes=packed.channels[parameter.name],
     )
 
 
-def size_report(model: nn.Module) -> SizeReport:
+def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = torch.float32) -> SizeReport:
     """Measures a model: learned bits, whole bits and bytes, layer by layer and in total.
 
-    Bytes are those of the integer codes really used (the whole bits of each channel), of a float32 exponent for each
-    channel that has codes other than 0 and one byte of bit width for each channel, of biases, and of all parameters
-    and buffers left in float. Tied weights count once.
+    Bytes are those of the packed file that :func:`export` writes, counted by the code that writes it. Tied weights
+    count once.
 
     Args:
         model: Any module, converted or not.
+        exact: False estimates the bytes from a sample of the weights, within some percent, in milliseconds.
+        floats: As for :func:`export`.
 
     Returns:
         The report; ``print`` shows it as a table.
     """
+    packed = packed_size(Packed.of(model, half=is_half(floats))) if exact else estimated_size(model)
     parameters = tuple(quantized_parameters(model))
     latent = {id(p.latent): p.spec.original_numel for p in parameters}
     learned = {id(t) for p in parameters for t in (p.raw_depth, p.exponent)}
     biases = {id(t) for p in parameters for name, t in p.layer._parameters.items() if "bias" in name}
-    bias_nbytes = other_nbytes = 0
+    bias_nbytes = 0
     float_nbytes = sum(module.__dict__.get("_removed_nbytes", 0) for module in model.modules())
-    for tensor in stored_tensors(model, transient=False).values():
-        if id(tensor) in learned:
-            continue
-        nbytes = tensor.numel() * tensor.element_size()
-        float_nbytes += latent.get(id(tensor), tensor.numel()) * tensor.element_size()
-        if id(tensor) in biases:
-            bias_nbytes += nbytes
-        elif id(tensor) not in latent:
-            other_nbytes += nbytes
-    return SizeReport(tuple(layer_size(p) for p in parameters), bias_nbytes, other_nbytes, float_nbytes)
+    for name, tensor in stored_tensors(model, transient=False).items():
+        if id(tensor) not in learned:
+            float_nbytes += latent.get(id(tensor), tensor.numel()) * tensor.element_size()
+        if id(tensor) in biases - learned:
+            bias_nbytes += packed.values[name]
+    return SizeReport(
+        tuple(layer_size(p, packed) for p in parameters),
+        bias_nbytes,
+        sum(packed.values.values()) - bias_nbytes,
+        packed.structure_nbytes,
+        packed.nbytes,
+        float_nbytes,
+    )

@@ -21,6 +21,8 @@ STAGES = (
     "metrics",
     "prune",
     "checkpoint",
+    "finalize",
+    "export",
     "dryrun",
     "fade",
     "removal",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_selfcompress.graph import stored_tensors
-from lightning_selfcompress.layers import ChannelAxis, QuantizedParameter, quantized_parameters
+from lightning_selfcompress.layers import ChannelAxis, QuantizedParameter, quantized_parameters, whole
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, codes, step_size
 
 DTYPES = (
@@ -111,8 +111,8 @@ class Packed:
             if id(tensor) in coded:
                 found.append(_coded(name, coded[id(tensor)]))
             elif id(tensor) not in learned:
-                found.append(_as_it_is(name, tensor.detach().cpu(), half=half))
-        return cls(tuple(found), dict(_attributes(model)))
+                found.append(as_it_is(name, whole(tensor.detach()).cpu(), half=half))
+        return cls(tuple(found), dict(attributes(model)))
 
     @property
     def coded(self) -> tuple[PackedTensor, ...]:
@@ -121,9 +121,9 @@ class Packed:
 
 
 def _coded(name: str, parameter: QuantizedParameter) -> PackedTensor:
-    axis, latent = parameter.spec.axis, parameter.latent.detach()
+    axis, latent = parameter.spec.axis, whole(parameter.latent.detach())
     x, b, e = axis.arrange(latent, parameter.raw_depth.detach(), parameter.exponent.detach())
-    rows = to_rows(axis.join(codes(x, b, e)), axis).cpu()
+    rows = to_rows(axis.join(codes(x, b, e)), axis).nan_to_num_(0).cpu()  # a network may be lost and still be measured
     widest = int(rows.abs().max()) if rows.numel() else 0
     dtype = np.int8 if widest < 128 else np.int16 if widest < 1 << 15 else np.int32
     exponents = (parameter.exponent.detach() * EXPONENT_STEPS).round().cpu().numpy().astype(np.int64)
@@ -132,7 +132,8 @@ def _coded(name: str, parameter: QuantizedParameter) -> PackedTensor:
     )
 
 
-def _as_it_is(name: str, tensor: Tensor, *, half: bool) -> PackedTensor:
+def as_it_is(name: str, tensor: Tensor, *, half: bool = False) -> PackedTensor:
+    """A tensor that is not coded: in float16 where that loses nothing, or little and ``half`` is wanted."""
     values = tensor.contiguous()
     if values.dtype == torch.float32:
         rounded = values.half().float()
@@ -142,7 +143,19 @@ def _as_it_is(name: str, tensor: Tensor, *, half: bool) -> PackedTensor:
     return PackedTensor(name, values.dtype, tuple(values.shape), values)
 
 
-def _attributes(model: nn.Module) -> Iterator[tuple[str, int]]:
+def attributes(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """Whole numbers that a model's modules keep and shapes do not tell, by path."""
     for path, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
             yield f"{path}.groups".lstrip("."), module.groups
+
+
+def is_half(floats: torch.dtype) -> bool:
+    """Whether values that are not quantized are to be stored in float16.
+
+    Raises:
+        ValueError: If it is neither that nor float32.
+    """
+    if floats not in (torch.float32, torch.float16):
+        raise ValueError(f"Expected floats to be torch.float32 or torch.float16, got {floats!r}.")
+    return floats == torch.float16

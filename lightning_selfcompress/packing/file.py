@@ -4,7 +4,7 @@ The size of a model is the number of these bytes.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -140,7 +140,7 @@ class _Layout:
         tokens = rans.encode([c.token_part for c in coded])
         head = _head(packed, coded) + varint.write(len(channels)) + varint.write(len(tokens))
         codes = np.concatenate([c.codes for c in coded]) if coded else np.zeros(0, np.int8)
-        return cls(head, channels, tokens, extra_bits(codes), b"".join(map(_value_bytes, packed.tensors)))
+        return cls(head, channels, tokens, extra_bits(codes), b"".join(map(value_bytes, packed.tensors)))
 
     def to_bytes(self) -> bytes:
         content = b"".join((self.head, self.channels, self.tokens, self.extra, self.values))
@@ -169,23 +169,23 @@ class PackedSize:
     Args:
         codes: For each coded tensor the bytes of its codes, rounded.
         channels: For each coded tensor the bytes of its channels' exponents and classes, rounded.
+        values: For each tensor that is not coded its bytes.
         code_nbytes: Bytes of all codes.
         channel_nbytes: Bytes of the exponents and classes of all channels.
-        value_nbytes: Bytes of everything that is not coded.
         structure_nbytes: Bytes of names, shapes and the checksum.
     """
 
-    codes: dict[str, int]
-    channels: dict[str, int]
+    codes: Mapping[str, int]
+    channels: Mapping[str, int]
+    values: Mapping[str, int]
     code_nbytes: int
     channel_nbytes: int
-    value_nbytes: int
     structure_nbytes: int
 
     @property
     def nbytes(self) -> int:
         """Bytes of the whole file."""
-        return self.code_nbytes + self.channel_nbytes + self.value_nbytes + self.structure_nbytes
+        return self.code_nbytes + self.channel_nbytes + sum(self.values.values()) + self.structure_nbytes
 
 
 def packed_size(packed: Packed) -> PackedSize:
@@ -205,9 +205,9 @@ def packed_size(packed: Packed) -> PackedSize:
     return PackedSize(
         {c.name: round(bits / 8) + extra_nbytes(c.tokens) for c, bits in zip(coded, of_tokens, strict=True)},
         {c.name: round(sum(pair) / 8) for c, pair in zip(coded, pairs, strict=True)},
+        {t.name: len(value_bytes(t)) for t in packed.tensors if t.codes is None},
         len(layout.tokens) + len(layout.extra),
         len(layout.channels),
-        len(layout.values),
         len(layout.head) + 4,
     )
 
@@ -228,7 +228,8 @@ def _storage(tensor: PackedTensor) -> int:
     return RAW
 
 
-def _value_bytes(tensor: PackedTensor) -> bytes:
+def value_bytes(tensor: PackedTensor) -> bytes:
+    """The bytes of a tensor that is not coded; none of one that is."""
     if tensor.values is None:
         return b""
     values = tensor.values.to(NARROW.get(_storage(tensor), tensor.dtype)).contiguous()
@@ -240,7 +241,7 @@ def _head(packed: Packed, coded: Sequence[_Coded]) -> bytes:
     by_name = {c.name: c for c in coded}
     previous = ""
     for tensor in packed.tensors:
-        parts.append(_name(tensor.name, previous))
+        parts.append(name_bytes(tensor.name, previous))
         parts.append(bytes([DTYPES.index(tensor.dtype) | _storage(tensor) << 4]))
         parts += map(varint.write, (len(tensor.shape), *tensor.shape))
         if tensor.axis is not None:
@@ -255,12 +256,12 @@ def _head(packed: Packed, coded: Sequence[_Coded]) -> bytes:
         previous = tensor.name
     parts.append(varint.write(len(packed.attributes)))
     for name, value in packed.attributes.items():
-        parts += [_name(name, previous), varint.write(value)]
+        parts += [name_bytes(name, previous), varint.write(value)]
         previous = name
     return b"".join(parts)
 
 
-def _name(name: str, previous: str) -> bytes:
+def name_bytes(name: str, previous: str) -> bytes:
     """A name: its last part by number if it is a usual one, then what is not as in the name before it."""
     path, leaf, before = *_path_and_leaf(name), _path_and_leaf(previous)[0]
     one, other = path.encode(), before.encode()

@@ -40,7 +40,7 @@ def extra_bits(
 
 def extra_nbytes(*tokens: Integers) -> int:
     """How many bytes :func:`extra_bits` has for codes of all these tokens, each ``(n,)``."""
-    return -(-sum(int(_widths(t).sum()) for t in tokens) // 8)
+    return -(-sum(int(extra_bit_counts(t).sum()) for t in tokens) // 8)
 
 
 def join_tokens(
@@ -51,7 +51,7 @@ def join_tokens(
     tokens = tokens.astype(np.int32)
     codes = np.where(tokens % 2 == 1, tokens + 1 >> 1, -(tokens >> 1))
     large = np.flatnonzero(tokens >= DIRECT)
-    widths = _widths(tokens)
+    widths = extra_bit_counts(tokens)
     which, place = _places(widths)
     bits = np.unpackbits(np.frombuffer(extra, np.uint8), count=len(which)).astype(np.int64)
     low = np.bincount(which, bits << (widths[which] - 1 - place), minlength=len(large)).astype(np.int64)
@@ -60,8 +60,8 @@ def join_tokens(
     return codes
 
 
-def _widths(tokens: Integers) -> Integers:
-    """Extra bits of each large token."""
+def extra_bit_counts(tokens: Integers) -> Integers:
+    """How many extra bits each of the large tokens has, in their order."""
     large = tokens[tokens >= DIRECT].astype(np.int64)
     return (large - DIRECT) // 2 + _SHORTEST - 1
 

@@ -1,0 +1,101 @@
+"""How large a packed file would be, from a sample of the weights: cheap enough for every step of a training."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lightning_selfcompress.graph import stored_tensors
+from lightning_selfcompress.layers import QuantizedParameter, quantized_parameters, whole
+from lightning_selfcompress.packing import varint
+from lightning_selfcompress.packing.content import as_it_is, attributes, to_rows
+from lightning_selfcompress.packing.file import PackedSize, classes_of, name_bytes, value_bytes
+from lightning_selfcompress.packing.rans import INCREMENT
+from lightning_selfcompress.packing.tokens import extra_bit_counts, tokens_of
+from lightning_selfcompress.quantizer import EXPONENT_STEPS, bit_depth, codes
+
+SAMPLE = 1 << 14  # weights looked at of each layer
+
+
+def table_bits(
+    counts: NDArray[Any],  # (tables, alphabet)
+) -> float:
+    """Bits of symbols that occur so often, each row coded with a table that learns as it goes.
+
+    The probability of a sequence under counts that start at 1 and grow by :data:`INCREMENT` is that of a
+    Dirichlet-multinomial distribution, whatever the order.
+
+    Args:
+        counts: How often each symbol occurs in each context.
+    """
+    start = torch.tensor(1 / INCREMENT, dtype=torch.float64)
+    n = torch.from_numpy(counts)
+    all_of_them = torch.lgamma(start * n.shape[1] + n.sum(1)) - torch.lgamma(start * n.shape[1])
+    one_by_one = (torch.lgamma(start + n) - torch.lgamma(start)).sum(1)
+    return float((all_of_them - one_by_one).sum() / np.log(2))
+
+
+def estimated_size(model: nn.Module) -> PackedSize:
+    """About where the bytes of a model's packed file would go; the total is within some percent.
+
+    Args:
+        model: Any module.
+    """
+    parameters = {id(p.latent): p for p in quantized_parameters(model)}
+    learned = {id(t) for p in parameters.values() for t in (p.raw_depth, p.exponent)}
+    of_codes, of_channels, values, head = {}, {}, {}, 16
+    previous = ""
+    for name, tensor in stored_tensors(model, transient=False).items():
+        if id(tensor) in learned:
+            continue
+        head += (
+            len(name_bytes(name, previous)) + 2 + sum(1 if n < 128 else 2 if n < 1 << 14 else 3 for n in tensor.shape)
+        )
+        previous = name
+        if id(tensor) in parameters:
+            of_codes[name], of_channels[name] = _coded_bits(parameters[id(tensor)])
+            head += 7
+        else:
+            values[name] = len(value_bytes(as_it_is(name, whole(tensor.detach()).cpu())))
+    for name, number in attributes(model):
+        head += len(name_bytes(name, previous)) + len(varint.write(number))
+        previous = name
+    return PackedSize(
+        {name: round(bits / 8) for name, bits in of_codes.items()},
+        {name: round(bits / 8) for name, bits in of_channels.items()},
+        values,
+        round(sum(of_codes.values()) / 8) + 4,
+        round(sum(of_channels.values()) / 8) + 4,
+        head,
+    )
+
+
+@torch.no_grad()
+def _coded_bits(parameter: QuantizedParameter) -> tuple[float, float]:
+    """Bits of the codes of a layer, and of its channels."""
+    axis, latent = parameter.spec.axis, whole(parameter.latent.detach())
+    rows = to_rows(latent, axis)
+    stride = max(1, latent.numel() // SAMPLE)
+    sample = rows[:, ::stride] if stride < rows.shape[1] else rows[:, :1]
+    scale = rows.shape[1] / max(sample.shape[1], 1)
+    depth, exponent = bit_depth(parameter.raw_depth.detach())[:, None], parameter.exponent.detach()[:, None]
+    found = codes(sample.to(depth), depth, exponent).nan_to_num_(0).cpu().numpy().astype(np.int32)
+    classes = classes_of(found)
+    alive = classes > 0
+    tokens = tokens_of(found[alive].reshape(-1)).astype(np.int64)
+    bits = 0.0
+    if len(tokens):
+        alphabet = int(tokens.max()) + 1
+        places = np.repeat(classes[alive] - 1, found.shape[1]) * alphabet + tokens
+        counts = np.bincount(places, minlength=int(classes.max()) * alphabet).reshape(-1, alphabet)
+        bits = table_bits(counts * scale) + scale * float(extra_bit_counts(tokens).sum())
+    sixteenths = _whole_numbers(exponent[:, 0] * EXPONENT_STEPS)[alive]
+    relative = np.zeros(len(classes), np.int64)
+    relative[alive] = sixteenths - sixteenths.min() if len(sixteenths) else 0
+    return bits, sum(table_bits(np.bincount(symbols)[None].astype(np.float64)) for symbols in (classes, relative))
+
+
+def _whole_numbers(values: Tensor) -> NDArray[np.int64]:
+    return values.round().cpu().numpy().astype(np.int64)

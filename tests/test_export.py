@@ -1,0 +1,251 @@
+"""Packed files and plain networks: the same outputs to the bit, the size reported, whole or not at all."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from killing import half_removed, watched
+from networks import Lit, batches, make_trainer, small_net
+from torch import nn
+from zoo import ZOO
+
+from lightning_selfcompress import PackedFileError, SelfCompression, export, finalize, fold_batchnorm, load, size_report
+from lightning_selfcompress.convert import convert
+from lightning_selfcompress.layers import Quantized, quantized_parameters
+from lightning_selfcompress.packing import estimated_size
+
+
+def shrunk(name):
+    """A network of the zoo with depths of all kinds, half of its removable channels gone; its inputs."""
+    torch.manual_seed(0)
+    full, inputs = ZOO[name].make(), ZOO[name].inputs()
+    convert(full)
+    channels, _ = watched(full, *inputs)
+    # torch's own attention takes no fewer channels than it was made with, which the dry run finds out
+    small = full if name in ("vit", "masked_transformer") else half_removed(full, channels)[0]
+    with torch.no_grad():
+        for p in quantized_parameters(small):
+            p.raw_depth.mul_(torch.rand_like(p.raw_depth).add_(0.2).clamp_(max=1))
+            p.exponent.add_(torch.randn_like(p.exponent))
+            p.layer.forget_quantized()
+    return small.eval(), inputs
+
+
+def outputs(net, inputs):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        out = net(*inputs)
+    return [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, torch.Tensor)]
+
+
+def same(some, others):
+    return len(some) == len(others) > 0 and all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_file_is_the_network(name, tmp_path):
+    """Exported and loaded into a fresh network, every network has its outputs to the bit and the bytes reported."""
+    net, inputs = shrunk(name)
+    nbytes = export(net, tmp_path / "net.scnn")
+    assert nbytes == (tmp_path / "net.scnn").stat().st_size == size_report(net).nbytes
+    plain, loaded = finalize(net), load(tmp_path / "net.scnn", ZOO[name].make())
+    for other in (plain, loaded.eval()):
+        assert same(outputs(net, inputs), outputs(other, inputs))
+        assert not any(isinstance(m, Quantized) or "_removed_nbytes" in m.__dict__ for m in other.modules())
+    assert str(loaded) == str(plain)
+    assert {n: p.shape for n, p in loaded.state_dict().items()} == {n: p.shape for n, p in plain.state_dict().items()}
+    assert estimated_size(net).nbytes == pytest.approx(nbytes, rel=0.02)
+
+
+def compressed():
+    """A small network after some epochs that removed channels."""
+    torch.manual_seed(0)
+    model = Lit()
+    make_trainer(SelfCompression(gamma=2.0, bits_lr=0.1), max_epochs=6).fit(model, batches(40))
+    assert size_report(model).weights_left < 0.9
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return compressed()
+
+
+IMAGES = next(iter(batches()))[0]
+
+
+def test_a_plain_network_is_the_users_own(model):
+    """Finalize gives the user's class with torch's layers: it can be pickled, deep-copied, exported and trained."""
+    plain = finalize(model)
+    assert type(plain) is Lit
+    assert {type(m) for m in plain.net} == {type(m) for m in small_net()}
+    assert not plain._load_state_dict_pre_hooks
+    for copied in (copy.deepcopy(plain.net), pickle.loads(pickle.dumps(plain.net))):
+        assert torch.equal(copied(IMAGES), model.net(IMAGES))
+    exported = torch.export.export(plain.net, (IMAGES,))
+    torch.testing.assert_close(exported.module()(IMAGES), model.net(IMAGES))
+    make_trainer().fit(plain, batches(2))
+
+
+def test_finalize_leaves_the_model_alone(model):
+    """The compressed network goes on as it was."""
+    before = copy.deepcopy(model.state_dict())
+    finalize(model)
+    assert isinstance(model.net[0], Quantized)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("target", ["fresh", "shrunk", "converted", "itself"])
+def test_load_into(model, target, tmp_path):
+    """A file fills a fresh network, one of the sizes stored, a converted one and the one it came from."""
+    export(model, tmp_path / "net.scnn")
+    into = Lit() if target in ("fresh", "converted") else copy.deepcopy(model)
+    if target == "shrunk":
+        into = finalize(into)
+        nn.init.zeros_(into.net[0].weight)
+    if target == "converted":
+        convert(into)
+    parameters = list(into.parameters())
+    loaded = load(tmp_path / "net.scnn", into)
+    assert loaded is into
+    assert torch.equal(loaded.eval().net(IMAGES), model.net(IMAGES))
+    assert not any(isinstance(m, Quantized) for m in loaded.modules())
+    if target == "shrunk":
+        assert all(a is b for a, b in zip(parameters, loaded.parameters(), strict=True))
+    make_trainer().fit(loaded, batches(2))
+
+
+def test_load_a_part(model, tmp_path):
+    """strict=False takes what both have; strict=True names what is missing and what is too much."""
+    export(model, tmp_path / "net.scnn")
+
+    class Longer(Lit):
+        def __init__(self):
+            super().__init__()
+            self.extra = nn.Linear(4, 4)
+
+    with pytest.raises(PackedFileError, match=r"net\.scnn: expected .* Longer, found nothing for 'extra.weight'"):
+        load(tmp_path / "net.scnn", Longer())
+    loaded = load(tmp_path / "net.scnn", Longer(), strict=False)
+    assert torch.equal(loaded.eval().net(IMAGES), model.net(IMAGES))
+    with pytest.raises(PackedFileError, match=r"found nothing for '0.weight', .* and 'net.0.weight'"):
+        load(tmp_path / "net.scnn", small_net())
+
+
+def smaller(net):
+    net[0], net[1] = nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1)
+
+
+def other_kernel(net):
+    net[0] = nn.Conv2d(1, 6, 5, padding=1)
+
+
+def other_rank(net):
+    net[6] = nn.Conv1d(16, 4, 1)
+
+
+@pytest.mark.parametrize("change", [smaller, other_kernel, other_rank])
+def test_a_network_that_does_not_fit(model, change, tmp_path):
+    """Shapes that cannot have come from the network's are refused, and it is as it was."""
+    export(model, tmp_path / "net.scnn")
+    into = Lit()
+    change(into.net)
+    before = copy.deepcopy(into.state_dict())
+    with pytest.raises(PackedFileError, match=r"net\.scnn: Expected"):
+        load(tmp_path / "net.scnn", into)
+    assert all(torch.equal(before[k], v) for k, v in into.state_dict().items())
+
+
+def test_damaged_file_is_named(model, tmp_path):
+    """The error says which file, and the network is as it was."""
+    export(model, tmp_path / "net.scnn")
+    data = bytearray((tmp_path / "net.scnn").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "net.scnn").write_bytes(data)
+    with pytest.raises(PackedFileError, match=r"net\.scnn: .*checksum"):
+        load(tmp_path / "net.scnn", Lit())
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "nowhere.scnn", Lit())
+
+
+def test_nothing_half_written(model, tmp_path, monkeypatch):
+    """A path that cannot be written raises, and an earlier file there stays whole."""
+    with pytest.raises(OSError, match="nowhere"):
+        export(model, tmp_path / "nowhere" / "net.scnn")
+    (tmp_path / "net.scnn").write_bytes(b"earlier")
+
+    def full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        export(model, tmp_path / "net.scnn")
+    assert [p.name for p in tmp_path.iterdir()] == ["net.scnn"]
+    assert (tmp_path / "net.scnn").read_bytes() == b"earlier"
+
+
+def test_half_precision(model, tmp_path):
+    """float16 for what is not quantized makes the file smaller, changes no value by more than a thousandth."""
+    whole = export(model, tmp_path / "whole.scnn")
+    half = export(model, tmp_path / "half.scnn", floats=torch.float16)
+    assert half == size_report(model, floats=torch.float16).nbytes < whole
+    one, other = (load(tmp_path / f"{n}.scnn", Lit()).state_dict() for n in ("whole", "half"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=0)
+    assert torch.equal(other["net.0.weight"], one["net.0.weight"])
+    with pytest.raises(ValueError, match=r"torch\.float16, got torch\.int8"):
+        export(model, tmp_path / "x.scnn", floats=torch.int8)
+
+
+def test_values_too_small_for_half_precision_stay(tmp_path):
+    """Where float16 would lose a value, the tensor stays in float32."""
+    net = nn.BatchNorm1d(2)
+    net.running_var[:] = torch.tensor([1e-9, 1.0])
+    net.weight.data[:] = torch.tensor([1.0001, 1e6])
+    with pytest.warns(UserWarning, match="Nothing in this BatchNorm1d is compressed"):
+        export(net, tmp_path / "net.scnn", floats=torch.float16)
+    loaded = load(tmp_path / "net.scnn", nn.BatchNorm1d(2))
+    assert torch.equal(loaded.running_var, net.running_var)
+    assert torch.equal(loaded.weight, net.weight)
+
+
+def test_weights_that_are_not_finite():
+    """A network that is lost is not written."""
+    net = small_net()
+    convert(net)
+    net[4].latent("weight").data[0, 0] = float("nan")
+    size_report(net)  # still measures, while it trains
+    with pytest.raises(ValueError, match=r"NaN or infinity in '4\.weight'"):
+        export(net, "unused.scnn")
+
+
+def test_folding(model):
+    """Folded into its convolution, batch normalization is gone and the outputs are the same but for rounding."""
+    plain = finalize(model).net
+    assert fold_batchnorm(plain, IMAGES) == 1
+    assert isinstance(plain[1], nn.Identity)
+    torch.testing.assert_close(plain(IMAGES), model.net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_folding_what_is_used_elsewhere():
+    """A convolution whose output is also used without its normalization is left alone, and says so."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    net = Both().eval()
+    net.norm.running_mean[:] = 2.0
+    before, expected = copy.deepcopy(net.state_dict()), net(IMAGES)
+    with pytest.raises(ValueError, match="used elsewhere"):
+        fold_batchnorm(net, IMAGES)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert torch.equal(net(IMAGES), expected)
