@@ -79,9 +79,7 @@ def main() -> None:
         by_layer, pooled = sum(map(order_0, codes)), order_0(np.concatenate(codes))
         for what, entropy in (("all codes together", pooled), ("layer by layer", by_layer)):
             bound = entropy + 2 * channels
-            print(
-                f"  {size / bound:.3f} times the order-0 entropy ({what}: {entropy:,.0f}) + 2 bytes a channel ({channels})"
-            )
+            print(f"  {size / bound:.3f} times the order-0 entropy ({what}, {entropy:,.0f}) + 2 x {channels} channels")
     print(f"\nheader, structure and checksum: {packed_size(packed).structure_nbytes} bytes")
 
 

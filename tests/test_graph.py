@@ -34,6 +34,28 @@ def test_zoo(name):
         assert difference(net, smaller, *inputs) < 1e-10
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+def test_buffers_that_are_not_saved(persistent):
+    """Channels along a buffer that no file holds stay: a fresh network could not tell which of its entries are left."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.register_buffer("gate", torch.rand(8), persistent=persistent)
+
+        def forward(self, x):
+            return self.second(self.first(x) * self.gate)
+
+    net = converted(Gated())
+    channels, _ = watched(net, X)
+    assert removable_of(channels, "first") == (8 if persistent else 0)
+    if persistent:
+        assert_exact(net, channels, X)
+    else:
+        assert reason(channels, "first") == "'gate' has them, a buffer that is not saved"
+
+
 CONVOLUTIONAL = [name for name in ZOO if ZOO[name].convolutional]
 FEW = {
     "resnet_pad": 0.6,  # constant channels

@@ -106,8 +106,12 @@ class Watcher:
     def _name_atoms(self) -> None:
         weights = list(quantized_parameters(self.model))
         is_depth = {id(t): t is w.raw_depth for w in weights for t in (w.raw_depth, w.exponent, w.latent)}
+        saved = {id(t) for t in stored_tensors(self.model, transient=False).values()}
         for name, tensor in stored_tensors(self.model).items():
             self._add(name, tensor, is_depth)
+            for dim in self._stored[id(tensor)]._dims if id(tensor) not in saved else ():
+                if isinstance(dim, Axis):  # a fresh network could not know which of its entries are left
+                    self._store.pin(dim.atoms, f"{name!r} has them, a buffer that is not saved")
         for weight in weights:
             self._add_quantized(weight)
 
