@@ -139,7 +139,7 @@ class SelfCompression(pl.Callback):
         if not shards_parameters(trainer.strategy):
             guard_strategy(trainer.strategy)
         if stage == "fit":
-            _let_train(pl_module, True)
+            _let_train(quantized_parameters(pl_module))
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Says what is compressed and what is not, and takes depths and exponents out of the user's optimizers."""
@@ -185,6 +185,7 @@ class SelfCompression(pl.Callback):
                 self._remove(trainer, pl_module)
             self._removal.before_batch(pl_module)
         for depth_optimizer in self._depth_optimizers:
+            _let_train(depth_optimizer.size.parameters)  # what was frozen may have been unfrozen
             depth_optimizer.set_lr(self.bits_lr * cooldown_factor(_progress(trainer, batch_idx), self.cooldown))
 
     def on_train_batch_end(
@@ -223,7 +224,7 @@ class SelfCompression(pl.Callback):
         """Lets go of the user's optimizers; depths are held from now on, as no size presses on them."""
         self._layers = ()
         self._detach()
-        _let_train(pl_module, False)
+        _let_train(quantized_parameters(pl_module), False)
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Leaves module and optimizers in order when training breaks off."""
@@ -235,7 +236,7 @@ class SelfCompression(pl.Callback):
         self._detach()
         self._unwrap(pl_module)
         if stage == "fit":
-            _let_train(pl_module, False)
+            _let_train(quantized_parameters(pl_module), False)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers of depths and exponents, in the user's optimizers' order, and of the removal."""
@@ -411,6 +412,7 @@ class SelfCompression(pl.Callback):
                 self._uncalibrated.clear()
             result = method(*args, **kwargs)
             self._convert(pl_module)
+            _let_train(quantized_parameters(pl_module))
             return result
 
         return wrapped
@@ -465,11 +467,17 @@ def _quantized_layers(pl_module: "pl.LightningModule") -> Iterator[Quantized]:
     return (layer for layer in pl_module.modules() if isinstance(layer, Quantized))
 
 
-def _let_train(pl_module: "pl.LightningModule", wanted: bool) -> None:
-    """Whether depths and exponents are trained: only while the callback is there, not in a later fit without it."""
-    for p in quantized_parameters(pl_module):
-        p.raw_depth.requires_grad_(wanted)
-        p.exponent.requires_grad_(wanted)
+def _let_train(parameters: Iterable[QuantizedParameter], wanted: bool = True) -> None:
+    """Depths and exponents are trained where their weights are, and only while the callback is there.
+
+    DDP waits for the gradient of every parameter that may have one when it is wrapped: those of frozen weights never
+    come. A later fit without the callback would train them without any price.
+    """
+    for p in parameters:
+        trained = wanted and p.latent.requires_grad
+        if p.raw_depth.requires_grad != trained:
+            p.raw_depth.requires_grad_(trained)
+            p.exponent.requires_grad_(trained)
 
 
 def _forget_quantized(layers: Iterable[Quantized]) -> None:

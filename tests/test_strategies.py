@@ -40,7 +40,9 @@ def test_single_device():
 
 
 @pytest.mark.case("Strategies", "DDP with two processes: {how}")
-@pytest.mark.parametrize("how", ["plain", "find_unused_parameters", "static_graph", "gradient_as_bucket_view"])
+@pytest.mark.parametrize(
+    "how", ["plain", "find_unused_parameters", "static_graph", "gradient_as_bucket_view", "a frozen layer"]
+)
 def test_two_processes_stay_alike(how, two):
     """Under DDP both processes end with the same smaller network, and with the losses of one that kept all."""
     removed = two[how]

@@ -37,6 +37,14 @@ class Sometimes(Lit):
         return loss + self.spare(self.net(batch[0])).square().mean() if batch_idx % 2 else loss
 
 
+class Frozen(Lit):
+    """A layer that is not trained; DDP waits for no gradient of its bit depths either."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[4].requires_grad_(False)
+
+
 class Sharded(Lit):
     """FSDP2, each layer on its own and the rest together; in float64, which its strategy knows nothing of."""
 
@@ -89,6 +97,8 @@ TRAININGS = {
     "kept": partial(train, NEVER),
     "find_unused_parameters": partial(train, make=Sometimes, find_unused_parameters=True),
     "find_unused_parameters, kept": partial(train, NEVER, make=Sometimes, find_unused_parameters=True),
+    "a frozen layer": partial(train, make=Frozen),
+    "a frozen layer, kept": partial(train, NEVER, make=Frozen),
     "static_graph": partial(train, static_graph=True),
     "gradient_as_bucket_view": partial(train, gradient_as_bucket_view=True),
     "nothing removed": partial(train, 0),
