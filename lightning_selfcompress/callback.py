@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import wraps
+from functools import partial
 from itertools import zip_longest
 from numbers import Real
 from typing import Any
@@ -15,15 +15,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_selfcompress.checkpoint import follow_shapes, guard_strategy
-from lightning_selfcompress.convert import (
-    ConversionPlan,
-    as_float,
-    convert,
-    revert,
-    supported_types,
-    unmatched,
-)
-from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
+from lightning_selfcompress.conversion import Conversion, let_train
+from lightning_selfcompress.layers import Quantized, quantized_parameters
 from lightning_selfcompress.neighbours import averages, refuse
 from lightning_selfcompress.optim import DepthOptimizer, cooldown_factor, shrink_optimizer, take_out
 from lightning_selfcompress.prune import Shrunk, remove
@@ -109,12 +102,10 @@ class SelfCompression(pl.Callback):
         self._depth_optimizers: list[DepthOptimizer] = []
         self._restored: dict[str, Any] | None = None
         self._earlier_skipped = 0
-        self._wrapped: dict[str, Any] = {}
-        self._uncalibrated: dict[int, QuantizedParameter] = {}  # converted by this fit, not yet trained
+        self._conversion = Conversion(initial_bits=self.initial_bits, skip=self.skip)
         self._group_lengths: list[int] = []
         self._layers: tuple[Quantized, ...] = ()  # of the module in training; to walk through it at every step is slow
         self._load_hooks: list[RemovableHandle] = []
-        self._was_float = True
 
     @property
     def skipped_steps(self) -> int:
@@ -127,24 +118,19 @@ class SelfCompression(pl.Callback):
             check_strategy(trainer.strategy)
             refuse(self, trainer.callbacks)  # type: ignore[attr-defined]
         self._restored = None  # a state restored for a test is not one to go on with
-        self._uncalibrated.clear()
-        self._was_float = not any(_quantized_layers(pl_module))
-        builders = [name for name in ("setup", "configure_model") if _overrides(pl_module, name)]
-        self._convert(pl_module, complete=stage == "fit" and not builders)
-        for name in builders:
-            self._wrap(pl_module, name, self._then_convert)
-        self._wrap(pl_module, "configure_optimizers", _in_float)
-        for network in (pl_module, *averages(trainer.callbacks)):  # type: ignore[attr-defined]
+        copies = partial(averages, trainer.callbacks)  # type: ignore[attr-defined]
+        self._conversion.begin(pl_module, copies, training=stage == "fit")
+        for network in (pl_module, *copies()):
             follow_shapes(network)
         if not shards_parameters(trainer.strategy):
             guard_strategy(trainer.strategy)
         if stage == "fit":
-            _let_train(quantized_parameters(pl_module))
+            let_train(quantized_parameters(pl_module))
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Says what is compressed and what is not, and takes depths and exponents out of the user's optimizers."""
-        self._unwrap(pl_module)
-        plan = self._convert(pl_module, complete=True)
+        self._conversion.unwrap(pl_module)
+        plan = self._conversion.convert(pl_module, complete=True)
         rank_zero_info(f"SelfCompression(gamma={self.gamma!r}, initial_bits={self.initial_bits:g})\n{plan}")
         frozen = [p.name for p in quantized_parameters(pl_module) if not p.latent.requires_grad]
         if frozen:
@@ -170,8 +156,7 @@ class SelfCompression(pl.Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """Keeps up with what others did between batches: weights loaded or swapped, parameters added to optimizers."""
-        if self._uncalibrated:
-            self._recalibrate()
+        self._conversion.recalibrate()
         owners = [depth_optimizer.owner for depth_optimizer in self._depth_optimizers]
         if owners and any(a is not b for a, b in zip_longest(owners, trainer.optimizers)):
             self._attach_again(trainer, pl_module)
@@ -185,7 +170,7 @@ class SelfCompression(pl.Callback):
                 self._remove(trainer, pl_module)
             self._removal.before_batch(pl_module)
         for depth_optimizer in self._depth_optimizers:
-            _let_train(depth_optimizer.size.parameters)  # what was frozen may have been unfrozen
+            let_train(depth_optimizer.size.parameters)  # what was frozen may have been unfrozen
             depth_optimizer.set_lr(self.bits_lr * cooldown_factor(_progress(trainer, batch_idx), self.cooldown))
 
     def on_train_batch_end(
@@ -224,7 +209,7 @@ class SelfCompression(pl.Callback):
         """Lets go of the user's optimizers; depths are held from now on, as no size presses on them."""
         self._layers = ()
         self._detach()
-        _let_train(quantized_parameters(pl_module), False)
+        let_train(quantized_parameters(pl_module), False)
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Leaves module and optimizers in order when training breaks off."""
@@ -234,9 +219,9 @@ class SelfCompression(pl.Callback):
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Undoes what :meth:`setup` wrapped; the layers stay converted."""
         self._detach()
-        self._unwrap(pl_module)
+        self._conversion.unwrap(pl_module)
         if stage == "fit":
-            _let_train(quantized_parameters(pl_module), False)
+            let_train(quantized_parameters(pl_module), False)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers of depths and exponents, in the user's optimizers' order, and of the removal."""
@@ -247,38 +232,6 @@ class SelfCompression(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a state for the next ``fit``, whose optimizers do not exist yet."""
         self._restored = state_dict
-
-    def _convert(self, pl_module: "pl.LightningModule", *, complete: bool = False) -> ConversionPlan:
-        """Converts what is there; the complete module has to have something to convert and all that ``skip`` names.
-
-        Raises:
-            ValueError: If it has not. The module is then as it was before this Trainer.
-        """
-        absent = () if complete else unmatched(pl_module, self.skip)
-        skip = [entry for entry in self.skip if entry not in absent]
-        before = {id(p.latent) for p in quantized_parameters(pl_module)}
-        try:
-            plan = convert(pl_module, initial_bits=self.initial_bits, skip=skip)
-            if complete and not plan.compressed:
-                raise ValueError(
-                    f"Expected something to compress in {type(pl_module).__name__}, found nothing. SelfCompression "
-                    f"takes {supported_types()} and their subclasses.\n{plan}"
-                )
-        except ValueError:
-            if self._was_float:
-                revert(pl_module)
-            raise
-        for average in averages(pl_module.trainer.callbacks):  # type: ignore[attr-defined]
-            convert(average, initial_bits=self.initial_bits, skip=[e for e in skip if not unmatched(average, [e])])
-        self._uncalibrated |= {id(p.latent): p for p in quantized_parameters(pl_module) if id(p.latent) not in before}
-        return plan
-
-    def _recalibrate(self) -> None:
-        """Starts at the float function of the weights as they are now, unless depths were loaded with them."""
-        for p in self._uncalibrated.values():
-            if not p.layer.depths_loaded:
-                p.layer.calibrate(p.weight_name)
-        self._uncalibrated.clear()
 
     def _attach(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._earlier_skipped, self._depth_optimizers = self.skipped_steps, []
@@ -404,31 +357,6 @@ class SelfCompression(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
-    def _then_convert(self, pl_module: "pl.LightningModule", method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if self._was_float:  # layers are built, initialized and tied as floats
-                revert(pl_module)
-                self._uncalibrated.clear()
-            result = method(*args, **kwargs)
-            self._convert(pl_module)
-            _let_train(quantized_parameters(pl_module))
-            return result
-
-        return wrapped
-
-    def _wrap(self, pl_module: "pl.LightningModule", name: str, wrapper: Callable[..., Any]) -> None:
-        if name not in self._wrapped:
-            self._wrapped[name] = pl_module.__dict__.get(name)
-            pl_module.__dict__[name] = wrapper(pl_module, getattr(pl_module, name))
-
-    def _unwrap(self, pl_module: "pl.LightningModule") -> None:
-        for name, earlier in self._wrapped.items():
-            del pl_module.__dict__[name]
-            if earlier is not None:
-                pl_module.__dict__[name] = earlier
-        self._wrapped.clear()
-
 
 def _check_foreign(optimizers: Sequence[Optimizer], pl_module: "pl.LightningModule") -> None:
     foreign = [p for o in optimizers for group in o.param_groups for p in group["params"]]
@@ -446,38 +374,8 @@ def _saves_between_epochs(checkpoint: Any) -> bool:
     return by_size and any(getattr(checkpoint, f"_{n}", None) for n in ("every_n_train_steps", "train_time_interval"))
 
 
-def _overrides(pl_module: "pl.LightningModule", name: str) -> bool:
-    """Whether a module has a hook of its own; of whichever package's LightningModule it is a subclass."""
-    base = next(c for c in type(pl_module).__mro__ if c.__name__ == "LightningModule")
-    return name in pl_module.__dict__ or getattr(type(pl_module), name) is not getattr(base, name)
-
-
-def _in_float(pl_module: "pl.LightningModule", method: Callable[..., Any]) -> Callable[..., Any]:
-    """Optimizers are made from the float network: no depth among its parameters, its layers of their own types."""
-
-    @wraps(method)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with as_float(pl_module):
-            return method(*args, **kwargs)
-
-    return wrapped
-
-
 def _quantized_layers(pl_module: "pl.LightningModule") -> Iterator[Quantized]:
     return (layer for layer in pl_module.modules() if isinstance(layer, Quantized))
-
-
-def _let_train(parameters: Iterable[QuantizedParameter], wanted: bool = True) -> None:
-    """Depths and exponents are trained where their weights are, and only while the callback is there.
-
-    DDP waits for the gradient of every parameter that may have one when it is wrapped: those of frozen weights never
-    come. A later fit without the callback would train them without any price.
-    """
-    for p in parameters:
-        trained = wanted and p.latent.requires_grad
-        if p.raw_depth.requires_grad != trained:
-            p.raw_depth.requires_grad_(trained)
-            p.exponent.requires_grad_(trained)
 
 
 def _forget_quantized(layers: Iterable[Quantized]) -> None:

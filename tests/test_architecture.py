@@ -28,6 +28,7 @@ STAGES = (
     "removal",
     "strategies",
     "neighbours",
+    "conversion",
     "optim",
     "report",
     "callback",
