@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import ChannelAxis, QuantizedParameter, quantized_parameters
+from lightning_selfcompress.packing.tokens import LARGEST_CODE
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, codes, step_size
+
+EXPONENT_LIMIT = 128 * EXPONENT_STEPS  # exponents are sixteenths from -limit to limit - 1, as ``step_size`` has them
 
 DTYPES = (
     torch.float32,
@@ -102,6 +105,9 @@ class Packed:
             model: Any module; buffers that are not persistent are left out.
             half: Whether float32 values that are not coded are rounded to float16, where that changes none of them
                 by more than a thousandth.
+
+        Raises:
+            ValueError: If weights are not finite, or of more than 31 bits.
         """
         parameters = tuple(quantized_parameters(model))
         coded = {id(p.latent): p for p in parameters}
@@ -124,16 +130,30 @@ def _coded(name: str, parameter: QuantizedParameter) -> PackedTensor:
     axis, latent = parameter.spec.axis, parameter.latent.detach()
     x, b, e = axis.arrange(latent, parameter.raw_depth.detach(), parameter.exponent.detach())
     rows = to_rows(axis.join(codes(x, b, e)), axis).cpu()
-    widest = int(rows.abs().max()) if rows.numel() else 0
+    largest = float(rows.abs().max()) if rows.numel() else 0.0
+    if not largest <= LARGEST_CODE:  # NaN neither
+        raise ValueError(
+            f"Expected codes of {name!r} up to {LARGEST_CODE}, got {largest}. Its weights are NaN, or its steps far "
+            f"too small; go back to an earlier checkpoint."
+        )
+    widest = int(largest)
     dtype = np.int8 if widest < 128 else np.int16 if widest < 1 << 15 else np.int32
-    exponents = (parameter.exponent.detach() * EXPONENT_STEPS).round().cpu().numpy().astype(np.int64)
+    sixteenths = (parameter.exponent.detach() * EXPONENT_STEPS).round().clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT - 1)
     return PackedTensor(
-        name, latent.dtype, tuple(latent.shape), axis=axis, codes=rows.numpy().astype(dtype), exponents=exponents
+        name,
+        latent.dtype,
+        tuple(latent.shape),
+        axis=axis,
+        codes=rows.numpy().astype(dtype),
+        exponents=sixteenths.cpu().numpy().astype(np.int64),
     )
 
 
 def _as_it_is(name: str, tensor: Tensor, *, half: bool) -> PackedTensor:
-    values = tensor.contiguous()
+    if tensor.dtype not in DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"Expected {name!r} of one of the types {known}, got {tensor.dtype}. Convert it first.")
+    values = tensor.contiguous().resolve_conj().resolve_neg()
     if values.dtype == torch.float32:
         rounded = values.half().float()
         close = torch.allclose(rounded, values, rtol=1e-3, atol=0) if half else torch.equal(rounded, values)
