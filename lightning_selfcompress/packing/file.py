@@ -416,7 +416,10 @@ class _Reader:
             raise PackedFileError(f"Expected a name in UTF-8. {_ADVICE}") from error
         if leaf >= len(LEAVES):
             raise PackedFileError(f"Expected a known name after {path!r}, got number {leaf}. {_ADVICE}")
-        return f"{path}.{LEAVES[leaf]}" if leaf else path
+        name = f"{path}.{LEAVES[leaf]}" if leaf else path
+        if _path_and_leaf(name) != (path, leaf):
+            raise PackedFileError(f"Expected the last word of {name!r} by its number. {_ADVICE}")
+        return name
 
     def head(self) -> tuple[list[_Head], dict[str, int]]:
         """The structure: what is known of each tensor, and the numbers that shapes do not tell."""

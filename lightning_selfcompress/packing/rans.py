@@ -17,7 +17,8 @@ Integers = NDArray[Any]  # of any width
 
 TABLE_BITS = 14  # the frequencies of a context add up to 2^14
 WORD_BITS = 16  # a lane's state lies in [2^16, 2^32) and is filled up from words of 16 bits
-STEPS = 2048  # symbols that a lane codes at least, where there are several: its state costs 4 bytes
+STEPS, MANY_STEPS = 2048, 16384  # symbols for one lane more, which costs 3 bytes, up to FEW_LANES and beyond them
+FEW_LANES = 64  # their first step is coded without anything learned; more lanes are for speed only
 INCREMENT = 3  # what a symbol seen adds to its count, which starts at 1
 _LOWEST = 1 << WORD_BITS
 _SLOTS = (1 << TABLE_BITS) - 1
@@ -124,7 +125,7 @@ def code_bits(parts: Sequence[Part]) -> list[float]:
 
 def lane_count(symbols: int) -> int:
     """Lanes for so many symbols, at least one."""
-    return max(1, symbols // STEPS)
+    return max(1, min(symbols // STEPS, FEW_LANES + symbols // MANY_STEPS))
 
 
 def _decode_part(part: Part, state: Integers, words: Integers, used: int) -> tuple[Integers, int]:
@@ -146,7 +147,7 @@ def _decode_part(part: Part, state: Integers, words: Integers, used: int) -> tup
             x *= tables.frequency.take(place)
             x += slot
             x -= tables.start.take(place)
-            empty = np.flatnonzero(x < _LOWEST)
+            empty = (x < _LOWEST).nonzero()[0]
             if len(empty):
                 if used + len(empty) > len(words):
                     raise DamagedStreamError(f"Expected more than {len(words)} words.")

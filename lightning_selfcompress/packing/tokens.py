@@ -58,7 +58,7 @@ def extra_nbytes(
     tokens: Integers,  # (n,)
 ) -> int:
     """How many bytes :func:`extra_bits` has for the codes of these tokens."""
-    return -(-int(_widths(tokens[tokens >= DIRECT]).sum()) // 8)
+    return -(-int(_widths(tokens[tokens >= DIRECT]).sum(dtype=np.int64)) // 8)
 
 
 def join_tokens(
@@ -86,5 +86,5 @@ def join_tokens(
 def _widths(
     large: Integers,  # (n,)
 ) -> Integers:
-    """Extra bits of each large token, ``(n,)``, int64."""
-    return (large.astype(np.int64) - DIRECT) // 2 + _SHORTEST - 1
+    """Extra bits of each large token, ``(n,)``, uint8."""
+    return (large.astype(np.uint8) - DIRECT) // 2 + (_SHORTEST - 1)
