@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_selfcompress.checkpoint import check_sizes
 from lightning_selfcompress.finalize import make_plain
 from lightning_selfcompress.graph import stored_tensors
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.layers import quantized_parameters, whole
 from lightning_selfcompress.packing import Packed, PackedFileError, from_bytes, is_half, to_bytes
 from lightning_selfcompress.prune import replace_tensors
 
@@ -32,7 +32,8 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtyp
         Bytes of the file.
 
     Raises:
-        ValueError: If weights are not finite, or ``floats`` is neither ``torch.float32`` nor ``torch.float16``.
+        ValueError: If weights are not finite, or their codes out of all bounds; if ``floats`` is neither
+            ``torch.float32`` nor ``torch.float16``.
         OSError: If the path cannot be written.
     """
     half = is_half(floats)
@@ -42,6 +43,7 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtyp
                 f"Expected finite values, got NaN or infinity in {name!r}. Export a checkpoint from before that."
             )
     packed = Packed.of(model, half=half)
+    _check_equal(model, packed)
     if not packed.coded:
         warnings.warn(
             f"Nothing in this {type(model).__name__} is compressed: all its values are stored as they are. Train it "
@@ -86,6 +88,18 @@ def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> 
     saved = {t.name: t.tensor() for t in packed.tensors if t.name in own}
     _fill(into, own, saved, packed.attributes)
     return into
+
+
+def _check_equal(model: nn.Module, packed: Packed) -> None:
+    """Whether the weights to be written are those that the model computes with."""
+    written = {t.name: t for t in packed.coded}
+    for p in quantized_parameters(model):
+        weight = whole(getattr(p.layer, p.weight_name).detach()).cpu()
+        if not torch.equal(written[p.name].tensor(), weight):
+            raise ValueError(
+                f"Expected codes of {p.name!r} below 2^31 and exponents from -128 to 127, got others. Its steps are "
+                f"far too small or too large; export an earlier checkpoint."
+            )
 
 
 def _check(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, strict: bool, path: str) -> None:

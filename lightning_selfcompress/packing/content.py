@@ -13,6 +13,9 @@ from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import ChannelAxis, QuantizedParameter, quantized_parameters, whole
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, codes, step_size
 
+_WIDEST = 2147483520.0  # the largest code in float32 that tokens have room for
+EXPONENT_LIMIT = 128 * EXPONENT_STEPS  # exponents are sixteenths from -limit to limit - 1, as ``step_size`` has them
+
 DTYPES = (
     torch.float32,
     torch.float64,
@@ -102,6 +105,9 @@ class Packed:
             model: Any module; buffers that are not persistent are left out.
             half: Whether float32 values that are not coded are rounded to float16, where that changes none of them
                 by more than a thousandth.
+
+        Raises:
+            ValueError: If weights are not finite, or of more than 31 bits.
         """
         parameters = tuple(quantized_parameters(model))
         coded = {id(p.latent): p for p in parameters}
@@ -123,18 +129,31 @@ class Packed:
 def _coded(name: str, parameter: QuantizedParameter) -> PackedTensor:
     axis, latent = parameter.spec.axis, whole(parameter.latent.detach())
     x, b, e = axis.arrange(latent, parameter.raw_depth.detach(), parameter.exponent.detach())
-    rows = to_rows(axis.join(codes(x, b, e)), axis).nan_to_num_(0).cpu()  # a network may be lost and still be measured
+    # a network that is lost, or has steps far too small, is still measured; export compares before it writes
+    rows = to_rows(axis.join(codes(x, b, e)), axis).nan_to_num_(0).clamp_(-_WIDEST, _WIDEST).cpu()
     widest = int(rows.abs().max()) if rows.numel() else 0
     dtype = np.int8 if widest < 128 else np.int16 if widest < 1 << 15 else np.int32
-    exponents = (parameter.exponent.detach() * EXPONENT_STEPS).round().cpu().numpy().astype(np.int64)
+    sixteenths = (parameter.exponent.detach() * EXPONENT_STEPS).round().clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT - 1)
     return PackedTensor(
-        name, latent.dtype, tuple(latent.shape), axis=axis, codes=rows.numpy().astype(dtype), exponents=exponents
+        name,
+        latent.dtype,
+        tuple(latent.shape),
+        axis=axis,
+        codes=rows.numpy().astype(dtype),
+        exponents=sixteenths.cpu().numpy().astype(np.int64),
     )
 
 
 def as_it_is(name: str, tensor: Tensor, *, half: bool = False) -> PackedTensor:
-    """A tensor that is not coded: in float16 where that loses nothing, or little and ``half`` is wanted."""
-    values = tensor.contiguous()
+    """A tensor that is not coded: in float16 where that loses nothing, or little and ``half`` is wanted.
+
+    Raises:
+        ValueError: If the format has no place for its dtype.
+    """
+    if tensor.dtype not in DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"Expected {name!r} of one of the types {known}, got {tensor.dtype}. Convert it first.")
+    values = tensor.contiguous().resolve_conj().resolve_neg()
     if values.dtype == torch.float32:
         rounded = values.half().float()
         close = torch.allclose(rounded, values, rtol=1e-3, atol=0) if half else torch.equal(rounded, values)

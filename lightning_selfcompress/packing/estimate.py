@@ -13,7 +13,7 @@ from lightning_selfcompress.packing import varint
 from lightning_selfcompress.packing.content import as_it_is, attributes, to_rows
 from lightning_selfcompress.packing.file import PackedSize, classes_of, name_bytes, value_bytes
 from lightning_selfcompress.packing.rans import INCREMENT
-from lightning_selfcompress.packing.tokens import extra_bit_counts, tokens_of
+from lightning_selfcompress.packing.tokens import DIRECT, extra_bit_counts, tokens_of
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, bit_depth, codes
 
 SAMPLE = 1 << 14  # weights looked at of each layer
@@ -90,7 +90,9 @@ def _coded_bits(parameter: QuantizedParameter) -> tuple[float, float]:
         alphabet = int(tokens.max()) + 1
         places = np.repeat(classes[alive] - 1, found.shape[1]) * alphabet + tokens
         counts = np.bincount(places, minlength=int(classes.max()) * alphabet).reshape(-1, alphabet)
-        bits = table_bits(counts * scale) + scale * float(extra_bit_counts(tokens).sum())
+        bits = table_bits(counts * scale) + scale * float(
+            extra_bit_counts(tokens[tokens >= DIRECT]).sum(dtype=np.int64)
+        )
     sixteenths = _whole_numbers(exponent[:, 0] * EXPONENT_STEPS)[alive]
     relative = np.zeros(len(classes), np.int64)
     relative[alive] = sixteenths - sixteenths.min() if len(sixteenths) else 0

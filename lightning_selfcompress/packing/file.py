@@ -3,10 +3,10 @@
 The size of a model is the number of these bytes.
 """
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,19 @@ from torch import Tensor
 
 from lightning_selfcompress.layers import ChannelAxis
 from lightning_selfcompress.packing import rans, varint
-from lightning_selfcompress.packing.content import DTYPES, Packed, PackedTensor
-from lightning_selfcompress.packing.tokens import extra_bits, extra_nbytes, join_tokens, tokens_of
+from lightning_selfcompress.packing.content import DTYPES, EXPONENT_LIMIT, Packed, PackedTensor
+from lightning_selfcompress.packing.tokens import TOKENS, extra_bits, extra_nbytes, join_tokens, tokens_of
 
 MAGIC = b"SCNN"
 VERSION = 1
 RAW, HALF, CODED, INT8, INT16, INT32 = range(6)  # how a tensor is stored: as it is, in a narrower type, as codes
 NARROW = {HALF: torch.float16, INT8: torch.int8, INT16: torch.int16, INT32: torch.int32}
+WIDER = {
+    HALF: (torch.float32,),
+    INT8: (torch.int16, torch.int32, torch.int64),
+    INT16: (torch.int32, torch.int64),
+    INT32: (torch.int64,),
+}
 LEAVES = (
     "",  # any other
     "weight",
@@ -35,7 +41,9 @@ LEAVES = (
     "groups",
 )
 MOST_CLASSES = 64
-WEIGHTS_PER_BYTE = 1 << 17  # no token is coded in less than log2(2^14 / (2^14 - 1)) bits
+MOST_DIMS = 16
+MOST_ENTRIES = 1 << 40
+LONGEST_NAME = 1 << 10  # bytes, so that names of shared beginnings cannot grow without end
 
 Integers = NDArray[Any]
 
@@ -117,11 +125,17 @@ def classes_of(codes: Integers) -> Integers:
     Returns:
         ``(channels,)`` from 0 to 63; 0 where all codes are 0, and no class below the largest is empty.
     """
-    mean = np.abs(codes).mean(1, dtype=np.float64) if codes.size else np.zeros(len(codes))
-    halves = np.round(2 * np.log2(np.where(mean > 0, mean, 1)))
+    sums, row = np.abs(codes).sum(1, dtype=np.int64), codes.shape[1]
+    halves = np.array([_half_octaves(int(n), row) for n in sums], np.int64)
     classes: Integers = np.zeros(len(codes), np.int64)
-    classes[mean > 0] = np.minimum(np.unique(halves[mean > 0], return_inverse=True)[1] + 1, MOST_CLASSES - 1)
+    classes[sums > 0] = np.minimum(np.unique(halves[sums > 0], return_inverse=True)[1] + 1, MOST_CLASSES - 1)
     return classes
+
+
+def _half_octaves(total: int, count: int) -> int:
+    """``2 log2(total / count)``, rounded to the nearest whole number; in integers, the same on every machine."""
+    quarters = ((total**4 << 320) // count**4).bit_length() - 321 if total else 0
+    return quarters + 1 >> 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +153,8 @@ class _Layout:
         channels = rans.encode([part for c in coded for part in c.channel_parts])
         tokens = rans.encode([c.token_part for c in coded])
         head = _head(packed, coded) + varint.write(len(channels)) + varint.write(len(tokens))
-        codes = np.concatenate([c.codes for c in coded]) if coded else np.zeros(0, np.int8)
-        return cls(head, channels, tokens, extra_bits(codes), b"".join(map(value_bytes, packed.tensors)))
+        extra = b"".join(extra_bits(c.codes) for c in coded)
+        return cls(head, channels, tokens, extra, b"".join(map(value_bytes, packed.tensors)))
 
     def to_bytes(self) -> bytes:
         content = b"".join((self.head, self.channels, self.tokens, self.extra, self.values))
@@ -157,7 +171,7 @@ def to_bytes(packed: Packed) -> bytes:
         The file.
 
     Raises:
-        ValueError: If the exponents of a layer are further apart than the format has room for.
+        ValueError: If a name or a shape is longer than the format has room for.
     """
     return _Layout.of(packed, [_Coded.of(t) for t in packed.coded]).to_bytes()
 
@@ -219,11 +233,10 @@ def _storage(tensor: PackedTensor) -> int:
     assert values is not None
     if tensor.half:
         return HALF
-    if values.dtype in (torch.int16, torch.int32, torch.int64):
-        low, high = (int(values.min()), int(values.max())) if values.numel() else (0, 0)
-        for storage in (INT8, INT16, INT32):
+    for storage in (INT8, INT16, INT32):
+        if values.dtype in WIDER[storage]:
             limits = torch.iinfo(NARROW[storage])
-            if limits.min <= low and high <= limits.max and limits.bits < torch.iinfo(values.dtype).bits:
+            if not values.numel() or limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
                 return storage
     return RAW
 
@@ -244,13 +257,12 @@ def _head(packed: Packed, coded: Sequence[_Coded]) -> bytes:
         parts.append(name_bytes(tensor.name, previous))
         parts.append(bytes([DTYPES.index(tensor.dtype) | _storage(tensor) << 4]))
         parts += map(varint.write, (len(tensor.shape), *tensor.shape))
+        if len(tensor.shape) > MOST_DIMS:
+            raise ValueError(
+                f"Expected {tensor.name!r} of at most {MOST_DIMS} dimensions, got {len(tensor.shape)}. Flatten it."
+            )
         if tensor.axis is not None:
             one = by_name[tensor.name]
-            if max(one.alphabets) > rans.LARGEST_ALPHABET:
-                raise ValueError(
-                    f"Expected exponents of {tensor.name!r} less than {rans.LARGEST_ALPHABET} sixteenths apart, got "
-                    f"{one.alphabets[1] - 1}. A channel's weights are far off those of the others; look at them."
-                )
             first = varint.zigzag(one.first_exponent)
             parts += map(varint.write, (tensor.axis.dim, tensor.axis.groups, *one.alphabets, first))
         previous = tensor.name
@@ -265,6 +277,8 @@ def name_bytes(name: str, previous: str) -> bytes:
     """A name: its last part by number if it is a usual one, then what is not as in the name before it."""
     path, leaf, before = *_path_and_leaf(name), _path_and_leaf(previous)[0]
     one, other = path.encode(), before.encode()
+    if len(one) > LONGEST_NAME:
+        raise ValueError(f"Expected names of at most {LONGEST_NAME} bytes, got {name!r}. Give modules shorter ones.")
     shared = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return bytes([leaf]) + varint.write(shared) + varint.write(len(one) - shared) + one[shared:]
 
@@ -304,19 +318,15 @@ def _read(data: bytes) -> Packed:
     coded = [head for head in heads if head.axis is not None]
     lengths = reader.number(), reader.number()
     of_channels, of_tokens = (reader.take(n) for n in lengths)
-    if sum(head.channels for head in coded) > WEIGHTS_PER_BYTE * len(of_channels):
-        raise PackedFileError(f"Expected fewer channels in {len(of_channels)} bytes. {_ADVICE}")
+    rans.check_length(of_channels, rans.lane_count(2 * sum(head.channels for head in coded)))
     symbols = rans.decode(of_channels, [p for head in coded for p in _channel_parts(head.alphabets, head.channels)])
-    classes = [s.astype(np.int64) for s in symbols[::2]]
+    classes = symbols[::2]
     exponents = [s.astype(np.int64) + head.first_exponent for s, head in zip(symbols[1::2], coded, strict=True)]
 
-    counts = [int((c > 0).sum()) * head.row for c, head in zip(classes, coded, strict=True)]
-    if sum(counts) > WEIGHTS_PER_BYTE * len(of_tokens):
-        raise PackedFileError(f"Expected fewer weights in {len(of_tokens)} bytes. {_ADVICE}")
+    counts = [int(np.count_nonzero(c)) * head.row for c, head in zip(classes, coded, strict=True)]
+    rans.check_length(of_tokens, rans.lane_count(sum(counts)))
     parts = [_token_part(head.alphabets, c, head.row) for head, c in zip(coded, classes, strict=True)]
-    tokens = rans.decode(of_tokens, parts)
-    extra = reader.take(extra_nbytes(*tokens))
-    codes = np.split(join_tokens(np.concatenate(tokens), extra), list(accumulate(counts))[:-1]) if tokens else []
+    codes = [join_tokens(t, reader.take(extra_nbytes(t))) for t in rans.decode(of_tokens, parts)]
 
     whole = {head.name: _rows(c, living, head.row) for head, c, living in zip(coded, classes, codes, strict=True)}
     steps = {head.name: e for head, e in zip(coded, exponents, strict=True)}
@@ -332,10 +342,9 @@ def _read(data: bytes) -> Packed:
 
 def _rows(classes: Integers, living: Integers, row: int) -> Integers:
     """The codes of all channels from those that are not all 0."""
-    codes = np.zeros((len(classes), row), np.int32)
-    codes[classes > 0] = living.reshape(row, -1).T
-    widest = int(np.abs(codes).max(initial=0))
-    return codes.astype(np.int8) if widest < 128 else codes.astype(np.int16) if widest < 1 << 15 else codes
+    codes = np.zeros((len(classes), row), living.dtype)  # takes no memory for channels that are not written to
+    codes[classes > 0] = living.reshape(row, np.count_nonzero(classes)).T
+    return codes
 
 
 @dataclass(frozen=True)
@@ -358,7 +367,9 @@ class _Head:
     @property
     def row(self) -> int:
         """Weights of each of its channels."""
-        return int(np.prod(self.shape)) // max(self.channels, 1)
+        if self.axis is None:
+            return 0
+        return math.prod(n for d, n in enumerate(self.shape) if d != self.axis.dim) // self.axis.groups
 
 
 class _Reader:
@@ -398,15 +409,18 @@ class _Reader:
     def name(self, previous: str) -> str:
         """The next name, which begins as the one before it."""
         (leaf,) = self.take(1)
-        shared = self.number()
         before = _path_and_leaf(previous)[0].encode()
+        shared = self.number(len(before))
         try:
-            path = (before[:shared] + self.take(self.number())).decode()
+            path = (before[:shared] + self.take(self.number(LONGEST_NAME - shared))).decode()
         except UnicodeDecodeError as error:
             raise PackedFileError(f"Expected a name in UTF-8. {_ADVICE}") from error
         if leaf >= len(LEAVES):
             raise PackedFileError(f"Expected a known name after {path!r}, got number {leaf}. {_ADVICE}")
-        return f"{path}.{LEAVES[leaf]}" if leaf else path
+        name = f"{path}.{LEAVES[leaf]}" if leaf else path
+        if _path_and_leaf(name) != (path, leaf):
+            raise PackedFileError(f"Expected the last word of {name!r} by its number. {_ADVICE}")
+        return name
 
     def head(self) -> tuple[list[_Head], dict[str, int]]:
         """The structure: what is known of each tensor, and the numbers that shapes do not tell."""
@@ -415,13 +429,13 @@ class _Reader:
         for _ in range(self.number()):
             heads.append(self._one(self.name(previous)))
             previous = heads[-1].name
-        attributes = {}
+        attributes = []
         for _ in range(self.number()):
             previous = self.name(previous)
-            attributes[previous] = self.number()
-        if len({head.name for head in heads}) < len(heads):
+            attributes.append((previous, self.number()))
+        if len({head.name for head in heads}) < len(heads) or len(dict(attributes)) < len(attributes):
             raise PackedFileError(f"Expected every name once. {_ADVICE}")
-        return heads, attributes
+        return heads, dict(attributes)
 
     def _one(self, name: str) -> _Head:
         (kind,) = self.take(1)
@@ -429,24 +443,31 @@ class _Reader:
         if kind & 15 >= len(DTYPES) or storage > INT32:
             raise PackedFileError(f"Expected a known type of {name!r}, got {kind}. {_ADVICE}")
         dtype = DTYPES[kind & 15]
-        shape = tuple(self.number() for _ in range(self.number(64)))
-        if np.prod([float(n) for n in shape]) > 1 << 40:
-            raise PackedFileError(f"Expected a shape of {name!r} with less than 2^40 entries, got {shape}. {_ADVICE}")
+        if not dtype.is_floating_point if storage == CODED else dtype not in WIDER.get(storage, DTYPES):
+            raise PackedFileError(f"Expected {name!r} stored in a narrower type than {dtype}, got {kind}. {_ADVICE}")
+        shape = tuple(self.number() for _ in range(self.number(MOST_DIMS)))
+        if math.prod(max(n, 1) for n in shape) > MOST_ENTRIES:
+            raise PackedFileError(f"Expected a shape of {name!r} of at most 2^40 entries, got {shape}. {_ADVICE}")
         if storage != CODED:
             return _Head(name, dtype, storage, shape)
         axis = ChannelAxis(self.number(), self.number())
-        alphabets = self.number(MOST_CLASSES), self.number(rans.LARGEST_ALPHABET), self.number(MOST_CLASSES)
-        wrong = not dtype.is_floating_point or axis.dim >= len(shape) or axis.groups < 1 or min(alphabets) < 1
-        if wrong or (axis.groups > 1 and (axis.dim == 0 or shape[0] % axis.groups)):
+        alphabets = self.number(MOST_CLASSES), self.number(2 * EXPONENT_LIMIT), self.number(TOKENS)
+        first = varint.from_zigzag(self.number())
+        if axis.dim >= len(shape) or axis.groups < 1 or (axis.groups > 1 and (axis.dim == 0 or shape[0] % axis.groups)):
             raise PackedFileError(f"Expected channels of {name!r} {shape}, got {axis}. {_ADVICE}")
-        return _Head(name, dtype, storage, shape, axis, alphabets, varint.from_zigzag(self.number()))
+        if min(alphabets) < 1 or not -EXPONENT_LIMIT <= first <= EXPONENT_LIMIT - alphabets[1]:
+            raise PackedFileError(
+                f"Expected exponents of {name!r} from {-EXPONENT_LIMIT} to {EXPONENT_LIMIT - 1}, got {first} and "
+                f"{alphabets} different classes, exponents and tokens. {_ADVICE}"
+            )
+        return _Head(name, dtype, storage, shape, axis, alphabets, first)
 
     def values(self, head: _Head) -> Tensor:
         """The values of a tensor that is not coded."""
         stored = NARROW.get(head.storage, head.dtype)
-        count = int(np.prod(head.shape))
-        content = self.take(count * stored.itemsize)
-        flat = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
+        count = math.prod(head.shape)
+        content = bytearray(self.take(count * stored.itemsize))
+        flat = torch.frombuffer(content, dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
         if stored == torch.bool:
             return (flat != 0).reshape(head.shape)
         return flat.view(stored).to(head.dtype).reshape(head.shape)

@@ -17,10 +17,12 @@ Integers = NDArray[Any]  # of any width
 
 TABLE_BITS = 14  # the frequencies of a context add up to 2^14
 WORD_BITS = 16  # a lane's state lies in [2^16, 2^32) and is filled up from words of 16 bits
-STEPS = 2048  # symbols that a lane codes at least, where there are several: its state costs 4 bytes
+STEPS, MANY_STEPS = 2048, 16384  # symbols for one lane more, which costs 3 bytes, up to FEW_LANES and beyond them
+FEW_LANES = 64  # their first step is coded without anything learned; more lanes are for speed only
 INCREMENT = 3  # what a symbol seen adds to its count, which starts at 1
-LARGEST_ALPHABET = 1 << 13
 _LOWEST = 1 << WORD_BITS
+_SLOTS = (1 << TABLE_BITS) - 1
+_FULL_BITS = 2 * WORD_BITS - TABLE_BITS  # a state at or above f * 2^18 has no room for a symbol of frequency f
 
 
 class DamagedStreamError(ValueError):
@@ -34,7 +36,7 @@ class Part:
     Args:
         contexts: Which of the tables each symbol is coded with, ``(n,)``, from 0 on.
         tables: Number of tables.
-        alphabet: Number of different symbols there may be, from 1 to 2^13.
+        alphabet: Number of different symbols there may be, from 1 to 2^13, which leaves half of a table to the counts.
         symbols: ``(n,)``, each from 0 to ``alphabet - 1``; None where they are to be decoded.
     """
 
@@ -53,21 +55,20 @@ def encode(parts: Sequence[Part]) -> bytes:
     Returns:
         The states of all lanes, then the words, little-endian.
     """
-    lanes = lane_count(parts)
-    state = np.full(lanes, _LOWEST, np.int64)
-    words = []
+    lanes = lane_count(sum(len(part.contexts) for part in parts))
+    state = np.full(lanes, _LOWEST, np.uint32)
+    words = []  # the last one first
     for part in reversed(parts):
         start, frequency = _intervals(part, lanes)
-        for step in range(-(-len(start) // lanes) - 1, -1, -1):
-            here = slice(step * lanes, (step + 1) * lanes)
-            f = frequency[here].astype(np.int64)
+        for first in reversed(range(0, len(start), lanes)):
+            f = frequency[first : first + lanes]
             x = state[: len(f)]
-            full = x >= f << (2 * WORD_BITS - TABLE_BITS)
-            words.append((x[full] & (_LOWEST - 1))[::-1])
-            x = np.where(full, x >> WORD_BITS, x)
-            quotient = x // f
-            state[: len(f)] = (quotient << TABLE_BITS) + x - quotient * f + start[here]
-    stream = np.concatenate(words)[::-1] if words else np.zeros(0, np.int64)
+            full = x >> _FULL_BITS >= f
+            words.append(x[full].astype(np.uint16))
+            np.right_shift(x, WORD_BITS, out=x, where=full)
+            quotient, rest = np.divmod(x, f)
+            x[:] = (quotient << TABLE_BITS) + rest + start[first : first + lanes]
+    stream = np.concatenate([*words[::-1], np.zeros(0, np.uint16)])
     return state.astype("<u4").tobytes() + stream.astype("<u2").tobytes()
 
 
@@ -79,16 +80,15 @@ def decode(data: bytes, parts: Sequence[Part]) -> list[Integers]:
         parts: As there, without their symbols.
 
     Returns:
-        The symbols of each part, ``(n,)`` uint16.
+        The symbols of each part, ``(n,)``, uint8 if they fit and otherwise uint16.
 
     Raises:
         DamagedStreamError: If these are not the bytes of so many symbols.
     """
-    lanes = lane_count(parts)
-    if len(data) < 4 * lanes or len(data) % 2:
-        raise DamagedStreamError(f"Expected at least {4 * lanes} bytes, an even number, got {len(data)}.")
-    state = np.frombuffer(data, "<u4", lanes).astype(np.int64)
-    words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.int64)
+    lanes = lane_count(sum(len(part.contexts) for part in parts))
+    check_length(data, lanes)
+    state = np.frombuffer(data, "<u4", lanes).astype(np.uint32)
+    words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.uint32)
     used, found = 0, []
     for part in parts:
         symbols, used = _decode_part(part, state, words, used)
@@ -98,79 +98,101 @@ def decode(data: bytes, parts: Sequence[Part]) -> list[Integers]:
     return found
 
 
+def check_length(data: bytes, lanes: int) -> None:
+    """Asks for the states of all lanes and whole words; so a short file is known before room is made for its symbols.
+
+    Args:
+        data: What is to be decoded.
+        lanes: Of all its symbols, by :func:`lane_count`.
+
+    Raises:
+        DamagedStreamError: If it is too short, or has half a word.
+    """
+    if len(data) < 4 * lanes or len(data) % 2:
+        raise DamagedStreamError(f"Expected at least {4 * lanes} bytes, an even number, got {len(data)}.")
+
+
 def code_bits(parts: Sequence[Part]) -> list[float]:
     """Bits that each part takes; in all what :func:`encode` writes but for the lanes' states.
 
     Args:
         parts: With their symbols.
     """
-    lanes = lane_count(parts)
+    lanes = lane_count(sum(len(part.contexts) for part in parts))
     frequencies = (_intervals(part, lanes)[1] for part in parts)
-    return [float((TABLE_BITS - np.log2(frequency)).sum()) for frequency in frequencies]
+    return [float((TABLE_BITS - np.log2(frequency, dtype=np.float64)).sum()) for frequency in frequencies]
 
 
-def lane_count(parts: Sequence[Part]) -> int:
-    """Lanes for the symbols of all parts, at least one."""
-    return max(1, sum(len(part.contexts) for part in parts) // STEPS)
+def lane_count(symbols: int) -> int:
+    """Lanes for so many symbols, at least one."""
+    return max(1, min(symbols // STEPS, FEW_LANES + symbols // MANY_STEPS))
 
 
 def _decode_part(part: Part, state: Integers, words: Integers, used: int) -> tuple[Integers, int]:
     """The symbols of a part and how many words are used after it; changes the states of the lanes."""
     n, lanes = len(part.contexts), len(state)
-    symbols: Integers = np.zeros(n, np.uint16)
+    symbols: Integers = np.zeros(n, np.uint8 if part.alphabet <= 1 << 8 else np.uint16)
     tables = _Tables(part)
-    for first, last in _segments(-(-n // lanes)):
-        for step in range(first, last):
-            here = slice(step * lanes, (step + 1) * lanes)
-            c = part.contexts[here]
-            x = state[: len(c)]
-            slot = x & ((1 << TABLE_BITS) - 1)
-            s = (tables.ends[c] <= slot[:, None]).sum(1)
-            symbols[here] = s
-            x = tables.frequency[c, s] * (x >> TABLE_BITS) + slot - tables.start[c, s]
-            empty = np.flatnonzero(x < _LOWEST)
-            if used + len(empty) > len(words):
-                raise DamagedStreamError(f"Expected more than {len(words)} words.")
-            x[empty] = (x[empty] << WORD_BITS) | words[used : used + len(empty)]
-            used += len(empty)
-            state[: len(c)] = x
-        seen = slice(first * lanes, last * lanes)
-        tables.learn(symbols[seen], part.contexts[seen])
+    for first, last in _segments(n, lanes):
+        contexts = part.contexts[first:last].astype(np.intp)
+        bases = (contexts << TABLE_BITS).astype(np.uint32)
+        places = np.zeros(last - first, np.intp)
+        for begin in range(0, last - first, lanes):
+            base = bases[begin : begin + lanes]
+            x = state[: len(base)]
+            slot = x & _SLOTS
+            place = tables.ends.searchsorted(base + slot, "right")
+            places[begin : begin + lanes] = place
+            x >>= TABLE_BITS
+            x *= tables.frequency.take(place)
+            x += slot
+            x -= tables.start.take(place)
+            empty = (x < _LOWEST).nonzero()[0]
+            if len(empty):
+                if used + len(empty) > len(words):
+                    raise DamagedStreamError(f"Expected more than {len(words)} words.")
+                x[empty] = x[empty] << WORD_BITS | words[used : used + len(empty)]
+                used += len(empty)
+        tables.learn(places)
+        symbols[first:last] = places - contexts * part.alphabet
     return symbols, used
 
 
 def _intervals(part: Part, lanes: int) -> tuple[Integers, Integers]:
-    """Start and length of each symbol's interval in the table of its context at its step."""
+    """Start and length of each symbol's interval in the table of its context at its step, uint32."""
     assert part.symbols is not None
-    start, frequency = np.zeros((2, len(part.symbols)), np.int32)
+    start, frequency = np.zeros((2, len(part.symbols)), np.uint32)
     tables = _Tables(part)
-    for first, last in _segments(-(-len(part.symbols) // lanes)):
-        here = slice(first * lanes, last * lanes)
-        s, c = part.symbols[here], part.contexts[here]
-        start[here], frequency[here] = tables.start[c, s], tables.frequency[c, s]
-        tables.learn(s, c)
+    for first, last in _segments(len(part.symbols), lanes):
+        places = part.contexts[first:last].astype(np.intp) * part.alphabet + part.symbols[first:last]
+        start[first:last], frequency[first:last] = tables.start.take(places), tables.frequency.take(places)
+        tables.learn(places)
     return start, frequency
 
 
-def _segments(steps: int) -> Iterator[tuple[int, int]]:
-    """Stretches of a part's steps with the same tables: single steps at first, then a sixteenth of all before."""
-    first = 0
+def _segments(symbols: int, lanes: int) -> Iterator[tuple[int, int]]:
+    """Stretches of a part with the same tables: single steps at first, then a sixteenth of all steps before."""
+    first, steps = 0, -(-symbols // lanes)
     while first < steps:
         last = min(steps, first + max(1, first // 16))
-        yield first, last
+        yield first * lanes, min(symbols, last * lanes)
         first = last
 
 
 class _Tables:
-    """Frequencies of the symbols in all contexts of a part, learned from counts."""
+    """Frequencies of the symbols in all contexts of a part, learned from counts.
+
+    Symbol s of context c is at the place ``c * alphabet + s`` of all arrays. Intervals of different contexts lie in
+    different stretches of 2^14 in ``ends``, so that one search finds the symbols of all lanes.
+    """
 
     def __init__(self, part: Part) -> None:
         self._counts = np.ones((part.tables, part.alphabet), np.int64)
+        self._bases = np.arange(part.tables)[:, None] << TABLE_BITS
         self._make()
 
-    def learn(self, symbols: Integers, contexts: Integers) -> None:
-        """Takes symbols into account, each in its context."""
-        places = contexts.astype(np.int64) * self._counts.shape[1] + symbols
+    def learn(self, places: Integers) -> None:
+        """Takes symbols into account that were seen at these places."""
         seen = np.bincount(places, minlength=self._counts.size)
         self._counts += INCREMENT * seen.reshape(self._counts.shape)
         self._make()
@@ -180,6 +202,7 @@ class _Tables:
         rest = (1 << TABLE_BITS) - self._counts.shape[1]
         frequency = 1 + self._counts * rest // self._counts.sum(1, keepdims=True)
         frequency[np.arange(len(frequency)), self._counts.argmax(1)] += (1 << TABLE_BITS) - frequency.sum(1)
-        self.frequency: Integers = frequency
-        self.ends: Integers = frequency.cumsum(1)
-        self.start: Integers = self.ends - frequency
+        ends = frequency.cumsum(1)
+        self.ends: Integers = (ends + self._bases).astype(np.uint32).reshape(-1)
+        self.frequency: Integers = frequency.astype(np.uint32).reshape(-1)
+        self.start: Integers = (ends - frequency).astype(np.uint32).reshape(-1)

@@ -1,7 +1,7 @@
 """Codes as tokens: small ones are tokens of their own, large ones share one and have extra bits.
 
-Codes 0, 1, -1, 2, -2, ... 7, -7 are the tokens 0 to 14. A larger one of bit length k >= 4 is the token
-15 + 2 (k - 4), one more if it is negative, and its lower k - 1 bits follow in a stream of their own, the highest first.
+Codes 0, 1, -1, 2, -2, ... 7, -7 are the tokens 0 to 14. A larger one of bit length k, from 4 to 31, is the token
+15 + 2 (k - 4), one more if it is negative, and its lower k - 1 bits are stored beside the tokens.
 """
 
 from typing import Any
@@ -12,61 +12,79 @@ from numpy.typing import NDArray
 Integers = NDArray[Any]
 
 DIRECT = 15  # tokens that are codes of their own
-_SHORTEST = 4  # bit length of the smallest code that shares its token
+_SHORTEST, _LONGEST = 4, 31  # bit lengths of codes that share their tokens
+TOKENS = DIRECT + 2 * (_LONGEST - _SHORTEST + 1)
+LARGEST_CODE = (1 << _LONGEST) - 1
+
+
+def _smallest() -> Integers:
+    """For each token the code that is nearest to 0, ``(TOKENS,)``, int64."""
+    direct = [token + 1 >> 1 if token % 2 else -(token >> 1) for token in range(DIRECT)]
+    large = [sign << k - 1 for k in range(_SHORTEST, _LONGEST + 1) for sign in (1, -1)]
+    return np.array(direct + large, np.int64)
+
+
+_SMALLEST = _smallest()
 
 
 def tokens_of(
     codes: Integers,  # (n,)
 ) -> Integers:
-    """The token of each code, ``(n,)``, uint8."""
+    """The token of each code, ``(n,)``, uint8. Codes lie within ``LARGEST_CODE`` of 0."""
     magnitude = np.abs(codes.astype(np.int32))
-    tokens = 2 * magnitude - (codes > 0)
-    large = np.flatnonzero(tokens >= DIRECT)
-    lengths = np.frexp(magnitude[large])[1]
-    tokens[large] = DIRECT + 2 * (lengths - _SHORTEST) + (codes[large] < 0)
-    return tokens.astype(np.uint8)
+    large = np.flatnonzero(magnitude >= 1 << _SHORTEST - 1)
+    tokens = (2 * np.minimum(magnitude, DIRECT) - (codes > 0)).astype(np.uint8)
+    tokens[large] = DIRECT + 2 * (np.frexp(magnitude[large].astype(np.float64))[1] - _SHORTEST) + (codes[large] < 0)
+    return tokens
 
 
 def extra_bits(
     codes: Integers,  # (n,)
 ) -> bytes:
-    """The lower bits of all large codes, one after the other, filled up to whole bytes with 0."""
+    """The lower bits of all large codes: the lowest bit of all, then the next of those that have it, and so on.
+
+    The first bit is the highest of the first byte; the last byte is filled up with 0.
+    """
     magnitude = np.abs(codes.astype(np.int32))
     magnitude = magnitude[magnitude >= 1 << _SHORTEST - 1]
-    widths = np.frexp(magnitude)[1] - 1
-    which, place = _places(widths)
-    return np.packbits(magnitude[which] >> (widths[which] - 1 - place) & 1).tobytes()
+    bits = [np.zeros(0, np.uint8)]
+    for place in range(_LONGEST - 1):
+        magnitude = magnitude[magnitude >> place > 1]
+        bits.append((magnitude >> place & 1).astype(np.uint8))
+    return np.packbits(np.concatenate(bits)).tobytes()
 
 
-def extra_nbytes(*tokens: Integers) -> int:
-    """How many bytes :func:`extra_bits` has for codes of all these tokens, each ``(n,)``."""
-    return -(-sum(int(extra_bit_counts(t).sum()) for t in tokens) // 8)
+def extra_nbytes(
+    tokens: Integers,  # (n,)
+) -> int:
+    """How many bytes :func:`extra_bits` has for the codes of these tokens."""
+    return -(-int(extra_bit_counts(tokens[tokens >= DIRECT]).sum(dtype=np.int64)) // 8)
 
 
 def join_tokens(
     tokens: Integers,  # (n,)
     extra: bytes,
 ) -> Integers:
-    """The codes, ``(n,)``, int32, of tokens and the bytes of :func:`extra_bits`."""
-    tokens = tokens.astype(np.int32)
-    codes = np.where(tokens % 2 == 1, tokens + 1 >> 1, -(tokens >> 1))
-    large = np.flatnonzero(tokens >= DIRECT)
-    widths = extra_bit_counts(tokens)
-    which, place = _places(widths)
-    bits = np.unpackbits(np.frombuffer(extra, np.uint8), count=len(which)).astype(np.int64)
-    low = np.bincount(which, bits << (widths[which] - 1 - place), minlength=len(large)).astype(np.int64)
-    magnitude = (1 << widths.astype(np.int64)) + low
-    codes[large] = np.where((tokens[large] - DIRECT) % 2 == 1, -magnitude, magnitude)
+    """The codes of tokens and the bytes of :func:`extra_bits`, ``(n,)``, in the narrowest signed type for them."""
+    widest = int(tokens.max(initial=0))
+    small = np.int8 if widest < DIRECT + 2 * (8 - _SHORTEST) else np.int16
+    codes: Integers = _SMALLEST.astype(small if widest < DIRECT + 2 * (16 - _SHORTEST) else np.int32).take(tokens)
+    which = np.flatnonzero(tokens >= DIRECT)
+    widths = extra_bit_counts(tokens[which])
+    bits, used = np.frombuffer(extra, np.uint8), 0
+    for place in range(int(widths.max(initial=0))):
+        which = which[widths > place]
+        widths = widths[widths > place]
+        first = used // 8
+        plane = np.unpackbits(bits[first : -(-(used + len(which)) // 8)])[used % 8 :][: len(which)]
+        used += len(which)
+        bit = plane.astype(codes.dtype) << place
+        codes[which] += np.where(tokens[which] % 2 == 1, bit, -bit)
     return codes
 
 
-def extra_bit_counts(tokens: Integers) -> Integers:
-    """How many extra bits each of the large tokens has, in their order."""
-    large = tokens[tokens >= DIRECT].astype(np.int64)
-    return (large - DIRECT) // 2 + _SHORTEST - 1
-
-
-def _places(widths: Integers) -> tuple[Integers, Integers]:
-    """For each bit, of which number it is and its place in it."""
-    which = np.repeat(np.arange(len(widths)), widths)
-    return which, np.arange(len(which)) - np.repeat(np.cumsum(widths) - widths, widths)
+def extra_bit_counts(
+    large: Integers,  # (n,)
+) -> Integers:
+    """How many extra bits each large token has, ``(n,)``, uint8."""
+    return (large.astype(np.uint8) - DIRECT) // 2 + (_SHORTEST - 1)

@@ -1,0 +1,104 @@
+"""The entropy coder: what is decoded is what was encoded, in as many bits as counted."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_selfcompress.packing import rans
+
+
+def part(n, alphabet, tables, skew, seed):
+    """Random symbols; with a large skew nearly all are 0, with 0 all are equally likely."""
+    random = np.random.default_rng(seed)
+    contexts = random.integers(0, tables, n)
+    symbols = (alphabet * random.random(n) ** (1 + skew)).astype(int)
+    return rans.Part(contexts, tables, alphabet, symbols)
+
+
+PARTS = st.builds(
+    part,
+    st.integers(0, 300),
+    st.sampled_from([1, 2, 3, 16, 71, 300, 1 << 13]),
+    st.integers(1, 6),
+    st.sampled_from([0, 3, 50]),
+    st.integers(0, 1000),
+)
+MANY_LANES = {
+    "two lanes": [part(4096, 5, 1, 1, 0)],
+    "an uneven last step": [part(20_001, 31, 6, 3, 1)],
+    "parts shorter than a step": [part(n, 7, 2, 1, n) for n in (40_000, 3, 0, 19, 21)],
+    "more lanes than 64": [part(150_000, 31, 3, 3, 2), part(50_000, 2, 1, 50, 3)],
+    "all the same": [part(100_000, 1, 1, 0, 0), part(100_000, 2, 1, 1000, 0)],
+    "a large alphabet": [part(9000, 1 << 13, 1, 1, 4)],
+}
+
+
+def without_symbols(parts):
+    return [rans.Part(p.contexts, p.tables, p.alphabet) for p in parts]
+
+
+def assert_decoded(parts):
+    data = rans.encode(parts)
+    found = rans.decode(data, without_symbols(parts))
+    assert [s.tolist() for s in found] == [p.symbols.tolist() for p in parts]
+    assert rans.encode(parts) == data
+    n = sum(len(p.symbols) for p in parts)
+    lanes = rans.lane_count(n)
+    # a lane's last state holds up to 16 bits besides; rounding within states makes less than a hundredth
+    bits = sum(rans.code_bits(parts))
+    assert -16 * lanes - 0.01 * bits - 1 <= 8 * len(data) - 32 * lanes - bits <= 0.01 * bits + 1
+
+
+@given(st.lists(PARTS, max_size=5))
+def test_decode_is_the_inverse_of_encode(parts):
+    """Of any parts: empty ones, alphabets of 1 to 2^13, several tables, skewed or not; in the bits that are counted."""
+    assert_decoded(parts)
+
+
+@pytest.mark.parametrize("name", MANY_LANES)
+def test_many_lanes(name):
+    """The same for as many symbols as take several lanes."""
+    assert_decoded(MANY_LANES[name])
+
+
+@given(st.integers(0, 1 << 40), st.integers(0, 1 << 20))
+def test_lanes(symbols, more):
+    """More symbols never have fewer lanes, and a lane has at most 2^14 symbols; so bytes bound symbols."""
+    lanes = rans.lane_count(symbols)
+    assert 1 <= lanes <= rans.lane_count(symbols + more)
+    assert symbols < 16384 * (lanes + 1)
+
+
+def test_tables_are_learned():
+    """Skewed symbols take about their entropy, though no table is stored."""
+    symbols = part(30_000, 16, 1, 3, 0).symbols
+    counts = np.unique(symbols, return_counts=True)[1]
+    entropy = -(counts * np.log2(counts / counts.sum())).sum()
+    assert sum(rans.code_bits([rans.Part(np.zeros(30_000, int), 1, 16, symbols)])) < 1.01 * entropy
+
+
+def test_contexts_have_tables_of_their_own():
+    """Symbols that their context tells take next to nothing."""
+    contexts = np.random.default_rng(0).integers(0, 4, 30_000)
+    assert sum(rans.code_bits([rans.Part(contexts, 4, 4, contexts)])) < 0.05 * 2 * 30_000
+
+
+@given(st.lists(PARTS, max_size=3), st.data())
+def test_damaged_streams(parts, data):
+    """Fewer bytes, more bytes or others are an error, or other symbols, never anything else."""
+    stream = bytearray(rans.encode(parts))
+    change = data.draw(st.sampled_from(["cut", "add", "flip"]))
+    if change == "cut":
+        del stream[data.draw(st.integers(0, len(stream) - 1)) :]
+    elif change == "add":
+        stream += data.draw(st.binary(min_size=1, max_size=5))
+    else:
+        stream[data.draw(st.integers(0, len(stream) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        found = rans.decode(bytes(stream), without_symbols(parts))
+    except rans.DamagedStreamError:
+        return
+    assert change == "flip"
+    assert [len(s) for s in found] == [len(p.contexts) for p in parts]
+    assert all((s < p.alphabet).all() for s, p in zip(found, parts, strict=True))
