@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.coupling import Coupling
 from lightning_selfcompress.graph import Channels, stored_tensors
-from lightning_selfcompress.layers import QuantizedParameter, quantized_parameters
+from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
 from lightning_selfcompress.packing import Packed, PackedSize, estimated_size, is_half, packed_size
 from lightning_selfcompress.quantizer import bit_depth, codes
 
@@ -224,10 +224,9 @@ class SizeReport:
             f"codes and scales {coded:,} + biases {self.bias_nbytes:,} + everything left in float {self.other_nbytes:,}"
             f" + names and shapes {self.structure_nbytes:,} = {self.nbytes:,} bytes"
         )
-        share = (
-            f"the float network: {self.float_nbytes:,} bytes; now {self.nbytes / max(self.float_nbytes, 1):.1%} of it"
-        )
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], "", parts, share])
+        share = f"; now {self.nbytes / self.float_nbytes:.1%} of it" if self.float_nbytes else ""
+        whole = f"the float network: {self.float_nbytes:,} bytes{share}"
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], "", parts, whole])
 
 
 _HEAD = ("layer", "channels", "of", "weights", "of", "mean bits", "max bits", "whole bits", "code B", "scale B")
@@ -291,7 +290,8 @@ def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = t
     parameters = tuple(quantized_parameters(model))
     latent = {id(p.latent): p.spec.original_numel for p in parameters}
     learned = {id(t) for p in parameters for t in (p.raw_depth, p.exponent)}
-    biases = {id(t) for p in parameters for name, t in p.layer._parameters.items() if "bias" in name}
+    layers = (module for module in model.modules() if isinstance(module, Quantized))
+    biases = {id(t) for layer in layers for name, t in layer._parameters.items() if "bias" in name}
     bias_nbytes = 0
     float_nbytes = sum(module.__dict__.get("_removed_nbytes", 0) for module in model.modules())
     for name, tensor in stored_tensors(model, transient=False).items():

@@ -290,7 +290,7 @@ CASES = {
         "_embedding_bag picks rows",
         "linear",
     ),
-    "_embedding_bag_forward_only": Case(lambda x: x.relu(), "bag", mode=torch.no_grad),
+    "_embedding_bag_forward_only": Case(lambda x: x.relu(), "frozen bag", mode=torch.no_grad),
     "mkldnn_rnn_layer": Case(
         module(
             lambda self: setattr(self, "layer", nn.LSTM(WIDTH, 4, batch_first=True)), lambda self, x: self.layer(x)[0]

@@ -16,6 +16,7 @@ FIRST: dict[str, Callable[[], nn.Module]] = {
     "vector": lambda: nn.Linear(5, WIDTH),
     "embedding": lambda: nn.Embedding(10, WIDTH),
     "bag": lambda: nn.EmbeddingBag(10, WIDTH),
+    "frozen bag": lambda: nn.EmbeddingBag(10, WIDTH).requires_grad_(False),
     "float32": lambda: nn.Linear(5, WIDTH),
 }
 SHAPES = {"conv1d": (3, 2, 6), "conv2d": (3, 2, 6, 6), "conv3d": (3, 2, 4, 4, 4), "linear": (4, 5), "vector": (5,)}
@@ -38,7 +39,7 @@ class Around(nn.Module):
         self.to(self.dtype)
 
     def example(self, kind: str) -> Tensor:
-        if kind in ("embedding", "bag"):
+        if kind in ("embedding", "bag", "frozen bag"):
             return torch.arange(12).view(3, 4) % 10
         return torch.randn(SHAPES[kind], dtype=self.dtype)
 

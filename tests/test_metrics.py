@@ -10,6 +10,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_selfcompress.convert import convert
 from lightning_selfcompress.metrics import BitsPerWeight, NBytes
+from lightning_selfcompress.packing import Packed, to_bytes
 from lightning_selfcompress.size import ModelSize, size_report
 
 METRICS = pytest.mark.parametrize("metric_type", [BitsPerWeight, NBytes])
@@ -62,16 +63,24 @@ def test_follows_the_model_without_updates(metric_type, recwarn):
 
 
 def test_known_bytes():
-    """8 bits for 50 weights, 9 scales and widths, 9 biases in float32."""
+    """The bytes are those of the packed file; dead, the network has none of its 50 codes, and its 9 biases still."""
     model = Measured()
-    assert model.nbytes.compute().item() == 50 + 9 * 5 + 9 * 4
+    assert model.nbytes.compute().item() == len(to_bytes(Packed.of(model.net)))
+    alive = model.nbytes.compute().item()
+    model.shrink(0.0)
+    report = size_report(model.net)
+    assert model.nbytes.compute().item() == report.structure_nbytes + 9 * 4 + 2 * 4  # two streams without symbols
+    assert alive - model.nbytes.compute().item() > 40  # 50 weights of nearly 8 bits, and some bytes of exponents
 
 
 @METRICS
 def test_nothing_quantized(metric_type):
-    """Of a float model Q is 0, and the bytes are those of its state."""
-    value = metric_type(nn.Linear(3, 4)).compute().item()
-    assert value == {BitsPerWeight: 0, NBytes: 64}[metric_type]
+    """Of a float model Q is 0, and the bytes are those of its state and of the file's structure around it."""
+    model = nn.Linear(3, 4)
+    value = metric_type(model).compute().item()
+    nbytes = len(to_bytes(Packed.of(model)))
+    assert nbytes == 64 + size_report(model).structure_nbytes + 2 * 4  # two streams without symbols
+    assert value == {BitsPerWeight: 0, NBytes: nbytes}[metric_type]
 
 
 @METRICS
@@ -88,9 +97,9 @@ def test_a_model_may_hold_its_own_metric():
     """Held by the model it measures, a metric adds nothing to the model's modules' parameters, keys or size."""
     model = Measured()
     assert list(model.state_dict()) == [f"net.{key}" for key in model.net.state_dict()]
-    assert size_report(model).nbytes == size_report(model.net).nbytes
+    assert size_report(model).nbytes == size_report(nn.ModuleDict({"net": model.net})).nbytes
     model.double().train().eval()
-    assert model.nbytes.compute().item() == size_report(model).nbytes
+    assert model.nbytes.compute().item() == size_report(model.net).nbytes
 
 
 @pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from lightning_selfcompress.convert import convert
 from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.packing import Packed, packed_size, to_bytes
 from lightning_selfcompress.quantizer import Range, bit_depth, quantize
 from lightning_selfcompress.size import ModelSize, layer_size, size_bits, size_report, whole_bits
 
@@ -39,6 +40,34 @@ def mixed_net():
 
 def state_nbytes(model):
     return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+
+
+def stored_nbytes(tensors):
+    """Bytes of tensors that are not coded: small integers in one each, float32 in two where that loses nothing."""
+    widths = [
+        1 if not t.is_floating_point() else 2 if t.dtype == torch.float32 and torch.equal(t.half().float(), t) else None
+        for t in tensors
+    ]
+    return sum(t.numel() * (width or t.element_size()) for t, width in zip(tensors, widths, strict=True))
+
+
+STATES = 2 * 4  # of the two entropy-coded streams, of channels and of codes, one lane each
+
+
+def coded_nbytes(report):
+    """What a report leaves for codes and scales."""
+    return report.nbytes - report.bias_nbytes - report.other_nbytes - report.structure_nbytes
+
+
+def report_of_file(model):
+    """The report, whose bytes have to be those of the packed file, each accounted for once."""
+    report = size_report(model)
+    assert report.nbytes == len(to_bytes(Packed.of(model)))
+    # layers are rounded to whole bytes; of the 4 bytes of a state up to 2 hold codes
+    rounding = len(report.layers)
+    unaccounted = coded_nbytes(report) - report.total.code_nbytes - report.total.scale_nbytes
+    assert STATES / 2 - rounding <= unaccounted <= STATES + rounding
+    return report
 
 
 def set_weight(layer, weight, depths, exponents):
@@ -172,28 +201,29 @@ class TestReport:
 
     def test_a_network_by_hand(self):
         """Bits, bytes, weights and channels of a small network are what one counts by hand."""
-        report = size_report(hand_made())
+        report = report_of_file(hand_made())
         first, second = report.layers
         assert (first.name, second.name) == ("0", "2")
         # codes 2, -4, 1 need 3 bits; the second channel is alive but all its codes are 0
         assert (first.channels, first.channels_before, first.weights, first.weights_before) == (2, 2, 6, 6)
         assert (first.learned_bits, first.max_bits, first.mean_bits) == (21.0, 4.0, 3.5)
-        assert (first.code_bits, first.code_nbytes, first.whole_bits) == (9, 2, 1.5)
-        assert first.scale_nbytes == 4 + 2
+        assert (first.code_bits, first.whole_bits) == (9, 1.5)
+        # tokens 3, 8, 1 of 0 to 8, with counts that grow by 3: log2(9 * 12 * 15) bits of codes;
+        # classes 1, 0: log2(2 * 5) bits, and exponents all alike
+        assert (first.code_nbytes, first.scale_nbytes) == (round(10.7 / 8), round(3.3 / 8))
         # the first channel is dead; codes 1, -3 need 3 bits
         assert (second.channels, second.channels_before, second.weights, second.weights_before) == (1, 2, 2, 4)
         assert (second.learned_bits, second.max_bits, second.mean_bits) == (5.0, 2.5, 1.25)
-        assert (second.code_bits, second.code_nbytes, second.whole_bits) == (6, 1, 1.5)
-        assert second.scale_nbytes == 4 + 2
+        assert (second.code_bits, second.whole_bits) == (6, 1.5)
+        assert (second.code_nbytes, second.scale_nbytes) == (round(6.1 / 8), round(3.3 / 8))  # tokens 1, 6 of 0 to 6
         assert report.bias_nbytes == 8
-        assert report.other_nbytes == 4 * 8 + 8  # BatchNorm: four vectors of two, and its int64 counter
+        assert report.other_nbytes == 4 * 4 + 1  # BatchNorm: four vectors of two ones or zeros, and its counter
         assert report.float_nbytes == 24 + 8 + 40 + 16
-        assert report.nbytes == (2 + 6) + (1 + 6) + 8 + 40
         assert (report.bits_per_weight, report.channels) == (2.6, 3)
 
     def test_total_adds_up(self):
         """The total is the sum of its layers in every column but the largest depth."""
-        report = size_report(with_depths(mixed_net()))
+        report = report_of_file(with_depths(mixed_net()))
         total = report.total
         for column in (
             "weights_before",
@@ -207,7 +237,25 @@ class TestReport:
             assert getattr(total, column) == sum(getattr(layer, column) for layer in report.layers), column
         assert total.learned_bits == pytest.approx(sum(layer.learned_bits for layer in report.layers), rel=1e-12)
         assert total.max_bits == max(layer.max_bits for layer in report.layers)
-        assert report.nbytes == total.code_nbytes + total.scale_nbytes + report.bias_nbytes + report.other_nbytes
+
+    @pytest.mark.parametrize("name", KINDS)
+    def test_is_the_file(self, name):
+        """Of every kind of layer the bytes reported are those of the file, and its parts add up to them."""
+        layer = with_depths(KINDS[name].make())
+        report = report_of_file(layer)
+        weights = {id(p.latent) for p in quantized_parameters(layer)}
+        learned = {id(t) for p in quantized_parameters(layer) for t in (p.raw_depth, p.exponent)}
+        left = [t for t in layer.parameters() if id(t) not in weights | learned]
+        assert report.bias_nbytes + report.other_nbytes == stored_nbytes(left)
+
+    def test_estimate(self):
+        """An estimate has the learned figures of the exact report, and its bytes within 2%."""
+        net = with_depths(nn.Sequential(nn.Linear(300, 40), nn.LayerNorm(40), nn.Linear(40, 500)), low=0.0)
+        exact, estimate = size_report(net), size_report(net, exact=False)
+        assert estimate.nbytes == pytest.approx(exact.nbytes, rel=0.02)
+        assert coded_nbytes(estimate) == pytest.approx(coded_nbytes(exact), rel=0.02)
+        for column in ("bits_per_weight", "channels", "weights_left", "float_nbytes", "bias_nbytes", "other_nbytes"):
+            assert getattr(estimate, column) == getattr(exact, column), column
 
     def test_agrees_with_q(self):
         """The reported bits per weight are Q."""
@@ -216,12 +264,14 @@ class TestReport:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
     def test_of_a_float_model(self, dtype):
-        """A model that was not converted is as large as its state dict; conversion does not change its float size."""
+        """In a model that was not converted all values are left in float; conversion does not change its float size."""
         net = mixed_net().to(dtype)
         net.register_buffer("cache", torch.zeros(1000), persistent=False)
         nbytes = state_nbytes(net)
-        before = size_report(net)
-        assert (before.nbytes, before.float_nbytes, before.other_nbytes, before.layers) == (nbytes, nbytes, nbytes, ())
+        before = report_of_file(net)
+        assert (before.float_nbytes, before.layers, before.bias_nbytes) == (nbytes, (), 0)
+        assert before.other_nbytes == stored_nbytes(net.state_dict().values())
+        assert coded_nbytes(before) == STATES
         assert (before.bits_per_weight, before.channels) == (0, 0)
         convert(net)
         assert size_report(net).float_nbytes == nbytes
@@ -237,10 +287,10 @@ class TestReport:
     def test_of_layers_with_several_weights(self, name, layers):
         """Each weight of a recurrent or attention layer has a line of its own; all that is left are its biases."""
         layer = KINDS[name].make()
-        biases = sum(t.numel() * t.element_size() for key, t in layer.state_dict().items() if "bias" in key)
+        biases = stored_nbytes([t for key, t in layer.state_dict().items() if "bias" in key])
         weights = sum(t.numel() for key, t in layer.state_dict().items() if "weight" in key)
         convert(layer)
-        report = size_report(layer)
+        report = report_of_file(layer)
         assert sorted(entry.name for entry in report.layers) == sorted(layers)
         assert (report.bias_nbytes, report.other_nbytes, report.total.weights) == (biases, 0, weights)
 
@@ -248,19 +298,20 @@ class TestReport:
         """Tied weights have one line and are paid for once, now and in float."""
         net = nn.ModuleDict({"embed": nn.Embedding(10, 4), "head": nn.Linear(4, 10)})
         net["head"].weight = net["embed"].weight
-        before = size_report(net)
+        before = report_of_file(net)
         convert(net)
-        report = size_report(net)
-        assert before.nbytes == report.float_nbytes == 4 * 40 + 4 * 10
+        report = report_of_file(net)
+        assert before.other_nbytes == before.float_nbytes == report.float_nbytes == 4 * 40 + 4 * 10
         assert [layer.name for layer in report.layers] == ["embed"]
-        assert report.nbytes == 40 + 4 * (4 + 1) + 4 * 10
+        assert (report.total.weights, report.bias_nbytes, report.other_nbytes) == (40, 4 * 10, 0)
+        assert [tensor.name for tensor in Packed.of(net).tensors] == ["embed.weight", "head.bias"]
 
     def test_a_dead_network(self):
-        """Where every channel is dead, widths and biases are all that is left."""
+        """Where every channel is dead, no codes or scales are left: biases, the structure, and no more."""
         net = with_depths(nn.Sequential(nn.Linear(3, 4)), low=-2.0, high=0.0)
-        report = size_report(net)
+        report = report_of_file(net)
         assert (report.bits_per_weight, report.channels, report.total.weights, report.total.code_nbytes) == (0, 0, 0, 0)
-        assert report.nbytes == 4 + 16
+        assert (coded_nbytes(report), report.total.scale_nbytes, report.bias_nbytes) == (STATES, 0, 16)
 
     def test_measuring_changes_nothing(self):
         """A report reads the model: no parameter, gradient or mode changes, and no gradient is recorded."""
@@ -275,7 +326,8 @@ class TestReport:
     def test_of_one_layer(self):
         """layer_size measures a single weight as the report does."""
         net = hand_made()
-        assert tuple(layer_size(p) for p in quantized_parameters(net)) == size_report(net).layers
+        packed = packed_size(Packed.of(net))
+        assert tuple(layer_size(p, packed) for p in quantized_parameters(net)) == size_report(net).layers
 
 
 class TestTable:
@@ -287,13 +339,13 @@ class TestTable:
         assert str(report).splitlines() == [
             "layer  channels  of  weights  of  mean bits  max bits  whole bits  code B  scale B",
             "----------------------------------------------------------------------------------",
-            "0             2   2        6   6       3.50      4.00        1.50       2        6",
-            "2             1   2        2   4       1.25      2.50        1.50       1        6",
+            "0             2   2        6   6       3.50      4.00        1.50       1        0",
+            "2             1   2        2   4       1.25      2.50        1.50       1        0",
             "----------------------------------------------------------------------------------",
-            "total         3   4        8  10       2.60      4.00        1.50       3       12",
+            "total         3   4        8  10       2.60      4.00        1.50       2        0",
             "",
-            "codes 3 + scales 12 + biases 8 + everything left in float 40 = 63 bytes",
-            "the float network: 88 bytes; now 71.6% of it",
+            "codes and scales 10 + biases 8 + everything left in float 17 + names and shapes 77 = 112 bytes",
+            "the float network: 88 bytes; now 127.3% of it",
         ]
 
     def test_sums_agree(self):
@@ -310,6 +362,7 @@ class TestTable:
 
     def test_of_an_empty_model(self):
         """A model without parameters has a table of zeros."""
-        report = size_report(nn.ReLU())
-        assert report.nbytes == 0
-        assert str(report).splitlines()[-1] == "the float network: 0 bytes; now 0.0% of it"
+        report = report_of_file(nn.ReLU())
+        # magic, version, four numbers that are 0 (tensors, attributes, bytes of either stream), checksum; the streams
+        assert (report.structure_nbytes, report.nbytes) == (4 + 1 + 2 * 1 + 2 * 1 + 4, 13 + STATES)
+        assert str(report).splitlines()[-1] == "the float network: 0 bytes"
