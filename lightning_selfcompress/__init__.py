@@ -8,6 +8,7 @@ from lightning_selfcompress.export import export, load
 from lightning_selfcompress.finalize import finalize, fold_batchnorm
 from lightning_selfcompress.graph import Channels, Watcher
 from lightning_selfcompress.metrics import BitsPerWeight, NBytes
+from lightning_selfcompress.onnx_export import OnnxReport, to_onnx
 from lightning_selfcompress.optim import shrink_optimizer
 from lightning_selfcompress.packing import PackedFileError
 from lightning_selfcompress.prune import RemovalPlan, plan_removal, remove
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "ConversionPlan",
     "NBytes",
+    "OnnxReport",
     "PackedFileError",
     "RemovalPlan",
     "SelfCompression",
@@ -43,4 +45,5 @@ __all__ = [
     "shrink_optimizer",
     "size_report",
     "take_shapes",
+    "to_onnx",
 ]

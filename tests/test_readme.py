@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from mktestdocs import check_md_file
 
 ROOT = Path(__file__).parent.parent
@@ -13,7 +14,10 @@ README = (ROOT / "README.md").read_text()
 def test_python_snippets_run(monkeypatch, tmp_path):
     """The README's Python, run from top to bottom in one namespace, raises nothing."""
     monkeypatch.chdir(tmp_path)
-    check_md_file(ROOT / "README.md", memory=True)
+    can_export = hasattr(torch.onnx, "ops")  # since torch 2.8
+    text = README if can_export else re.sub(r"^## ONNX$.*?(?=^## )", "", README, flags=re.M | re.S)
+    Path("README.md").write_text(text)
+    check_md_file(Path("README.md"), memory=True)
 
 
 def test_make_targets_exist():

@@ -1,0 +1,317 @@
+"""ONNX files of compressed networks: integer weights, dequantized by the standard operator, equal to torch's."""
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_selfcompress.finalize import finalize, fold_batchnorm
+from lightning_selfcompress.graph import stored_tensors
+from lightning_selfcompress.layers import Quantized, quantized_class, reading_through
+from lightning_selfcompress.packing import Packed, PackedTensor, from_rows, to_rows
+from lightning_selfcompress.quantizer import EXPONENT_STEPS, step_size
+
+_WIDE_OPSET = 21  # the first with int4 and int16 in DequantizeLinear
+_BITS = (4, 8, 16)
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What :func:`to_onnx` has written.
+
+    Args:
+        nbytes: Bytes of the file.
+        types: What each compressed weight is stored as: ``int4``, ``int8``, ``int16`` or ``float``, by its name.
+        notes: What is not as it could be, with the reason.
+    """
+
+    nbytes: int
+    types: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        counts = {kind: list(self.types.values()).count(kind) for kind in dict.fromkeys(self.types.values())}
+        weights = ", ".join(f"{n} weights in {kind}" for kind, n in counts.items()) or "nothing compressed"
+        return "\n".join([f"{self.nbytes:,} bytes: {weights}", *self.notes])
+
+
+def to_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *inputs: Any,
+    opset: int = _WIDE_OPSET,
+    fold: bool = True,
+    float_weights: bool = False,
+    dynamic_batch: bool = True,
+) -> OnnxReport:
+    """Writes a network as an ONNX file whose weights are the integer codes, behind DequantizeLinear.
+
+    Each weight is an initializer of the narrowest of int4, int8 and int16 that holds all its codes, with one float32
+    scale for each output channel. Code times scale is what torch computes: the same weights to the bit. With ``fold``
+    the scales take in batch normalization, which changes weights by rounding.
+
+    ONNX Runtime dequantizes at every call unless it is told to do so once, when it opens the file::
+
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+
+    Args:
+        model: A converted module, shrunken or not, or any other, which is written as it is. It is not changed.
+        path: The file. It is written beside and renamed: no half of it is ever there.
+        inputs: What the module's ``forward`` takes, to trace it with.
+        opset: Version of ONNX's operators. Below 21 there is no int4, and codes wider than int8 stay float.
+        fold: Whether batch normalization goes into the layers before it, see :func:`fold_batchnorm`.
+        float_weights: Whether to write weights in float, for runtimes that do not know DequantizeLinear.
+        dynamic_batch: Whether dimension 0 of all inputs may have any size.
+
+    Returns:
+        The file's size, the type of each weight, and what is not as it could be, which is warned of too.
+
+    Raises:
+        ModuleNotFoundError: If onnx or onnxscript is missing.
+        RuntimeError: If torch's exporter cannot export the network.
+        OSError: If the path cannot be written.
+    """
+    onnx = _import_onnx()
+    plain = finalize(model).cpu().eval()
+    inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu(), inputs)
+    packed = {t.name: t for t in Packed.of(model).coded}
+    weights = _Weights.of(plain, packed, opset=opset, float_weights=float_weights)
+    notes = list(weights.notes)
+    if not packed:
+        notes.append(f"Nothing in this {type(model).__name__} is compressed: all its values are written as they are.")
+    if fold:
+        try:
+            fold_batchnorm(plain, *inputs)
+        except ValueError:
+            notes.append("Batch normalization stays: the output of a layer before one is used elsewhere as well.")
+    grown = _grown(plain, inputs) if dynamic_batch else None
+    weights.put_into(plain)
+    proto = _traced(plain, inputs if grown is None else grown, opset=opset, dynamic_batch=grown is not None)
+    if dynamic_batch and (fixed := _fixed(proto)):
+        notes.append(
+            f"Dimension 0 of {', '.join(fixed)} is fixed at the size traced: the network's code depends on it."
+        )
+    _narrow(proto, weights.bits)
+    onnx.checker.check_model(proto, full_check=True)
+    data = proto.SerializeToString(deterministic=True)
+    _write(Path(path), data)
+    if notes:
+        warnings.warn("\n".join(notes), stacklevel=2)
+    return OnnxReport(len(data), weights.types, tuple(notes))
+
+
+def _import_onnx() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"Expected the packages onnx and onnxscript, {error.name} is missing. "
+            f"Install them with pip install 'lightning-selfcompress[onnx]'.",
+            name=error.name,
+        ) from error
+    if not hasattr(torch.onnx, "ops"):
+        raise RuntimeError(f"Expected torch 2.8 or newer for ONNX files, got {torch.__version__}. Update torch.")
+    return onnx
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A parameter of a layer that is to be read from codes."""
+
+    path: str
+    name: str
+    before: Tensor
+    packed: PackedTensor
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights that are written as codes, and why others are not."""
+
+    places: list[_Place] = field(default_factory=list)
+    types: dict[str, str] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)  # by name of the initializer
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, plain: nn.Module, packed: Mapping[str, PackedTensor], *, opset: int, float_weights: bool) -> "_Weights":
+        weights = cls()
+        by_id = {id(t): packed[name] for name, t in stored_tensors(plain, transient=False).items() if name in packed}
+        for tensor in packed.values():
+            bits, reason = _width(tensor, opset)
+            weights.types[tensor.name] = "float" if reason or float_weights else f"int{bits}"
+            if reason and not float_weights:
+                weights.notes.append(f"{tensor.name} stays float: {reason}.")
+        for path, layer in plain.named_modules():
+            for name, parameter in layer._parameters.items():
+                found = by_id.get(id(parameter))
+                if found is not None and weights.types[found.name] != "float":
+                    weights.places.append(_Place(path, name, cast(Tensor, parameter), found))
+                    weights.bits[f"{path}.{name}_codes".lstrip(".")] = _width(found, opset)[0]
+        return weights
+
+    def put_into(self, plain: nn.Module) -> None:
+        """Gives layers their codes and scales as buffers instead of their weights, and a class that reads those."""
+        shared: dict[str, tuple[Tensor, Tensor]] = {}
+        names: dict[str, list[str]] = {}
+        for place in self.places:
+            layer, packed = plain.get_submodule(place.path), place.packed
+            now = cast(Tensor, layer._parameters.pop(place.name))
+            codes, scale = shared.setdefault(packed.name, (_codes(packed), _scale(packed)))
+            if not torch.equal(now, place.before):
+                scale = scale * _factor(place.before, now, packed)
+            layer.register_buffer(f"{place.name}_codes", codes)
+            layer.register_buffer(f"{place.name}_scale", scale)
+            layer.__dict__.setdefault("_packed", {})[place.name] = packed
+            names.setdefault(place.path, []).append(place.name)
+        for path, own in names.items():
+            layer = plain.get_submodule(path)
+            layer.__dict__ |= {"_quantized": {}, "_quantized_values": {}}
+            layer.__class__ = quantized_class(type(layer), tuple(own))
+
+
+def _width(tensor: PackedTensor, opset: int) -> tuple[int, str]:
+    """Bits of the integer type that holds all codes, or why there is none."""
+    codes = tensor.codes
+    assert codes is not None
+    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
+    fitting = [n for n in _BITS if -(1 << (n - 1)) <= low and high < 1 << (n - 1) and (n == 8 or opset >= _WIDE_OPSET)]
+    if tensor.dtype == torch.float64:
+        return 0, "DequantizeLinear has no float64"
+    if not fitting:
+        return 0, f"its codes go from {low} to {high}, and opset {opset} has no integers of that width to dequantize"
+    return fitting[0], ""
+
+
+def _codes(packed: PackedTensor) -> Tensor:
+    """The codes where the weights lie; in rows, if the channels lie along two dimensions."""
+    assert packed.codes is not None
+    assert packed.axis is not None
+    rows = torch.from_numpy(packed.codes)
+    return rows if packed.axis.groups > 1 else from_rows(rows, packed.axis, packed.shape)
+
+
+def _scale(packed: PackedTensor) -> Tensor:
+    return step_size(torch.from_numpy(packed.exponents).float() / EXPONENT_STEPS)
+
+
+def _factor(before: Tensor, after: Tensor, packed: PackedTensor) -> Tensor:
+    """What batch normalization has multiplied each channel by: seen at its largest weight."""
+    assert packed.axis is not None
+    one, other = (to_rows(t.detach().float(), packed.axis) for t in (before, after))
+    largest = one.abs().argmax(1, keepdim=True)
+    one, other = (t.gather(1, largest).squeeze(1) for t in (one, other))
+    return torch.where(one == 0, 1.0, other / one)
+
+
+def _read(layer: Quantized, name: str) -> Tensor:
+    packed = cast("dict[str, PackedTensor]", layer.__dict__["_packed"])[name]
+    assert packed.axis is not None
+    codes, scale = layer.get_buffer(f"{name}_codes"), layer.get_buffer(f"{name}_scale")
+    along = 0 if packed.axis.groups > 1 else packed.axis.dim
+    value = torch.onnx.ops.symbolic(
+        "DequantizeLinear", (codes, scale), {"axis": along}, dtype=torch.float32, shape=codes.shape
+    )
+    if packed.axis.groups > 1:
+        value = from_rows(value, packed.axis, packed.shape)
+    return value.to(packed.dtype)
+
+
+def _grown(plain: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The inputs with their last entries once more, if the network takes them.
+
+    A network that does not would be traced without complaint; and a size of 1 would be taken for a constant.
+    """
+    grown = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t[-1:]]) if t.dim() else t, inputs)
+    try:
+        with torch.no_grad():
+            plain(*grown)
+    except Exception:  # whatever the network's code raises
+        return None
+    return cast("tuple[Any, ...]", grown)
+
+
+def _traced(plain: nn.Module, inputs: tuple[Any, ...], *, opset: int, dynamic_batch: bool) -> Any:
+    shapes = None
+    if dynamic_batch:
+        any_size = {0: torch.export.Dim.AUTO}
+        shapes = pytree.tree_map(lambda t: any_size if isinstance(t, Tensor) and t.dim() else None, inputs)
+    with _quiet(), reading_through(_read), torch.no_grad():
+        program = torch.onnx.export(
+            plain, inputs, opset_version=opset, dynamo=True, dynamic_shapes=shapes, verbose=False
+        )
+    assert program is not None
+    proto = program.model_proto
+    for part in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    proto.ClearField("metadata_props")
+    proto.graph.ClearField("value_info")
+    _name_batch(proto)
+    return proto
+
+
+def _name_batch(proto: Any) -> None:
+    """Calls the size of dimension 0 ``batch``, which the tracer has given names like s77."""
+    sizes = [d for v in (*proto.graph.input, *proto.graph.output) for d in v.type.tensor_type.shape.dim]
+    first = [i.type.tensor_type.shape.dim[:1] for i in proto.graph.input]
+    symbols = list(dict.fromkeys(d.dim_param for dims in first for d in dims if d.dim_param))
+    for i, symbol in enumerate(symbols):
+        name = "batch" if len(symbols) == 1 else f"batch_{i}"
+        for size in sizes:
+            if size.dim_param:
+                size.dim_param = re.sub(rf"\b{symbol}\b", name, size.dim_param)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's notes on torchvision, pytree and the like are nothing the user can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels, fast = [logger.level for logger in loggers], torch.backends.mha.get_fastpath_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    torch.backends.mha.set_fastpath_enabled(False)  # an operator that ONNX does not have
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _fixed(proto: Any) -> list[str]:
+    shapes = {i.name: i.type.tensor_type.shape.dim for i in proto.graph.input}
+    return [name for name, dims in shapes.items() if len(dims) and not dims[0].dim_param]
+
+
+def _narrow(proto: Any, bits: Mapping[str, int]) -> None:
+    """Stores codes of 4 bits as such, two in a byte."""
+    import onnx
+
+    for tensor in proto.graph.initializer:
+        if bits.get(tensor.name) == 4:
+            values = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, values.shape, values.flatten()))
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = Path(f"{path}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise

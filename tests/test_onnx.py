@@ -1,0 +1,270 @@
+"""ONNX files: integer weights that are torch's to the bit, the same outputs, whole or not at all."""
+
+import copy
+import logging
+import sys
+import warnings
+
+import pytest
+import torch
+from test_export import outputs, shrunk
+from torch import nn
+from zoo import ZOO
+
+from lightning_selfcompress import convert, size_report, to_onnx
+from lightning_selfcompress.demo import LeNet5
+from lightning_selfcompress.packing import Packed, to_rows
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+runtime = pytest.importorskip("onnxruntime")
+if not hasattr(torch.onnx, "ops"):
+    pytest.skip("torch's exporter writes DequantizeLinear since 2.8", allow_module_level=True)
+
+# one of each way in which a weight may lie; the others run at night
+SOON = ("grouped_transposed", "char_transformer", "lstm_classifier", "embedding_bag", "bilinear", "shared_module")
+
+
+def session(model, *, once=False):
+    """ONNX Runtime on a file or a model; ``once`` dequantizes when it opens the file."""
+    options = runtime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    if once:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run(opened, inputs):
+    feeds = {i.name: x.numpy() for i, x in zip(opened.get_inputs(), inputs, strict=True)}
+    return [torch.from_numpy(out) for out in opened.run(None, feeds)]
+
+
+def assert_close(found, expected):
+    assert len(found) == len(expected) > 0
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert float((a - b).abs().max()) <= 1e-4 * max(1.0, float(b.abs().max()))
+
+
+def dequantized(path):
+    """What ONNX Runtime's DequantizeLinear makes of each weight, by the name of its codes."""
+    model = onnx.load(path)
+    nodes = [n for n in model.graph.node if n.op_type == "DequantizeLinear"]
+    part = onnx.helper.make_graph(
+        nodes,
+        "weights",
+        [],
+        [onnx.helper.make_tensor_value_info(n.output[0], onnx.TensorProto.FLOAT, None) for n in nodes],
+        [t for t in model.graph.initializer if any(t.name in n.input for n in nodes)],
+    )
+    values = session(onnx.helper.make_model(part, opset_imports=model.opset_import, ir_version=10)).run(None, {})
+    return {n.input[0]: torch.from_numpy(v) for n, v in zip(nodes, values, strict=True)}
+
+
+def kinds(path):
+    return {n.op_type for n in onnx.load(path).graph.node}
+
+
+@pytest.mark.parametrize("name", [n if n in SOON else pytest.param(n, marks=pytest.mark.nightly) for n in ZOO])
+def test_a_file_is_the_network(name, tmp_path):
+    """Every network of the zoo has its weights to the bit, its outputs to 1e-4, and takes batches of other sizes."""
+    net, inputs = shrunk(name)
+    coded = {t.name: t for t in Packed.of(net).coded}
+    report = to_onnx(net, tmp_path / "net.onnx", *inputs, fold=False)
+    assert report.types.keys() == coded.keys()
+    assert set(report.types.values()) <= {"int4", "int8", "int16"}
+    assert report.notes == ()
+    assert report.nbytes == (tmp_path / "net.onnx").stat().st_size
+    values = dequantized(tmp_path / "net.onnx")
+    assert len(values) == len(coded)
+    for codes, value in values.items():
+        packed = coded[codes.removesuffix("_codes").replace("lm_head", "wte")]  # tied
+        expected = packed.tensor()
+        assert torch.equal(value, to_rows(expected, packed.axis) if packed.axis.groups > 1 else expected)
+    fewer = tuple(x[:3] for x in inputs) if name != "embedding_bag" else (inputs[0][:15], inputs[1][:3])
+    for once in (False, True):
+        opened = session(tmp_path / "net.onnx", once=once)
+        for given in (inputs, fewer):
+            assert_close(run(opened, given), outputs(net, given))
+
+
+def conv_net():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3, bias=False), nn.Flatten(), nn.Linear(80, 4)
+    )
+    nn.init.uniform_(net[1].weight, -1.5, 1.5)
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(0.5, 2)
+    convert(net)
+    return net.eval()
+
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_batchnorm_is_folded_into_the_scales(tmp_path):
+    """Batch normalization is gone from the file, weights are integers still, and only the scales have changed."""
+    net = conv_net()
+    to_onnx(net, tmp_path / "folded.onnx", IMAGES)
+    to_onnx(net, tmp_path / "as_it_is.onnx", IMAGES, fold=False)
+    assert kinds(tmp_path / "folded.onnx") == kinds(tmp_path / "as_it_is.onnx") - {"BatchNormalization"}
+    some, others = (dequantized(tmp_path / f"{n}.onnx") for n in ("folded", "as_it_is"))
+    factor = net[1].weight / (net[1].running_var + net[1].eps).sqrt()
+    torch.testing.assert_close(some["0.weight_codes"], others["0.weight_codes"] * factor.detach()[:, None, None, None])
+    assert torch.equal(some["3.weight_codes"], others["3.weight_codes"])
+    for file in ("folded", "as_it_is"):
+        assert_close(run(session(tmp_path / f"{file}.onnx"), (IMAGES,)), outputs(net, (IMAGES,)))
+
+
+class Both(nn.Module):
+    """Uses a convolution's output with and without its normalization."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.norm.running_mean[:] = 2.0
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.norm(y) + y
+
+
+def test_batchnorm_that_cannot_be_folded(tmp_path):
+    """It stays, with the reason, and the outputs are right."""
+    net = Both().eval()
+    convert(net)
+    with pytest.warns(UserWarning, match="Batch normalization stays: .* used elsewhere"):
+        report = to_onnx(net, tmp_path / "net.onnx", IMAGES)
+    assert len(report.notes) == 1
+    assert_close(run(session(tmp_path / "net.onnx"), (IMAGES,)), outputs(net, (IMAGES,)))
+
+
+@pytest.mark.parametrize(
+    ("bits", "opset", "expected"),
+    [(3, 21, "int4"), (8, 21, "int8"), (12, 21, "int16"), (20, 21, "float"), (3, 18, "int8"), (12, 18, "float")],
+)
+def test_the_narrowest_integers(bits, opset, expected, tmp_path):
+    """Codes are stored in the narrowest integers that hold them and that the operators have; others say why not."""
+    net = nn.Linear(40, 8)
+    convert(net, initial_bits=bits)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        report = to_onnx(net, tmp_path / "net.onnx", torch.randn(2, 40), opset=opset)
+    assert report.types == {"weight": expected}
+    assert [str(w.message) for w in caught if "stays float" in str(w.message)] == list(report.notes)
+    assert len(report.notes) == (expected == "float")
+    model = onnx.load(tmp_path / "net.onnx")
+    assert [o.version for o in model.opset_import if not o.domain] == [opset]
+    stored = {t.name: onnx.TensorProto.DataType.Name(t.data_type).lower() for t in model.graph.initializer}
+    assert stored.get("weight_codes", "float") == expected
+    x = torch.randn(3, 40)
+    assert_close(run(session(tmp_path / "net.onnx", once=True), (x,)), outputs(net, (x,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_precisions(dtype, tmp_path):
+    """Weights of half precision are dequantized in float32 and rounded, as in torch; float64 stays, and says why."""
+    net = nn.Linear(8, 4).to(dtype)
+    convert(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = to_onnx(net, tmp_path / "net.onnx", torch.randn(2, 8, dtype=dtype))
+    assert report.types == {"weight": "float" if dtype == torch.float64 else "int8"}
+    assert report.notes == (("weight stays float: DequantizeLinear has no float64.",) * (dtype == torch.float64))
+    x = torch.randn(3, 8, dtype=dtype)
+    (found,), (expected,) = run(session(tmp_path / "net.onnx"), (x,)), outputs(net, (x,))
+    torch.testing.assert_close(found, expected)
+
+
+def test_float_weights(tmp_path):
+    """On request weights are plain floats, for runtimes that know no DequantizeLinear."""
+    net = conv_net()
+    report = to_onnx(net, tmp_path / "net.onnx", IMAGES, float_weights=True)
+    assert set(report.types.values()) == {"float"}
+    assert report.notes == ()
+    assert "DequantizeLinear" not in kinds(tmp_path / "net.onnx")
+    assert_close(run(session(tmp_path / "net.onnx"), (IMAGES,)), outputs(net, (IMAGES,)))
+
+
+def test_size(tmp_path):
+    """The file of a network of the size of LeNet-5 has at most 1.2 bytes a weight."""
+    net = LeNet5().net
+    convert(net)
+    report = to_onnx(net, tmp_path / "net.onnx", torch.randn(1, 1, 28, 28))
+    assert set(report.types.values()) == {"int8"}
+    assert report.nbytes <= 1.2 * size_report(net).total.weights
+
+
+def test_the_model_is_left_alone(tmp_path):
+    """The network goes on as it was, and so do torch's settings."""
+    net = conv_net().train()
+    before, level = copy.deepcopy(net), logging.getLogger("torch.onnx").level
+    to_onnx(net, tmp_path / "net.onnx", IMAGES)
+    assert str(net) == str(before)
+    assert net.training
+    assert net.state_dict().keys() == before.state_dict().keys()
+    assert all(torch.equal(before.state_dict()[k], v) for k, v in net.state_dict().items())
+    assert logging.getLogger("torch.onnx").level == level
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Fixed(nn.Linear):
+    """Has its batch size written into the code."""
+
+    def forward(self, x):
+        return super().forward(x).reshape(2, self.out_features)
+
+
+def test_batch_sizes(tmp_path):
+    """Traced with a single example a network takes any number; where its code fixes the number, that is told."""
+    net = conv_net()
+    to_onnx(net, tmp_path / "any.onnx", IMAGES[:1])
+    assert session(tmp_path / "any.onnx").get_inputs()[0].shape == ["batch", 3, 8, 8]
+    to_onnx(net, tmp_path / "one.onnx", IMAGES[:1], dynamic_batch=False)
+    assert session(tmp_path / "one.onnx").get_inputs()[0].shape == [1, 3, 8, 8]
+    net = Fixed(8, 4)
+    convert(net)
+    with pytest.warns(UserWarning, match="Dimension 0 of x is fixed"):
+        to_onnx(net, tmp_path / "fixed.onnx", torch.randn(2, 8))
+
+
+def test_a_model_never_compressed(tmp_path):
+    """It is written as it is, and says so."""
+    net = nn.Linear(8, 4)
+    with pytest.warns(UserWarning, match="Nothing in this Linear is compressed"):
+        report = to_onnx(net, tmp_path / "net.onnx", torch.randn(2, 8))
+    assert report.types == {}
+    assert "nothing compressed" in str(report)
+    x = torch.randn(3, 8)
+    assert_close(run(session(tmp_path / "net.onnx"), (x,)), outputs(net, (x,)))
+
+
+def test_nothing_half_written(tmp_path, monkeypatch):
+    """A path that cannot be written raises, and an earlier file there stays whole."""
+    net = nn.Linear(8, 4)
+    convert(net)
+    x = torch.randn(2, 8)
+    with pytest.raises(OSError, match="nowhere"):
+        to_onnx(net, tmp_path / "nowhere" / "net.onnx", x)
+    (tmp_path / "net.onnx").write_bytes(b"earlier")
+
+    def full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        to_onnx(net, tmp_path / "net.onnx", x)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+    assert (tmp_path / "net.onnx").read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
+def test_without_the_packages(missing, monkeypatch):
+    """The error names what is missing and how to install it, before anything is traced."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"{missing} is missing.*lightning-selfcompress\[onnx\]"):
+        to_onnx(nn.Linear(8, 4), "unused.onnx", torch.randn(2, 8))
