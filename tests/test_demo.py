@@ -61,7 +61,7 @@ def test_second_run_gets_a_folder_of_its_own(tmp_path):
 def test_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path):
     """Ctrl-C ends with the command that resumes; resumed, the run ends as if it had not been interrupted."""
     command = [sys.executable, "-m", "lightning_selfcompress.cli", "demo", "--no-progress"]
-    start = [*command, "--epochs", "8", "--gamma", "0.5", "--out", str(tmp_path)]
+    start = [*command, "--epochs", "20", "--gamma", "0.5", "--out", str(tmp_path)]
     process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     last = tmp_path / "digits-1" / "compressed" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
@@ -77,7 +77,7 @@ def test_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path):
 
     assert main(["demo", "--no-progress", *resume.split()[2:]]) == 0
     steps, _ = read_scalar(tmp_path / "digits-1" / "compressed", "val/accuracy")
-    assert max(steps) == 8 * (1132 // TASKS["digits"].data(None).batch_size) - 1
+    assert max(steps) == 20 * (1132 // TASKS["digits"].data(None).batch_size) - 1
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):

@@ -7,15 +7,21 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from fits import GAN, SCHEDULE, Kill, RecordingGan
 from lightning.pytorch.callbacks import ModelCheckpoint
 from networks import Lit, batches, make_trainer
+from packaging.version import Version
 
 from lightning_selfcompress import SelfCompression
 
 EPOCHS = 3
+counts_steps = pytest.mark.skipif(
+    Version(lightning.__version__) < Version("2.5.5"),
+    reason="this lightning counts a batch less after it went on in mid-epoch, and bits_lr cools down by batches",
+)
 
 
 class Resumable:
@@ -70,6 +76,7 @@ TIMINGS = {
 }
 
 
+@counts_steps
 @pytest.mark.case("Checkpoints", "fit(ckpt_path=) into a fresh module, saved at {timing}: equal to the bit")
 @pytest.mark.parametrize("timing", TIMINGS)
 def test_resumed_equals_uninterrupted(timing, tmp_path):
@@ -115,6 +122,7 @@ KINDS = {
 }
 
 
+@counts_steps
 @pytest.mark.case("Checkpoints", "resumed in the middle of an epoch, {kind}: equal to the bit")
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_in_mid_epoch(kind, tmp_path):
@@ -254,6 +262,7 @@ def lines(folder):
     return (folder / "losses").read_text().splitlines() if (folder / "losses").exists() else []
 
 
+@counts_steps
 @pytest.mark.case(
     "Checkpoints", "killed with SIGKILL at random moments, restarted from the last checkpoint: equal to the bit"
 )
