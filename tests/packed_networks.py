@@ -133,5 +133,6 @@ SPECIAL = {
     "far exponents": far_exponents,
     "one layer": lambda: with_random_codes(nn.Linear(2, 1)),
     "many codes": lambda: with_random_codes(many_codes()),
+    "very many codes": lambda: with_random_codes(nn.Linear(600, 400)),  # more lanes than 64
 }
 NETWORKS = {**SPECIAL, **{name: lambda entry=entry: with_random_codes(entry.make()) for name, entry in ZOO.items()}}
