@@ -133,6 +133,26 @@ def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix:
         replace_tensors(module, fresh)
 
 
+def read_checkpoint(path: str | PathLike[str], *, weights_only: bool = True) -> dict[str, Any]:
+    """Reads a Lightning checkpoint onto the CPU, whatever network it is of.
+
+    Args:
+        path: The file.
+        weights_only: False runs whatever code the file holds, as pickle does.
+
+    Returns:
+        All that it holds; ``"state_dict"`` is in it.
+
+    Raises:
+        CheckpointError: If it cannot be read, or is no checkpoint.
+        OSError: If there is no such file.
+    """
+    return cast(
+        "dict[str, Any]",
+        _check_readable(lambda: torch.load(path, map_location="cpu", weights_only=weights_only), path),
+    )
+
+
 def guard_strategy(strategy: Any) -> None:
     """Has a Trainer's strategy mark the checkpoints it writes, name files it cannot read, and load all or nothing.
 

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,14 +51,24 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtyp
             stacklevel=2,
         )
     data = to_bytes(packed)
+    write_beside(path, lambda part: part.write_bytes(data))
+    return len(data)
+
+
+def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Has a file written beside its place and then renamed, so that no half of it is ever there.
+
+    Args:
+        path: The file.
+        write: Writes it, to the path that it is called with.
+    """
     part = Path(f"{os.fspath(path)}.part")
     try:
-        part.write_bytes(data)
+        write(part)
         part.replace(path)
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)
         raise
-    return len(data)
 
 
 def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> Module:

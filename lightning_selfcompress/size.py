@@ -15,6 +15,7 @@ from lightning_selfcompress.graph import Channels, stored_tensors
 from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
 from lightning_selfcompress.packing import Packed, PackedSize, estimated_size, is_half, packed_size
 from lightning_selfcompress.quantizer import bit_depth, codes
+from lightning_selfcompress.terminal import table
 
 
 def size_bits(
@@ -128,6 +129,18 @@ def whole_bits(parameter: QuantizedParameter) -> Tensor:
     depth, exponent = bit_depth(parameter.raw_depth), parameter.exponent
     # q is monotone in x: the smallest and the largest weight have the smallest and the largest code
     low, high = (codes(x.to(depth), depth, exponent) for x in parameter.spec.axis.extremes(parameter.latent))
+    return integer_bits(low, high)
+
+
+def integer_bits(
+    low: Tensor,  # (channels,)
+    high: Tensor,  # (channels,)
+) -> Tensor:
+    """Bits of a two's complement integer that holds all whole numbers from ``low`` to ``high``; 0 if both are 0.
+
+    Returns:
+        ``(channels,)``, int64.
+    """
     magnitude = torch.maximum(high, -low - 1).double()
     bits = torch.where(magnitude < 1, 0, torch.frexp(magnitude).exponent.long()) + 1
     return torch.where((low == 0) & (high == 0), 0, bits)
@@ -215,10 +228,6 @@ class SizeReport:
         return self.total.channels
 
     def __str__(self) -> str:
-        rows = [_HEAD, *map(_row, self.layers), _row(self.total)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-        rule = "-" * len(lines[0])
         coded = self.nbytes - self.bias_nbytes - self.other_nbytes - self.structure_nbytes
         parts = (
             f"codes and scales {coded:,} + biases {self.bias_nbytes:,} + everything left in float {self.other_nbytes:,}"
@@ -226,7 +235,7 @@ class SizeReport:
         )
         share = f"; now {self.nbytes / self.float_nbytes:.1%} of it" if self.float_nbytes else ""
         whole = f"the float network: {self.float_nbytes:,} bytes{share}"
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], "", parts, whole])
+        return "\n".join([table(_HEAD, map(_row, self.layers), _row(self.total)), "", parts, whole])
 
 
 _HEAD = ("layer", "channels", "of", "weights", "of", "mean bits", "max bits", "whole bits", "code B", "scale B")

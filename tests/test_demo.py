@@ -81,14 +81,14 @@ def test_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path):
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
-    """Missing data, a wrong gamma or a run that is not there: status 2, a line on stderr, nothing written."""
+    """Missing data, a wrong gamma or a run that is not there: status 1, a line on stderr, nothing written."""
     out = tmp_path / "out"
     for arguments, said in (
         (["--data", "mnist", "--data-dir", str(tmp_path / "none")], "data folder at"),
         (["--gamma", "-1"], "gamma >= 0"),
         (["--resume", str(tmp_path / "none")], "run of the demo in"),
     ):
-        assert main(["demo", "--no-progress", "--out", str(out), *arguments]) == 2
+        assert main(["demo", "--no-progress", "--out", str(out), *arguments]) == 1
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
@@ -98,7 +98,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
 def test_missing_packages_are_named_with_their_extra(tmp_path, capsys, monkeypatch):
     """Without the demo's packages the command says what to install, before it trains."""
     monkeypatch.setattr("lightning_selfcompress.cli.find_spec", lambda name: None if name == "pooch" else name)
-    assert main(["demo", "--out", str(tmp_path / "out")]) == 2
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 1
     assert "needs pooch: pip install 'lightning-selfcompress[demo]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

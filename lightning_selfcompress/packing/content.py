@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_selfcompress.graph import stored_tensors
-from lightning_selfcompress.layers import ChannelAxis, QuantizedParameter, quantized_parameters, whole
+from lightning_selfcompress.layers import ChannelAxis, quantized_parameters, whole
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, codes, step_size
 
 _WIDEST = 2147483520.0  # the largest code in float32 that tokens have room for
@@ -115,7 +115,8 @@ class Packed:
         found = []
         for name, tensor in stored_tensors(model, transient=False).items():
             if id(tensor) in coded:
-                found.append(_coded(name, coded[id(tensor)]))
+                p = coded[id(tensor)]
+                found.append(as_codes(name, p.latent, p.spec.axis, p.raw_depth, p.exponent))
             elif id(tensor) not in learned:
                 found.append(as_it_is(name, whole(tensor.detach()).cpu(), half=half))
         return cls(tuple(found), dict(attributes(model)))
@@ -126,14 +127,21 @@ class Packed:
         return tuple(t for t in self.tensors if t.codes is not None)
 
 
-def _coded(name: str, parameter: QuantizedParameter) -> PackedTensor:
-    axis, latent = parameter.spec.axis, whole(parameter.latent.detach())
-    x, b, e = axis.arrange(latent, parameter.raw_depth.detach(), parameter.exponent.detach())
+def as_codes(
+    name: str,
+    weight: Tensor,
+    axis: ChannelAxis,
+    raw_depth: Tensor,  # (channels,)
+    exponent: Tensor,  # (channels,)
+) -> PackedTensor:
+    """A weight as the codes that its channels' depths and exponents make of it."""
+    latent, exponent = whole(weight.detach()), exponent.detach()
+    x, b, e = axis.arrange(latent, raw_depth.detach(), exponent)
     # a network that is lost, or has steps far too small, is still measured; export compares before it writes
     rows = to_rows(axis.join(codes(x, b, e)), axis).nan_to_num_(0).clamp_(-_WIDEST, _WIDEST).cpu()
     widest = int(rows.abs().max()) if rows.numel() else 0
     dtype = np.int8 if widest < 128 else np.int16 if widest < 1 << 15 else np.int32
-    sixteenths = (parameter.exponent.detach() * EXPONENT_STEPS).round().clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT - 1)
+    sixteenths = (exponent * EXPONENT_STEPS).round().clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT - 1)
     return PackedTensor(
         name,
         latent.dtype,

@@ -241,11 +241,16 @@ def _storage(tensor: PackedTensor) -> int:
     return RAW
 
 
+def stored_dtype(tensor: PackedTensor) -> torch.dtype:
+    """The type that a tensor which is not coded has in a file: its own, or a narrower one that holds its values."""
+    return NARROW.get(_storage(tensor), tensor.dtype)
+
+
 def value_bytes(tensor: PackedTensor) -> bytes:
     """The bytes of a tensor that is not coded; none of one that is."""
     if tensor.values is None:
         return b""
-    values = tensor.values.to(NARROW.get(_storage(tensor), tensor.dtype)).contiguous()
+    values = tensor.values.to(stored_dtype(tensor)).contiguous()
     return values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
 
 
