@@ -23,6 +23,7 @@ STAGES = (
     "checkpoint",
     "finalize",
     "export",
+    "onnx_widths",
     "onnx_export",
     "dryrun",
     "fade",
