@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from lightning_selfcompress.finalize import finalize, fold_batchnorm
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import Quantized, quantized_class, reading_through
+from lightning_selfcompress.onnx_widths import round_channels
 from lightning_selfcompress.packing import Packed, PackedTensor, from_rows, to_rows
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, step_size
 
@@ -52,6 +53,7 @@ def to_onnx(
     fold: bool = True,
     float_weights: bool = False,
     dynamic_batch: bool = True,
+    round_to: int = 1,
 ) -> OnnxReport:
     """Writes a network as an ONNX file whose weights are the integer codes, behind DequantizeLinear.
 
@@ -72,16 +74,21 @@ def to_onnx(
         fold: Whether batch normalization goes into the layers before it, see :func:`fold_batchnorm`.
         float_weights: Whether to write weights in float, for runtimes that do not know DequantizeLinear.
         dynamic_batch: Whether dimension 0 of all inputs may have any size.
+        round_to: Widths of convolutions become multiples of this while the file is opened, by channels of zeros. 16 is
+            what ONNX Runtime works fastest with on processors with AVX-512, 8 on others.
 
     Returns:
         The file's size, the type of each weight, and what is not as it could be, which is warned of too.
 
     Raises:
         ModuleNotFoundError: If onnx or onnxscript is missing.
-        RuntimeError: If torch's exporter cannot export the network.
+        RuntimeError: If torch is older than 2.8, or its exporter cannot export the network.
+        ValueError: If ``round_to`` is below 1.
         OSError: If the path cannot be written.
     """
     onnx = _import_onnx()
+    if round_to < 1:
+        raise ValueError(f"Expected round_to >= 1 (channels), got {round_to}.")
     plain = finalize(model).cpu().eval()
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu(), inputs)
     packed = {t.name: t for t in Packed.of(model).coded}
@@ -102,6 +109,8 @@ def to_onnx(
             f"Dimension 0 of {', '.join(fixed)} is fixed at the size traced: the network's code depends on it."
         )
     _narrow(proto, weights.bits)
+    if round_to > 1:
+        round_channels(proto, round_to)
     onnx.checker.check_model(proto, full_check=True)
     data = proto.SerializeToString(deterministic=True)
     _write(Path(path), data)

@@ -141,6 +141,27 @@ def test_batchnorm_that_cannot_be_folded(tmp_path):
     assert_close(run(session(tmp_path / "net.onnx"), (IMAGES,)), outputs(net, (IMAGES,)))
 
 
+# residual sums, gates that are multiplied, depthwise and grouped convolutions, concatenation, a tensor used in two ways
+@pytest.mark.parametrize("name", ["resnet_basic", "se_resnet", "shufflenet_v2", "densenet"])
+def test_whole_blocks_of_channels(name, tmp_path):
+    """Rounded widths change no output, and add next to nothing to the file; channels dequantize as before."""
+    torch.manual_seed(0)
+    net, inputs = ZOO[name].make().eval(), ZOO[name].inputs()
+    convert(net)
+    plain = to_onnx(net, tmp_path / "plain.onnx", *inputs)
+    rounded = to_onnx(net, tmp_path / "rounded.onnx", *inputs, round_to=7)
+    assert {"Pad", "Slice"} <= kinds(tmp_path / "rounded.onnx")
+    assert rounded.types == plain.types
+    widths = [t.shape[1] for t in padded(tmp_path / "rounded.onnx")]
+    assert widths
+    assert all(n % 7 == 0 for n in widths if n > 7)
+    some, others = (dequantized(tmp_path / f"{n}.onnx") for n in ("plain", "rounded"))
+    assert all(torch.equal(some[k], others[k]) for k in some)
+    assert_close(run(session(tmp_path / "rounded.onnx", once=True), inputs), outputs(net, inputs))
+    with pytest.raises(ValueError, match="round_to >= 1"):
+        to_onnx(net, tmp_path / "x.onnx", *inputs, round_to=0)
+
+
 @pytest.mark.parametrize(
     ("bits", "opset", "expected"),
     [(3, 21, "int4"), (8, 21, "int8"), (12, 21, "int16"), (20, 21, "float"), (3, 18, "int8"), (12, 18, "float")],
