@@ -82,7 +82,8 @@ class _Rounding:
         """The node, behind what it needs besides."""
         if _is_plain_convolution(node, shapes):
             channels = shapes[node.input[1]]
-            extra = [-n % self.multiple if t in self.wide else 0 for n, t in zip(channels, self._ends(node), strict=False)]
+            ends = zip(channels, self._ends(node), strict=False)
+            extra = [-n % self.multiple if t in self.wide else 0 for n, t in ends]
             for i in range(1, len(node.input)):
                 amounts = [*extra, *[0] * (len(channels) - 2)] if i == 1 else extra[:1]
                 if any(amounts):
