@@ -5,8 +5,8 @@
     python benchmarks/onnx_latency.py cifar CHECKPOINT     # a ResNet of cifar.py
 
 Both networks take turns in one process. ``int`` has integer weights, dequantized at every call or, with the session's
-option, once; ``round_to=16`` rounds widths up to whole blocks of channels for the runtime's fast convolutions; ``float``
-is the smaller network with plain float weights.
+option, once; ``round_to=16`` rounds widths up to whole blocks of channels, for the runtime's fast convolutions;
+``float`` is the smaller network with plain float weights.
 """
 
 import argparse
