@@ -36,7 +36,7 @@ class Fading:
         tensors = stored_tensors(model)
         removable = channels.removable()
         producing = [s for s in channels.slots if s.produces and removable[channels.group[s.atoms]].any()]
-        fading = [s for s in channels.slots if s.fades and s.size > 1 and removable[channels.group[s.atoms]].any()]
+        fading = [s for s in channels.slots if s.fades and removable[channels.group[s.atoms]].any()]
         self._depths = [tensors[s.name] for s in producing]
         self._vectors = [tensors[s.name] for s in fading]
         device = self._depths[0].device if self._depths else torch.device("cpu")

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from lightning_selfcompress.finalize import finalize, fold_batchnorm
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import Quantized, quantized_class, reading_through
+from lightning_selfcompress.onnx_constants import fold_constants
 from lightning_selfcompress.onnx_widths import round_channels
 from lightning_selfcompress.packing import Packed, PackedTensor, from_rows, to_rows
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, step_size
@@ -31,7 +32,8 @@ class OnnxReport:
 
     Args:
         nbytes: Bytes of the file.
-        types: What each compressed weight is stored as: ``int4``, ``int8``, ``int16`` or ``float``, by its name.
+        types: What each compressed weight is stored as: ``int4``, ``int8``, ``int16`` or ``float``, by its name; or
+            ``constant``, if all that comes of it is constant and written as such.
         notes: What is not as it could be, with the reason.
     """
 
@@ -41,7 +43,8 @@ class OnnxReport:
 
     def __str__(self) -> str:
         counts = {kind: list(self.types.values()).count(kind) for kind in dict.fromkeys(self.types.values())}
-        weights = ", ".join(f"{n} weights in {kind}" for kind, n in counts.items()) or "nothing compressed"
+        counts["branches that emit constants"] = counts.pop("constant", 0)
+        weights = ", ".join(f"{n} weights in {kind}" for kind, n in counts.items() if n) or "nothing compressed"
         return "\n".join([f"{self.nbytes:,} bytes: {weights}", *self.notes])
 
 
@@ -59,7 +62,8 @@ def to_onnx(
 
     Each weight is an initializer of the narrowest of int4, int8 and int16 that holds all its codes, with one float32
     scale for each output channel. Code times scale is what torch computes: the same weights to the bit. With ``fold``
-    the scales take in batch normalization, which changes weights by rounding.
+    the scales take in batch normalization, which changes weights by rounding, and branches that emit constants, because
+    a layer has lost its last channel, become these.
 
     ONNX Runtime dequantizes at every call unless it is told to do so once, when it opens the file::
 
@@ -71,7 +75,8 @@ def to_onnx(
         path: The file. It is written beside and renamed: no half of it is ever there.
         inputs: What the module's ``forward`` takes, to trace it with.
         opset: Version of ONNX's operators. Below 21 there is no int4, and codes wider than int8 stay float.
-        fold: Whether batch normalization goes into the layers before it, see :func:`fold_batchnorm`.
+        fold: Whether batch normalization goes into the layers before it, see :func:`fold_batchnorm`, and constants take
+            the place of what computes them.
         float_weights: Whether to write weights in float, for runtimes that do not know DequantizeLinear.
         dynamic_batch: Whether dimension 0 of all inputs may have any size.
         round_to: Widths of convolutions become multiples of this while the file is opened, by channels of zeros. 16 is
@@ -108,6 +113,10 @@ def to_onnx(
         notes.append(
             f"Dimension 0 of {', '.join(fixed)} is fixed at the size traced: the network's code depends on it."
         )
+    if fold:
+        before = _initializers(proto)
+        fold_constants(proto)
+        weights.note_gone(before, _initializers(proto))
     _narrow(proto, weights.bits)
     if round_to > 1:
         round_channels(proto, round_to)
@@ -151,6 +160,7 @@ class _Weights:
     places: list[_Place] = field(default_factory=list)
     types: dict[str, str] = field(default_factory=dict)
     bits: dict[str, int] = field(default_factory=dict)  # by name of the initializer
+    initializers: dict[str, set[str]] = field(default_factory=dict)  # names they may have, by name of the weight
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -165,9 +175,13 @@ class _Weights:
         for path, layer in plain.named_modules():
             for name, parameter in layer._parameters.items():
                 found = by_id.get(id(parameter))
-                if found is not None and weights.types[found.name] != "float":
+                if found is None:
+                    continue
+                written, kind = f"{path}.{name}".lstrip("."), weights.types[found.name]
+                weights.initializers.setdefault(found.name, set()).update((written, f"{written}_codes"))
+                if kind != "float":
                     weights.places.append(_Place(path, name, cast(Tensor, parameter), found))
-                    weights.bits[f"{path}.{name}_codes".lstrip(".")] = _width(found, opset)[0]
+                    weights.bits[f"{written}_codes"] = _width(found, opset)[0]
         return weights
 
     def put_into(self, plain: nn.Module) -> None:
@@ -189,6 +203,12 @@ class _Weights:
             layer.__dict__ |= {"_quantized": {}, "_quantized_values": {}}
             layer.__class__ = quantized_class(type(layer), tuple(own))
 
+    def note_gone(self, before: set[str], after: set[str]) -> None:
+        """Notes which weights a graph does without, from the names of its initializers."""
+        for name, initializers in self.initializers.items():
+            if initializers & before and not initializers & after:
+                self.types[name] = "constant"
+
 
 def _width(tensor: PackedTensor, opset: int) -> tuple[int, str]:
     """Bits of the integer type that holds all codes, or why there is none."""
@@ -204,11 +224,16 @@ def _width(tensor: PackedTensor, opset: int) -> tuple[int, str]:
 
 
 def _codes(packed: PackedTensor) -> Tensor:
-    """The codes where the weights lie; in rows, if the channels lie along two dimensions."""
+    """The codes where the weights lie; in rows, if the channels lie along two dimensions.
+
+    Matrices get one dimension more: ONNX Runtime takes dequantized matrices for an invitation to compute in int8, and
+    to round what a layer is given.
+    """
     assert packed.codes is not None
     assert packed.axis is not None
     rows = torch.from_numpy(packed.codes)
-    return rows if packed.axis.groups > 1 else from_rows(rows, packed.axis, packed.shape)
+    codes = rows if packed.axis.groups > 1 else from_rows(rows, packed.axis, packed.shape)
+    return codes.unsqueeze(-1) if codes.dim() == 2 else codes
 
 
 def _scale(packed: PackedTensor) -> Tensor:
@@ -233,8 +258,8 @@ def _read(layer: Quantized, name: str) -> Tensor:
         "DequantizeLinear", (codes, scale), {"axis": along}, dtype=torch.float32, shape=codes.shape
     )
     if packed.axis.groups > 1:
-        value = from_rows(value, packed.axis, packed.shape)
-    return value.to(packed.dtype)
+        value = from_rows(value.flatten(1), packed.axis, packed.shape)
+    return value.reshape(packed.shape).to(packed.dtype)
 
 
 def _grown(plain: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -304,6 +329,10 @@ def _quiet() -> Iterator[None]:
 def _fixed(proto: Any) -> list[str]:
     shapes = {i.name: i.type.tensor_type.shape.dim for i in proto.graph.input}
     return [name for name, dims in shapes.items() if len(dims) and not dims[0].dim_param]
+
+
+def _initializers(proto: Any) -> set[str]:
+    return {t.name for t in proto.graph.initializer}
 
 
 def _narrow(proto: Any, bits: Mapping[str, int]) -> None:

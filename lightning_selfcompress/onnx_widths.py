@@ -5,6 +5,7 @@ Compressed networks have widths such as 253. ONNX Runtime's blocked convolutions
 runtime computes once when it opens the file, so the file does not grow by the zeros.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,8 +59,10 @@ def _wide(graph: Any, shapes: dict[str, tuple[int, ...]], multiple: int) -> dict
             now: tuple[int, int] | None = (shapes[node.input[1]][0], len(shapes[node.input[1]]))
         elif node.op_type in _SAME:
             now = before[0]
+        elif node.op_type in _JOIN:
+            now = before[0] if before[0] == before[1] else _beside_constant(node, before, shapes)
         else:
-            now = before[0] if node.op_type in _JOIN and before[0] == before[1] else None
+            now = None
         if now and now[0] > multiple and now[0] % multiple and len(node.output) == 1 and node.output[0] not in kept:
             found[node.output[0]] = now
     useful: set[str] = set()
@@ -69,6 +72,19 @@ def _wide(graph: Any, shapes: dict[str, tuple[int, ...]], multiple: int) -> dict
             if feeds or (node.op_type in _SAME | _JOIN and node.output[0] in useful):
                 useful.add(name)
     return {name: channels for name, (channels, _) in found.items() if name in useful}
+
+
+def _beside_constant(
+    node: Any, found: list[tuple[int, int] | None], shapes: dict[str, tuple[int, ...]]
+) -> tuple[int, int] | None:
+    """Channels and rank of a tensor that is joined with a stored one: a value for each channel, or one for all."""
+    for now, name in ((found[0], node.input[1]), (found[1], node.input[0])):
+        shape = shapes.get(name)
+        if now and shape is not None and len(shape) <= now[1] and math.prod(shape) in (1, now[0]):
+            at = len(shape) - now[1] + 1  # where channels lie in it
+            if math.prod(shape) == 1 or (at >= 0 and shape[at] == now[0]):
+                return now
+    return None
 
 
 class _Rounding:
@@ -88,7 +104,12 @@ class _Rounding:
                 amounts = [*extra, *[0] * (len(channels) - 2)] if i == 1 else extra[:1]
                 if any(amounts):
                     yield from self._padded(node, i, amounts)
-        elif node.output[0] not in self.wide:
+        elif node.output[0] in self.wide:
+            for i, name in enumerate(node.input):
+                if node.op_type in _JOIN and math.prod(shapes.get(name, ())) > 1:
+                    more = -self.wide[node.output[0]] % self.multiple
+                    yield from self._padded(node, i, [more if n > 1 else 0 for n in shapes[name]])
+        else:
             for i, name in enumerate(node.input):
                 if name in self.wide:
                     yield from self._sliced(node, i)

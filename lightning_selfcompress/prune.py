@@ -136,7 +136,7 @@ def constant_channels(model: nn.Module, channels: Channels) -> Flags:
     tensors = stored_tensors(model)
     flags = np.zeros(channels.count, bool)
     for slot in channels.slots:
-        if slot.fades and slot.size > 1:
+        if slot.fades:
             flags[channels.group[slot.atoms][(tensors[slot.name].detach().flatten() != 0).cpu().numpy()]] = True
     return flags
 

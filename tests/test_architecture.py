@@ -24,6 +24,7 @@ STAGES = (
     "checkpoint",
     "finalize",
     "export",
+    "onnx_constants",
     "onnx_widths",
     "onnx_export",
     "inspection",

@@ -1,5 +1,6 @@
 """Fading: constants of dead channels go to zero in a straight line."""
 
+import numpy as np
 import pytest
 import torch
 from killing import watched
@@ -7,7 +8,7 @@ from torch import nn
 
 from lightning_selfcompress.convert import convert
 from lightning_selfcompress.fade import Fading
-from lightning_selfcompress.prune import constant_channels, plan_removal
+from lightning_selfcompress.prune import constant_channels, plan_removal, remove
 
 
 def net():
@@ -65,6 +66,26 @@ def test_outputs_are_not_faded():
     before = model[3].bias.clone()
     Fading(model, channels, steps=1).step()
     assert torch.equal(model[3].bias, before)
+
+
+def test_the_last_channel_of_a_layer_fades_too():
+    """A layer down to one channel keeps it, and emits nothing once that has died."""
+    model, channels = net()
+    model[0].bit_depth.data[1:] = -1
+    fading = Fading(model, channels, steps=1)
+    fading.step()
+    plan = plan_removal(model, channels)
+    remove(model, plan.edits)
+    gone = np.zeros(channels.count, bool)
+    gone[list(plan.channels)] = True
+    channels = channels.without(gone)
+    model[0].bit_depth.data.fill_(-1)
+    Fading(model, channels, steps=1, left=fading.left).step()
+    assert model[0].bias.shape == model[1].weight.shape == (1,)
+    assert not model[0].bias.any()
+    assert not model[1].weight.any()
+    assert not model[1].bias.any()
+    assert "the last of its layer" in str(plan_removal(model, channels))
 
 
 def test_steps_are_checked():

@@ -137,7 +137,7 @@ class Watcher:
         slot_fades, produces = fades and id(tensor) not in is_depth, is_depth.get(id(tensor), False)
         dims = []
         for d, size in enumerate(tensor.shape):
-            self._slots.append(Slot(name, d, size, self._store.count, produces, slot_fades))
+            self._slots.append(Slot(name, d, size, self._store.count, produces, slot_fades and size > 1))
             dims.append(Axis(self._store.new(size), everywhere(fades, size)))
         constant = Constant(frozenset({id(tensor)})) if is_parameter else None
         layout = Layout(tuple(dims), Storage(), constant=constant)
