@@ -31,7 +31,7 @@ from torch import nn
 from lightning_selfcompress import convert, load_from_checkpoint
 from lightning_selfcompress.layers import quantized_parameters
 from lightning_selfcompress.packing import Packed, from_bytes, packed_size, rans, to_bytes
-from lightning_selfcompress.packing.file import classes_of
+from lightning_selfcompress.packing.writing import classes_of
 
 Codes = NDArray[Any]
 

@@ -21,7 +21,8 @@ from lightning_selfcompress.classes import module_class
 from lightning_selfcompress.comparison import differences
 from lightning_selfcompress.data import DATA_VARIABLE, DataError
 from lightning_selfcompress.demo import TASKS, Settings, run_demo, summary
-from lightning_selfcompress.export import export, write_beside
+from lightning_selfcompress.export import export
+from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import finalize
 from lightning_selfcompress.inspection import read_contents, with_network
 from lightning_selfcompress.presentation import contents_text, contents_values, differences_text, differences_values

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.checkpoint import check_sizes
+from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import make_plain
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import quantized_parameters, whole
@@ -53,22 +54,6 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtyp
     data = to_bytes(packed)
     write_beside(path, lambda part: part.write_bytes(data))
     return len(data)
-
-
-def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Has a file written beside its place and then renamed, so that no half of it is ever there.
-
-    Args:
-        path: The file.
-        write: Writes it, to the path that it is called with.
-    """
-    part = Path(f"{os.fspath(path)}.part")
-    try:
-        write(part)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> Module:

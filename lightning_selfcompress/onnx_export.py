@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import finalize, fold_batchnorm
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import Quantized, quantized_class, reading_through
@@ -122,7 +122,7 @@ def to_onnx(
         round_channels(proto, round_to)
     onnx.checker.check_model(proto, full_check=True)
     data = proto.SerializeToString(deterministic=True)
-    _write(Path(path), data)
+    write_beside(path, lambda part: part.write_bytes(data))
     if notes:
         warnings.warn("\n".join(notes), stacklevel=2)
     return OnnxReport(len(data), weights.types, tuple(notes))
@@ -343,13 +343,3 @@ def _narrow(proto: Any, bits: Mapping[str, int]) -> None:
         if bits.get(tensor.name) == 4:
             values = onnx.numpy_helper.to_array(tensor)
             tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, values.shape, values.flatten()))
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = Path(f"{path}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise

@@ -23,6 +23,7 @@ STAGES = (
     "prune",
     "checkpoint",
     "finalize",
+    "files",
     "export",
     "onnx_constants",
     "onnx_widths",

@@ -188,6 +188,22 @@ def test_nothing_half_written(model, tmp_path, monkeypatch):
     assert (tmp_path / "net.scnn").read_bytes() == b"earlier"
 
 
+def test_where_files_go(model, tmp_path):
+    """A folder's path is refused by name; what a link leads to is written."""
+    with pytest.raises(IsADirectoryError, match="this is a folder") as caught:
+        export(model, tmp_path)
+    assert caught.value.filename == str(tmp_path)
+    with pytest.raises(FileNotFoundError, match="create it first") as caught:
+        export(model, tmp_path / "nowhere" / "net.scnn")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "net.scnn")
+    (tmp_path / "real.scnn").touch()
+    (tmp_path / "link.scnn").symlink_to("real.scnn")
+    export(model, tmp_path / "link.scnn")
+    assert (tmp_path / "link.scnn").is_symlink()
+    load(tmp_path / "real.scnn", Lit())
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_half_precision(model, tmp_path):
     """float16 for what is not quantized makes the file smaller, changes no value by more than a thousandth."""
     whole = export(model, tmp_path / "whole.scnn")

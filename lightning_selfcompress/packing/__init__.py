@@ -10,16 +10,9 @@ from lightning_selfcompress.packing.content import (
     to_rows,
 )
 from lightning_selfcompress.packing.estimate import estimated_size
-from lightning_selfcompress.packing.file import (
-    MAGIC,
-    VERSION,
-    PackedFileError,
-    PackedSize,
-    from_bytes,
-    packed_size,
-    stored_dtype,
-    to_bytes,
-)
+from lightning_selfcompress.packing.reading import from_bytes
+from lightning_selfcompress.packing.structure import MAGIC, VERSION, PackedFileError
+from lightning_selfcompress.packing.writing import PackedSize, packed_size, stored_dtype, to_bytes
 
 __all__ = [
     "MAGIC",

@@ -1,0 +1,222 @@
+"""The inverse of writing: what a packed file holds, or why it cannot be one."""
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_selfcompress.layers import ChannelAxis
+from lightning_selfcompress.packing import rans, varint
+from lightning_selfcompress.packing.content import DTYPES, EXPONENT_LIMIT, Packed, PackedTensor
+from lightning_selfcompress.packing.structure import (
+    CODED,
+    HALF,
+    INT32,
+    LEAVES,
+    LONGEST_NAME,
+    MAGIC,
+    MOST_CLASSES,
+    MOST_DIMS,
+    MOST_ENTRIES,
+    NARROW,
+    VERSION,
+    WIDER,
+    Integers,
+    PackedFileError,
+    channel_parts,
+    path_and_leaf,
+    token_part,
+)
+from lightning_selfcompress.packing.tokens import TOKENS, extra_nbytes, join_tokens
+
+
+def from_bytes(data: bytes) -> Packed:
+    """Inverse of :func:`~lightning_selfcompress.packing.to_bytes`.
+
+    Args:
+        data: A whole file.
+
+    Returns:
+        What was stored.
+
+    Raises:
+        PackedFileError: If these are not the bytes of a packed file of this version.
+    """
+    try:
+        return _read(data)
+    except rans.DamagedStreamError as error:
+        raise PackedFileError(f"Expected entropy-coded weights: {error} {_ADVICE}") from error
+    except MemoryError as error:
+        raise PackedFileError("Expected a network that fits the memory, got one of more weights than that.") from error
+
+
+_ADVICE = "The file is damaged; take another copy."
+
+
+def _read(data: bytes) -> Packed:
+    reader = _Reader(data)
+    heads, attributes = reader.head()
+    coded = [head for head in heads if head.axis is not None]
+    lengths = reader.number(), reader.number()
+    of_channels, of_tokens = (reader.take(n) for n in lengths)
+    rans.check_length(of_channels, rans.lane_count(2 * sum(head.channels for head in coded)))
+    symbols = rans.decode(of_channels, [p for head in coded for p in channel_parts(head.alphabets, head.channels)])
+    classes = symbols[::2]
+    exponents = [s.astype(np.int64) + head.first_exponent for s, head in zip(symbols[1::2], coded, strict=True)]
+
+    counts = [int(np.count_nonzero(c)) * head.row for c, head in zip(classes, coded, strict=True)]
+    rans.check_length(of_tokens, rans.lane_count(sum(counts)))
+    parts = [token_part(head.alphabets, c, head.row) for head, c in zip(coded, classes, strict=True)]
+    codes = [join_tokens(t, reader.take(extra_nbytes(t))) for t in rans.decode(of_tokens, parts)]
+
+    whole = {head.name: _rows(c, living, head.row) for head, c, living in zip(coded, classes, codes, strict=True)}
+    steps = {head.name: e for head, e in zip(coded, exponents, strict=True)}
+    tensors = tuple(
+        PackedTensor(h.name, h.dtype, h.shape, axis=h.axis, codes=whole[h.name], exponents=steps[h.name])
+        if h.axis is not None
+        else PackedTensor(h.name, h.dtype, h.shape, reader.values(h), half=h.storage == HALF)
+        for h in heads
+    )
+    reader.end()
+    return Packed(tensors, attributes)
+
+
+def _rows(classes: Integers, living: Integers, row: int) -> Integers:
+    """The codes of all channels from those that are not all 0."""
+    codes = np.zeros((len(classes), row), living.dtype)  # takes no memory for channels that are not written to
+    codes[classes > 0] = living.reshape(row, np.count_nonzero(classes)).T
+    return codes
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What the structure says of one tensor."""
+
+    name: str
+    dtype: torch.dtype
+    storage: int
+    shape: tuple[int, ...]
+    axis: ChannelAxis | None = None
+    alphabets: tuple[int, int, int] = (1, 1, 1)
+    first_exponent: int = 0
+
+    @property
+    def channels(self) -> int:
+        """Output channels of a coded tensor."""
+        return self.shape[self.axis.dim] * self.axis.groups if self.axis is not None else 0
+
+    @property
+    def row(self) -> int:
+        """Weights of each of its channels."""
+        if self.axis is None:
+            return 0
+        return math.prod(n for d, n in enumerate(self.shape) if d != self.axis.dim) // self.axis.groups
+
+
+class _Reader:
+    """Takes a file apart from the front, and never reads past its end."""
+
+    def __init__(self, data: bytes) -> None:
+        if data[: len(MAGIC)] != MAGIC:
+            raise PackedFileError(f"Expected a packed file, which begins with {MAGIC!r}, got {data[:4]!r}.")
+        if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
+            raise PackedFileError(
+                f"Expected version {VERSION} of the format, got {data[len(MAGIC)]}. Open it with the version of "
+                f"lightning-selfcompress that wrote it, or a later one."
+            )
+        if len(data) < 9 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+            raise PackedFileError(f"Expected a checksum that fits the content. {_ADVICE}")
+        self._data, self._at = memoryview(data)[:-4], len(MAGIC) + 1
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        if count > len(self._data) - self._at:
+            raise PackedFileError(f"Expected {count} bytes more, got {len(self._data) - self._at}. {_ADVICE}")
+        self._at += count
+        return bytes(self._data[self._at - count : self._at])
+
+    def number(self, largest: int = 1 << 40) -> int:
+        """The next number."""
+        value = 0
+        for shift in range(0, 63, 7):
+            (byte,) = self.take(1)
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if value > largest:
+                    break
+                return value
+        raise PackedFileError(f"Expected a number up to {largest}. {_ADVICE}")
+
+    def name(self, previous: str) -> str:
+        """The next name, which begins as the one before it."""
+        (leaf,) = self.take(1)
+        before = path_and_leaf(previous)[0].encode()
+        shared = self.number(len(before))
+        try:
+            path = (before[:shared] + self.take(self.number(LONGEST_NAME - shared))).decode()
+        except UnicodeDecodeError as error:
+            raise PackedFileError(f"Expected a name in UTF-8. {_ADVICE}") from error
+        if leaf >= len(LEAVES):
+            raise PackedFileError(f"Expected a known name after {path!r}, got number {leaf}. {_ADVICE}")
+        name = f"{path}.{LEAVES[leaf]}" if leaf else path
+        if path_and_leaf(name) != (path, leaf):
+            raise PackedFileError(f"Expected the last word of {name!r} by its number. {_ADVICE}")
+        return name
+
+    def head(self) -> tuple[list[_Head], dict[str, int]]:
+        """The structure: what is known of each tensor, and the numbers that shapes do not tell."""
+        heads: list[_Head] = []
+        previous = ""
+        for _ in range(self.number()):
+            heads.append(self._one(self.name(previous)))
+            previous = heads[-1].name
+        attributes = []
+        for _ in range(self.number()):
+            previous = self.name(previous)
+            attributes.append((previous, self.number()))
+        if len({head.name for head in heads}) < len(heads) or len(dict(attributes)) < len(attributes):
+            raise PackedFileError(f"Expected every name once. {_ADVICE}")
+        return heads, dict(attributes)
+
+    def _one(self, name: str) -> _Head:
+        (kind,) = self.take(1)
+        storage = kind >> 4
+        if kind & 15 >= len(DTYPES) or storage > INT32:
+            raise PackedFileError(f"Expected a known type of {name!r}, got {kind}. {_ADVICE}")
+        dtype = DTYPES[kind & 15]
+        if not dtype.is_floating_point if storage == CODED else dtype not in WIDER.get(storage, DTYPES):
+            raise PackedFileError(f"Expected {name!r} stored in a narrower type than {dtype}, got {kind}. {_ADVICE}")
+        shape = tuple(self.number() for _ in range(self.number(MOST_DIMS)))
+        if math.prod(max(n, 1) for n in shape) > MOST_ENTRIES:
+            raise PackedFileError(f"Expected a shape of {name!r} of at most 2^40 entries, got {shape}. {_ADVICE}")
+        if storage != CODED:
+            return _Head(name, dtype, storage, shape)
+        axis = ChannelAxis(self.number(), self.number())
+        alphabets = self.number(MOST_CLASSES), self.number(2 * EXPONENT_LIMIT), self.number(TOKENS)
+        first = varint.from_zigzag(self.number())
+        if axis.dim >= len(shape) or axis.groups < 1 or (axis.groups > 1 and (axis.dim == 0 or shape[0] % axis.groups)):
+            raise PackedFileError(f"Expected channels of {name!r} {shape}, got {axis}. {_ADVICE}")
+        if min(alphabets) < 1 or not -EXPONENT_LIMIT <= first <= EXPONENT_LIMIT - alphabets[1]:
+            raise PackedFileError(
+                f"Expected exponents of {name!r} from {-EXPONENT_LIMIT} to {EXPONENT_LIMIT - 1}, got {first} and "
+                f"{alphabets} different classes, exponents and tokens. {_ADVICE}"
+            )
+        return _Head(name, dtype, storage, shape, axis, alphabets, first)
+
+    def values(self, head: _Head) -> Tensor:
+        """The values of a tensor that is not coded."""
+        stored = NARROW.get(head.storage, head.dtype)
+        count = math.prod(head.shape)
+        content = bytearray(self.take(count * stored.itemsize))
+        flat = torch.frombuffer(content, dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
+        if stored == torch.bool:
+            return (flat != 0).reshape(head.shape)
+        return flat.view(stored).to(head.dtype).reshape(head.shape)
+
+    def end(self) -> None:
+        """Everything has to be read by now."""
+        if self._at != len(self._data):
+            raise PackedFileError(f"Expected the end of the file, found {len(self._data) - self._at} bytes. {_ADVICE}")

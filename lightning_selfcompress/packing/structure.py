@@ -1,0 +1,59 @@
+"""What writing and reading a packed file have in common. ``docs/format.md`` describes it for other readers."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_selfcompress.packing import rans
+
+MAGIC = b"SCNN"
+VERSION = 1
+RAW, HALF, CODED, INT8, INT16, INT32 = range(6)  # how a tensor is stored: as it is, in a narrower type, as codes
+NARROW = {HALF: torch.float16, INT8: torch.int8, INT16: torch.int16, INT32: torch.int32}
+WIDER = {
+    HALF: (torch.float32,),
+    INT8: (torch.int16, torch.int32, torch.int64),
+    INT16: (torch.int32, torch.int64),
+    INT32: (torch.int64,),
+}
+LEAVES = (
+    "",  # any other
+    "weight",
+    "bias",
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+    "in_proj_weight",
+    "in_proj_bias",
+    "groups",
+)
+MOST_CLASSES = 64
+MOST_DIMS = 16
+MOST_ENTRIES = 1 << 40
+LONGEST_NAME = 1 << 10  # bytes, so that names of shared beginnings cannot grow without end
+
+Integers = NDArray[Any]
+
+
+class PackedFileError(ValueError):
+    """A packed file that is damaged, of a later version, or no packed file."""
+
+
+def channel_parts(alphabets: tuple[int, int, int], channels: int) -> tuple[rans.Part, rans.Part]:
+    """All classes of a tensor, then all exponents."""
+    contexts = np.zeros(channels, np.int32)
+    return rans.Part(contexts, 1, alphabets[0]), rans.Part(contexts, 1, alphabets[1])
+
+
+def token_part(alphabets: tuple[int, int, int], classes: Integers, row: int) -> rans.Part:
+    """The tokens of a tensor, with a table for each class."""
+    contexts = np.tile((classes[classes > 0] - 1).astype(np.uint8), row)
+    return rans.Part(contexts, max(alphabets[0] - 1, 1), alphabets[2])
+
+
+def path_and_leaf(name: str) -> tuple[str, int]:
+    """The module's path and the number of the last part; the whole name and 0 where that is not a usual one."""
+    path, dot, leaf = name.rpartition(".")
+    return (path, LEAVES.index(leaf)) if dot and leaf in LEAVES[1:] else (name, 0)

@@ -1,0 +1,255 @@
+"""The bytes of a packed file. The size of a model is the number of these bytes."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from lightning_selfcompress.packing import rans, varint
+from lightning_selfcompress.packing.content import DTYPES, Packed, PackedTensor
+from lightning_selfcompress.packing.structure import (
+    CODED,
+    HALF,
+    INT8,
+    INT16,
+    INT32,
+    LONGEST_NAME,
+    MAGIC,
+    MOST_CLASSES,
+    MOST_DIMS,
+    NARROW,
+    RAW,
+    VERSION,
+    WIDER,
+    Integers,
+    channel_parts,
+    path_and_leaf,
+    token_part,
+)
+from lightning_selfcompress.packing.tokens import extra_bits, extra_nbytes, tokens_of
+
+
+@dataclass(frozen=True, eq=False)
+class _Coded:
+    """A coded tensor as it is written.
+
+    Args:
+        name: Its name.
+        classes: Class of each channel, ``(channels,)``: 0 where all codes are 0; the others have a table each.
+        first_exponent: The smallest exponent, in sixteenths.
+        exponents: The exponents less the smallest one, ``(channels,)``; 0 in class 0.
+        codes: Of the channels that are not in class 0: first weights of all channels, second weights, ...
+        tokens: Their tokens.
+        row: Weights of a channel.
+    """
+
+    name: str
+    classes: Integers
+    first_exponent: int
+    exponents: Integers
+    codes: Integers
+    tokens: Integers
+    row: int
+
+    @classmethod
+    def of(cls, tensor: PackedTensor) -> "_Coded":
+        codes, exponents = tensor.codes, tensor.exponents
+        assert codes is not None
+        assert exponents is not None
+        classes = classes_of(codes)
+        alive = classes > 0
+        first = int(exponents[alive].min()) if alive.any() else 0
+        living = codes[alive].T.reshape(-1)
+        relative = np.where(alive, exponents - first, 0)
+        return cls(tensor.name, classes, first, relative, living, tokens_of(living), codes.shape[1])
+
+    @property
+    def alphabets(self) -> tuple[int, int, int]:
+        """How many different classes, exponents and tokens there may be."""
+        classes, exponents, tokens = (int(a.max(initial=0)) + 1 for a in (self.classes, self.exponents, self.tokens))
+        return classes, exponents, tokens
+
+    @property
+    def channel_parts(self) -> tuple[rans.Part, rans.Part]:
+        """What is entropy-coded of the channels."""
+        classes, exponents = channel_parts(self.alphabets, len(self.classes))
+        return replace(classes, symbols=self.classes), replace(exponents, symbols=self.exponents)
+
+    @property
+    def token_part(self) -> rans.Part:
+        """What is entropy-coded of the weights."""
+        return replace(token_part(self.alphabets, self.classes, self.row), symbols=self.tokens)
+
+
+def classes_of(codes: Integers) -> Integers:
+    """Puts channels of like codes in a class: by the mean of their magnitudes, in half octaves.
+
+    Args:
+        codes: ``(channels, weights per channel)``.
+
+    Returns:
+        ``(channels,)`` from 0 to 63; 0 where all codes are 0, and no class below the largest is empty.
+    """
+    sums, row = np.abs(codes).sum(1, dtype=np.int64), codes.shape[1]
+    halves = np.array([_half_octaves(int(n), row) for n in sums], np.int64)
+    classes: Integers = np.zeros(len(codes), np.int64)
+    classes[sums > 0] = np.minimum(np.unique(halves[sums > 0], return_inverse=True)[1] + 1, MOST_CLASSES - 1)
+    return classes
+
+
+def _half_octaves(total: int, count: int) -> int:
+    """``2 log2(total / count)``, rounded to the nearest whole number; in integers, the same on every machine."""
+    quarters = ((total**4 << 320) // count**4).bit_length() - 321 if total else 0
+    return quarters + 1 >> 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """A file in parts."""
+
+    head: bytes
+    channels: bytes
+    tokens: bytes
+    extra: bytes
+    values: bytes
+
+    @classmethod
+    def of(cls, packed: Packed, coded: Sequence[_Coded]) -> "_Layout":
+        channels = rans.encode([part for c in coded for part in c.channel_parts])
+        tokens = rans.encode([c.token_part for c in coded])
+        head = _head(packed, coded) + varint.write(len(channels)) + varint.write(len(tokens))
+        extra = b"".join(extra_bits(c.codes) for c in coded)
+        return cls(head, channels, tokens, extra, b"".join(map(value_bytes, packed.tensors)))
+
+    def to_bytes(self) -> bytes:
+        content = b"".join((self.head, self.channels, self.tokens, self.extra, self.values))
+        return content + zlib.crc32(content).to_bytes(4, "little")
+
+
+def to_bytes(packed: Packed) -> bytes:
+    """Writes it down; the same for the same content, always.
+
+    Args:
+        packed: What is to be stored.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If a name or a shape is longer than the format has room for.
+    """
+    return _Layout.of(packed, [_Coded.of(t) for t in packed.coded]).to_bytes()
+
+
+@dataclass(frozen=True)
+class PackedSize:
+    """Where the bytes of a packed file go.
+
+    Args:
+        codes: For each coded tensor the bytes of its codes, rounded.
+        channels: For each coded tensor the bytes of its channels' exponents and classes, rounded.
+        values: For each tensor that is not coded its bytes.
+        code_nbytes: Bytes of all codes.
+        channel_nbytes: Bytes of the exponents and classes of all channels.
+        structure_nbytes: Bytes of names, shapes and the checksum.
+    """
+
+    codes: Mapping[str, int]
+    channels: Mapping[str, int]
+    values: Mapping[str, int]
+    code_nbytes: int
+    channel_nbytes: int
+    structure_nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole file."""
+        return self.code_nbytes + self.channel_nbytes + sum(self.values.values()) + self.structure_nbytes
+
+
+def packed_size(packed: Packed) -> PackedSize:
+    """Counts the bytes of :func:`to_bytes`.
+
+    Args:
+        packed: What would be stored.
+
+    Returns:
+        Their number, and what takes them.
+    """
+    coded = [_Coded.of(t) for t in packed.coded]
+    layout = _Layout.of(packed, coded)
+    of_tokens = rans.code_bits([c.token_part for c in coded])
+    of_channels = rans.code_bits([part for c in coded for part in c.channel_parts])
+    pairs = zip(of_channels[::2], of_channels[1::2], strict=True)
+    return PackedSize(
+        {c.name: round(bits / 8) + extra_nbytes(c.tokens) for c, bits in zip(coded, of_tokens, strict=True)},
+        {c.name: round(sum(pair) / 8) for c, pair in zip(coded, pairs, strict=True)},
+        {t.name: len(value_bytes(t)) for t in packed.tensors if t.codes is None},
+        len(layout.tokens) + len(layout.extra),
+        len(layout.channels),
+        len(layout.head) + 4,
+    )
+
+
+def _storage(tensor: PackedTensor) -> int:
+    if tensor.codes is not None:
+        return CODED
+    values = tensor.values
+    assert values is not None
+    if tensor.half:
+        return HALF
+    for storage in (INT8, INT16, INT32):
+        if values.dtype in WIDER[storage]:
+            limits = torch.iinfo(NARROW[storage])
+            if not values.numel() or limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
+                return storage
+    return RAW
+
+
+def stored_dtype(tensor: PackedTensor) -> torch.dtype:
+    """The type that a tensor which is not coded has in a file: its own, or a narrower one that holds its values."""
+    return NARROW.get(_storage(tensor), tensor.dtype)
+
+
+def value_bytes(tensor: PackedTensor) -> bytes:
+    """The bytes of a tensor that is not coded; none of one that is."""
+    if tensor.values is None:
+        return b""
+    values = tensor.values.to(stored_dtype(tensor)).contiguous()
+    return values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
+
+
+def _head(packed: Packed, coded: Sequence[_Coded]) -> bytes:
+    parts = [MAGIC, bytes([VERSION]), varint.write(len(packed.tensors))]
+    by_name = {c.name: c for c in coded}
+    previous = ""
+    for tensor in packed.tensors:
+        parts.append(name_bytes(tensor.name, previous))
+        parts.append(bytes([DTYPES.index(tensor.dtype) | _storage(tensor) << 4]))
+        parts += map(varint.write, (len(tensor.shape), *tensor.shape))
+        if len(tensor.shape) > MOST_DIMS:
+            raise ValueError(
+                f"Expected {tensor.name!r} of at most {MOST_DIMS} dimensions, got {len(tensor.shape)}. Flatten it."
+            )
+        if tensor.axis is not None:
+            one = by_name[tensor.name]
+            first = varint.zigzag(one.first_exponent)
+            parts += map(varint.write, (tensor.axis.dim, tensor.axis.groups, *one.alphabets, first))
+        previous = tensor.name
+    parts.append(varint.write(len(packed.attributes)))
+    for name, value in packed.attributes.items():
+        parts += [name_bytes(name, previous), varint.write(value)]
+        previous = name
+    return b"".join(parts)
+
+
+def name_bytes(name: str, previous: str) -> bytes:
+    """A name: its last part by number if it is a usual one, then what is not as in the name before it."""
+    path, leaf, before = *path_and_leaf(name), path_and_leaf(previous)[0]
+    one, other = path.encode(), before.encode()
+    if len(one) > LONGEST_NAME:
+        raise ValueError(f"Expected names of at most {LONGEST_NAME} bytes, got {name!r}. Give modules shorter ones.")
+    shared = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return bytes([leaf]) + varint.write(shared) + varint.write(len(one) - shared) + one[shared:]
