@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from importlib import import_module
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -25,6 +24,7 @@ from lightning_selfcompress.export import export
 from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import finalize
 from lightning_selfcompress.inspection import read_contents, with_network
+from lightning_selfcompress.onnx_export import to_onnx
 from lightning_selfcompress.presentation import contents_text, contents_values, differences_text, differences_values
 from lightning_selfcompress.terminal import line_width
 
@@ -148,6 +148,12 @@ def _add_export(commands: "_Commands[_Parser]") -> None:
         metavar="SHAPE[:DTYPE]",
         help="onnx: shape of an input, such as 1,1,28,28 or 1,128:int64; once for each",
     )
+    made.add_argument(
+        "--round-to",
+        type=_positive,
+        metavar="N",
+        help="onnx: have the runtime round widths up to multiples, 16 for ONNX Runtime's fast convolutions",
+    )
     made.add_argument("--trust", action="store_true", help=_TRUST)
 
 
@@ -218,28 +224,33 @@ def _inspect(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     if options.float16 and options.to != "packed":
         raise ValueError(f"Expected --float16 with --to packed, got --to {options.to}. Leave it out.")
+    if options.round_to and options.to != "onnx":
+        raise ValueError(f"Expected --round-to with --to onnx, got --to {options.to}. Leave it out.")
     if bool(options.input) != (options.to == "onnx"):
         raise ValueError("Expected --input SHAPE, such as --input 1,1,28,28, with --to onnx and only there.")
     if options.out.is_dir() or not os.access(options.out.parent, os.W_OK):
         raise ValueError(f"Expected a file in a folder that can be written, got -o {str(options.out)!r}.")
     model = _open(options.model, options.checkpoint, trusted=options.trust).eval()
-    if options.to == "packed":
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            export(model, options.out, floats=torch.float16 if options.float16 else torch.float32)
-        for warning in caught:
+    with warnings.catch_warnings(record=True) as caught, redirect_stdout(sys.stderr):
+        warnings.simplefilter("always")
+        _write(model, options)
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
             print(f"selfcompress: {warning.message}", file=sys.stderr)
-    elif options.to == "onnx":
-        try:
-            to_onnx = import_module("lightning_selfcompress.onnx_export").to_onnx
-        except ModuleNotFoundError as error:
-            raise ValueError(f"Expected what --to onnx needs, but {error.name!r} is missing. Install it.") from error
-        with redirect_stdout(sys.stderr):
-            to_onnx(model, options.out, *options.input)
-    else:
-        write_beside(options.out, lambda part: torch.save(finalize(model).state_dict(), part))
     print(f"{options.out}: {options.out.stat().st_size:,} bytes")
     return 0
+
+
+def _write(model: nn.Module, options: argparse.Namespace) -> None:
+    if options.to == "packed":
+        export(model, options.out, floats=torch.float16 if options.float16 else torch.float32)
+    elif options.to == "onnx":
+        try:
+            to_onnx(model, options.out, *options.input, round_to=options.round_to or 1)
+        except ModuleNotFoundError as error:  # which says what to install
+            raise ValueError(str(error)) from error
+    else:
+        write_beside(options.out, lambda part: torch.save(finalize(model).state_dict(), part))
 
 
 def _diff(options: argparse.Namespace) -> int:

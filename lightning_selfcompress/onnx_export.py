@@ -88,7 +88,7 @@ def to_onnx(
     Raises:
         ModuleNotFoundError: If onnx or onnxscript is missing.
         RuntimeError: If torch is older than 2.8, or its exporter cannot export the network.
-        ValueError: If ``round_to`` is below 1.
+        ValueError: If ``round_to`` is below 1, or the module has no ``forward`` or does not take these inputs.
         OSError: If the path cannot be written.
     """
     onnx = _import_onnx()
@@ -96,6 +96,7 @@ def to_onnx(
         raise ValueError(f"Expected round_to >= 1 (channels), got {round_to}.")
     plain = finalize(model).cpu().eval()
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu(), inputs)
+    _check_inputs(plain, inputs)
     packed = {t.name: t for t in Packed.of(model).coded}
     weights = _Weights.of(plain, packed, opset=opset, float_weights=float_weights)
     notes = list(weights.notes)
@@ -141,6 +142,24 @@ def _import_onnx() -> Any:
     if not hasattr(torch.onnx, "ops"):
         raise RuntimeError(f"Expected torch 2.8 or newer for ONNX files, got {torch.__version__}. Update torch.")
     return onnx
+
+
+def _check_inputs(plain: nn.Module, inputs: tuple[Any, ...]) -> None:
+    name = type(plain).__name__
+    try:
+        with torch.no_grad():
+            plain(*inputs)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"Expected a {name} with a forward(), which is what a file is made of. Define it, or write one of its "
+            f"modules."
+        ) from error
+    except Exception as error:
+        given = ", ".join(str(tuple(t.shape)) for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor))
+        raise ValueError(
+            f"Expected inputs that {name}.forward() takes, got {given or 'no tensors'}: {type(error).__name__}: "
+            f"{error}. Give an example of each of its arguments."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -296,6 +296,19 @@ def test_nothing_half_written(tmp_path, monkeypatch):
     assert (tmp_path / "net.onnx").read_bytes() == b"earlier"
 
 
+def test_inputs_are_tried_first(tmp_path):
+    """A module without forward, and inputs that it does not take, are told before anything is traced."""
+    net = nn.ModuleList([nn.Linear(8, 4)])
+    convert(net)
+    with pytest.raises(ValueError, match=r"Expected a ModuleList with a forward\(\)"):
+        to_onnx(net, tmp_path / "net.onnx", torch.randn(2, 8))
+    with pytest.raises(ValueError, match=r"inputs that Linear.forward\(\) takes, got \(2, 7\): RuntimeError: mat1"):
+        to_onnx(net[0], tmp_path / "net.onnx", torch.randn(2, 7))
+    with pytest.raises(ValueError, match=r"got no tensors: TypeError"):
+        to_onnx(net[0], tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
 def test_without_the_packages(missing, monkeypatch):
     """The error names what is missing and how to install it, before anything is traced."""
