@@ -105,15 +105,18 @@ class CifarData(ImageData):
         return images, labels
 
 
-def train(name: str, data: CifarData, folder: Path, epochs: int, gamma: float, seed: int) -> dict[str, float]:
+def train(
+    name: str, data: CifarData, folder: Path, epochs: int, gamma: float, seed: int, until: float
+) -> dict[str, float]:
     """One training, or the rest of it; the test accuracy of its last checkpoint."""
     pl.seed_everything(seed, verbose=False)
     model = CifarNet(name)
+    last_step = until * epochs * (len(data.train_dataloader()))
     saved = ModelCheckpoint(folder, save_last=True, enable_version_counter=False)
     last = folder / "last.ckpt"
     trainer = pl.Trainer(
         max_epochs=epochs,
-        callbacks=[*([SelfCompression(gamma=gamma)] if gamma else []), saved],
+        callbacks=[*([SelfCompression(gamma=lambda step: gamma * (step < last_step))] if gamma else []), saved],
         logger=CSVLogger(folder, name="", version="log"),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -137,6 +140,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--gamma", type=float, default=0.2)
+    parser.add_argument("--until", type=float, default=1.0, help="share of the training in which bits have a price")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=("float", "compressed"))
@@ -147,7 +151,7 @@ def main() -> None:
     for kind in (options.only,) if options.only else ("compressed", "float"):
         folder = options.folder / f"cifar-{options.net}" / kind
         gamma = options.gamma if kind == "compressed" else 0.0
-        figures = train(options.net, data, folder, options.epochs, gamma, options.seed)
+        figures = train(options.net, data, folder, options.epochs, gamma, options.seed, options.until)
         print(kind, json.dumps(figures), flush=True)
 
 

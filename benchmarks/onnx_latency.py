@@ -22,7 +22,7 @@ from cifar import CifarNet
 
 from lightning_selfcompress import load_from_checkpoint, size_report, to_onnx
 from lightning_selfcompress.demo import LeNet5
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.parameters import quantized_parameters
 
 TASKS = {"mnist": (LeNet5, (1, 1, 28, 28)), "cifar": (CifarNet, (1, 3, 32, 32))}
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from lightning_selfcompress import export, load, load_from_checkpoint, size_report
 from lightning_selfcompress.data import ImageData, MnistData
 from lightning_selfcompress.demo import LeNet5
-from lightning_selfcompress.layers import quantized_parameters
 from lightning_selfcompress.packing import Packed, packed_size
+from lightning_selfcompress.parameters import quantized_parameters
 
 TASKS = {"mnist": (LeNet5, MnistData), "cifar": (CifarNet, CifarData)}
 

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.convert import convert
 from lightning_selfcompress.graph import Channels, Watcher, stored_tensors
-from lightning_selfcompress.prune import plan_removal, remove
+from lightning_selfcompress.prune import plan_removal
+from lightning_selfcompress.surgery import remove
 
 if importlib.util.find_spec("torch_pruning") is None:
     sys.exit("Expected Torch-Pruning, the peer to compare with. Install it: pip install torch-pruning==1.6.1")

@@ -35,7 +35,8 @@ from lightning_selfcompress.data import MnistData
 from lightning_selfcompress.demo import LeNet5, Objective, Settings
 from lightning_selfcompress.dryrun import prove
 from lightning_selfcompress.graph import Watcher, stored_tensors
-from lightning_selfcompress.prune import plan_removal, remove
+from lightning_selfcompress.prune import plan_removal
+from lightning_selfcompress.surgery import remove
 
 
 def seconds(action: Callable[[], object]) -> float:

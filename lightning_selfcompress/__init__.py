@@ -11,9 +11,10 @@ from lightning_selfcompress.metrics import BitsPerWeight, NBytes
 from lightning_selfcompress.onnx_export import OnnxReport, to_onnx
 from lightning_selfcompress.optim import shrink_optimizer
 from lightning_selfcompress.packing import PackedFileError
-from lightning_selfcompress.prune import RemovalPlan, plan_removal, remove
+from lightning_selfcompress.prune import RemovalPlan, plan_removal
 from lightning_selfcompress.quantizer import bit_depth, q
 from lightning_selfcompress.size import SizeReport, size_report
+from lightning_selfcompress.surgery import remove
 
 __version__ = "0.1.0"
 

@@ -16,14 +16,15 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_selfcompress.checkpoint import follow_shapes, guard_strategy
 from lightning_selfcompress.conversion import Conversion, let_train
-from lightning_selfcompress.layers import Quantized, quantized_parameters
+from lightning_selfcompress.layers import Quantized
 from lightning_selfcompress.neighbours import averages, refuse
 from lightning_selfcompress.optim import DepthOptimizer, cooldown_factor, shrink_optimizer, take_out
-from lightning_selfcompress.prune import Shrunk, remove
+from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.removal import Removal, step_arguments
 from lightning_selfcompress.report import layer_scalars, log_histogram, scalars
 from lightning_selfcompress.size import ModelSize, size_report
 from lightning_selfcompress.strategies import check_strategy, gradient_average, shards_parameters
+from lightning_selfcompress.surgery import Shrunk, remove
 
 Gamma = float | Callable[[int], float]
 

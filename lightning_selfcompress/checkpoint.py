@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_selfcompress.convert import convert, plan_conversion
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import Quantized
-from lightning_selfcompress.prune import replace_tensors
+from lightning_selfcompress.surgery import replace_tensors
 
 MARK = (
     "open_with.lightning_selfcompress.load_from_checkpoint"  # torch names it where the plain network is given the file

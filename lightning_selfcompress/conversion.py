@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from lightning_selfcompress.convert import ConversionPlan, as_float, convert, revert, supported_types, unmatched
-from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
+from lightning_selfcompress.layers import Quantized
+from lightning_selfcompress.parameters import QuantizedParameter, quantized_parameters
 
 _BUILDERS = ("setup", "configure_model")
 

@@ -21,8 +21,8 @@ from lightning_selfcompress.layers import (
     _QuantizedRNN,
     is_sharded,
     quantized_class,
-    quantized_parameters,
 )
+from lightning_selfcompress.parameters import quantized_parameters
 
 Skip = Sequence[str | type[nn.Module]]
 

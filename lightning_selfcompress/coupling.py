@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.graph import Channels, stored_tensors
-from lightning_selfcompress.layers import QuantizedParameter
+from lightning_selfcompress.parameters import QuantizedParameter
 
 
 def alive_factor(

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_selfcompress.graph import Channels
 from lightning_selfcompress.graph.call import tensors_in
 from lightning_selfcompress.graph.watch import uncompiled
-from lightning_selfcompress.prune import RemovalPlan, narrow, remove
+from lightning_selfcompress.prune import RemovalPlan, narrow
+from lightning_selfcompress.surgery import remove
 
 Replay = Callable[[nn.Module, torch.dtype], Any]
 _REASON = "its removal changed the outputs in a dry run (a size may be written into the code)"

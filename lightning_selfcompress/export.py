@@ -13,9 +13,10 @@ from lightning_selfcompress.checkpoint import check_sizes
 from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import make_plain
 from lightning_selfcompress.graph import stored_tensors
-from lightning_selfcompress.layers import quantized_parameters, whole
+from lightning_selfcompress.layers import whole
 from lightning_selfcompress.packing import Packed, PackedFileError, from_bytes, is_half, to_bytes
-from lightning_selfcompress.prune import replace_tensors
+from lightning_selfcompress.parameters import quantized_parameters
+from lightning_selfcompress.surgery import replace_tensors
 
 Module = TypeVar("Module", bound=nn.Module)
 

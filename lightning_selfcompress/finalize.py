@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from lightning_selfcompress.checkpoint import take_shapes
 from lightning_selfcompress.convert import revert
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.parameters import quantized_parameters
 
 Module = TypeVar("Module", bound=nn.Module)
 

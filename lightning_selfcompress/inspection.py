@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.checkpoint import MARK, CheckpointError, read_checkpoint
-from lightning_selfcompress.layers import ChannelAxis, quantized_parameters
+from lightning_selfcompress.layers import ChannelAxis
 from lightning_selfcompress.packing import (
     MAGIC,
     VERSION,
@@ -29,6 +29,7 @@ from lightning_selfcompress.packing import (
     packed_size,
     stored_dtype,
 )
+from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.quantizer import bit_depth
 from lightning_selfcompress.size import integer_bits
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_selfcompress.prune import Shrunk, shrink
 from lightning_selfcompress.size import ModelSize
+from lightning_selfcompress.surgery import Shrunk, shrink
 
 
 def take_out(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> int:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lightning_selfcompress.dryrun import prove
 from lightning_selfcompress.fade import Fading
 from lightning_selfcompress.graph import Channels, Watcher
-from lightning_selfcompress.prune import Edit, RemovalPlan, Shrunk, plan_removal, remove
+from lightning_selfcompress.prune import RemovalPlan, plan_removal
+from lightning_selfcompress.surgery import Edit, Shrunk, remove
 
 _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 

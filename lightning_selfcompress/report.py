@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.quantizer import bit_depth
 from lightning_selfcompress.size import SizeReport
 

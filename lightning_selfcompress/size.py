@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.coupling import Coupling
 from lightning_selfcompress.graph import Channels, stored_tensors
-from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters
+from lightning_selfcompress.layers import Quantized
 from lightning_selfcompress.packing import Packed, PackedSize, estimated_size, is_half, packed_size
+from lightning_selfcompress.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.quantizer import bit_depth, codes
 from lightning_selfcompress.terminal import table
 

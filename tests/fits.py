@@ -11,7 +11,7 @@ from networks import Gan, Lit, batches
 from lightning_selfcompress import SelfCompression
 from lightning_selfcompress.fade import Fading
 from lightning_selfcompress.graph import Watcher
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.parameters import quantized_parameters
 
 NEVER = 10**6  # epochs from one removal to the next, in a fit that watches and fades but removes nothing
 SCHEDULE = {0: {"net.0": [1, 4], "net.4": [0, 7, 15]}, 1: {"net.0": [0], "net.4": [3]}, 2: {"net.4": [8, 9]}}

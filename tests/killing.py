@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from lightning_selfcompress.convert import convert
 from lightning_selfcompress.graph import Channels, Watcher, stored_tensors
 from lightning_selfcompress.graph.call import tensors_in
-from lightning_selfcompress.layers import Quantized, quantized_parameters
-from lightning_selfcompress.prune import RemovalPlan, plan_removal, remove
+from lightning_selfcompress.layers import Quantized
+from lightning_selfcompress.parameters import quantized_parameters
+from lightning_selfcompress.prune import RemovalPlan, plan_removal
+from lightning_selfcompress.surgery import remove
 
 
 @torch.no_grad()

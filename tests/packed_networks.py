@@ -6,7 +6,7 @@ from test_size import mixed_net, with_depths
 from torch import nn
 from zoo import ZOO
 
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.parameters import quantized_parameters
 
 
 def with_random_codes(model):

@@ -13,6 +13,7 @@ FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for pat
 STAGES = (
     "quantizer",
     "layers",
+    "parameters",
     "convert",
     "graph",
     "packing",
@@ -20,6 +21,7 @@ STAGES = (
     "terminal",
     "size",
     "metrics",
+    "surgery",
     "prune",
     "checkpoint",
     "finalize",

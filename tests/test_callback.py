@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_selfcompress import BitsPerWeight, NBytes, SelfCompression, convert, size_report
-from lightning_selfcompress.layers import Quantized, quantized_parameters
+from lightning_selfcompress.layers import Quantized
 from lightning_selfcompress.optim import DepthOptimizer
+from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.size import ModelSize
 
 

@@ -11,7 +11,8 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.testing import assert_close
 
 from lightning_selfcompress.convert import as_float, convert, plan_conversion, revert, supported_types, unmatched
-from lightning_selfcompress.layers import REGISTRY, Quantized, quantized_parameters
+from lightning_selfcompress.layers import REGISTRY, Quantized
+from lightning_selfcompress.parameters import quantized_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's own remark on speed
 

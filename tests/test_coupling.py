@@ -9,7 +9,7 @@ from zoo import ZOO
 
 from lightning_selfcompress.convert import convert
 from lightning_selfcompress.coupling import alive_factor
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.size import ModelSize
 
 

@@ -12,7 +12,8 @@ from zoo import ZOO
 
 from lightning_selfcompress.convert import convert
 from lightning_selfcompress.dryrun import prove
-from lightning_selfcompress.prune import plan_removal, remove
+from lightning_selfcompress.prune import plan_removal
+from lightning_selfcompress.surgery import remove
 
 
 class Written(nn.Module):

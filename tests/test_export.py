@@ -13,8 +13,9 @@ from zoo import ZOO
 
 from lightning_selfcompress import PackedFileError, SelfCompression, export, finalize, fold_batchnorm, load, size_report
 from lightning_selfcompress.convert import convert
-from lightning_selfcompress.layers import Quantized, quantized_parameters
+from lightning_selfcompress.layers import Quantized
 from lightning_selfcompress.packing import estimated_size
+from lightning_selfcompress.parameters import quantized_parameters
 
 
 def shrunk(name):

@@ -8,7 +8,8 @@ from torch import nn
 
 from lightning_selfcompress.convert import convert
 from lightning_selfcompress.fade import Fading
-from lightning_selfcompress.prune import constant_channels, plan_removal, remove
+from lightning_selfcompress.prune import constant_channels, plan_removal
+from lightning_selfcompress.surgery import remove
 
 
 def net():

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_selfcompress import layers
 from lightning_selfcompress.convert import convert
-from lightning_selfcompress.layers import REGISTRY, ChannelAxis, Quantized, quantized_class, quantized_parameters
+from lightning_selfcompress.layers import REGISTRY, ChannelAxis, Quantized, quantized_class
+from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.quantizer import bit_depth, q, q_composite, quantize
 
 # torch's own remarks on LSTMs with projections and on ways of tracing that users still take

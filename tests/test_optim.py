@@ -6,8 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_selfcompress.convert import convert
-from lightning_selfcompress.layers import quantized_parameters
 from lightning_selfcompress.optim import DepthOptimizer, cooldown_factor, take_out
+from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.size import ModelSize
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_selfcompress.optim import shrink_optimizer
-from lightning_selfcompress.prune import Shrunk, shrink
+from lightning_selfcompress.surgery import Shrunk, shrink
 
 CHANNELS, UNITS = [0, 2, 3, 5], [0, 1, 3, 4, 6, 7, 9]  # of 6 and of 10; the others are dead
 FEATURES = [channel * 16 + i for channel in CHANNELS for i in range(16)]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import ConcatDataset, DataLoader
 
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.parameters import quantized_parameters
 
 SMALLER = [(4, 4, 4 * 36, 13), (3, 3, 3 * 36, 12), (3, 3, 3 * 36, 10), (3, 3, 3 * 36, 10)]
 SCHEDULERS = torch.optim.lr_scheduler

@@ -32,7 +32,8 @@ from lightning.pytorch.utilities.model_summary import summarize
 from networks import Lit, batches, make_trainer
 
 from lightning_selfcompress import SelfCompression, size_report
-from lightning_selfcompress.layers import Quantized, quantized_parameters
+from lightning_selfcompress.layers import Quantized
+from lightning_selfcompress.parameters import quantized_parameters
 
 
 @pytest.fixture(scope="module")

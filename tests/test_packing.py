@@ -14,11 +14,12 @@ from packed_networks import NETWORKS, large_codes, with_random_codes
 from torch import nn
 
 from lightning_selfcompress.export import export
-from lightning_selfcompress.layers import ChannelAxis, quantized_parameters
+from lightning_selfcompress.layers import ChannelAxis
 from lightning_selfcompress.packing import Packed, from_bytes, packed_size, to_bytes, varint
 from lightning_selfcompress.packing.content import from_rows, to_rows
 from lightning_selfcompress.packing.structure import MOST_CLASSES
 from lightning_selfcompress.packing.writing import classes_of
+from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.quantizer import step_size
 
 READER = Path(format_reader.__file__)

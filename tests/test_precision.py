@@ -8,7 +8,7 @@ from fits import NEVER, Widths, assert_only_living, fit, largest_difference
 from lightning.pytorch.plugins import MixedPrecision
 from networks import Lit
 
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.parameters import quantized_parameters
 
 EPOCH = 60
 SMALLER = [4, 3, 3, 3]

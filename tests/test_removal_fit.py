@@ -21,7 +21,7 @@ from networks import Lit, batches
 
 from lightning_selfcompress import SelfCompression, size_report
 from lightning_selfcompress.graph import stored_tensors
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.parameters import quantized_parameters
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.01])

@@ -15,7 +15,7 @@ from networks import Lit, batches, make_trainer, small_net
 from torch import nn
 
 from lightning_selfcompress import SelfCompression, size_report
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.parameters import quantized_parameters
 
 
 def learned(model):

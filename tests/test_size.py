@@ -9,8 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_selfcompress.convert import convert
-from lightning_selfcompress.layers import quantized_parameters
 from lightning_selfcompress.packing import Packed, packed_size, to_bytes
+from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.quantizer import Range, bit_depth, quantize
 from lightning_selfcompress.size import ModelSize, layer_size, size_bits, size_report, whole_bits
 

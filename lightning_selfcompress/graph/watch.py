@@ -19,7 +19,8 @@ from lightning_selfcompress.graph import moves, pointwise, products, reductions
 from lightning_selfcompress.graph.atoms import AtomStore, Axis, Dims, everywhere
 from lightning_selfcompress.graph.call import Call, Constant, Layout, Rule, Storage, tensors_in
 from lightning_selfcompress.graph.channels import NORMS, Channels, Slot, size_attribute, stored_tensors, tensors_of
-from lightning_selfcompress.layers import Quantized, QuantizedParameter, quantized_parameters, reading_through
+from lightning_selfcompress.layers import Quantized, reading_through
+from lightning_selfcompress.parameters import QuantizedParameter, quantized_parameters
 
 RULES: dict[str, Rule] = {**pointwise.RULES, **moves.RULES, **products.RULES, **reductions.RULES}
 _ADDING = frozenset({"add", "sub", "stack", "cat"})  # how a penalty comes to the loss

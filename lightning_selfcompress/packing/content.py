@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_selfcompress.graph import stored_tensors
-from lightning_selfcompress.layers import ChannelAxis, quantized_parameters, whole
+from lightning_selfcompress.layers import ChannelAxis, whole
+from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, codes, step_size
 
 _WIDEST = 2147483520.0  # the largest code in float32 that tokens have room for

@@ -13,7 +13,7 @@ from zoo import ZOO
 
 from lightning_selfcompress import convert, export, load_from_checkpoint, size_report
 from lightning_selfcompress.inspection import read_contents
-from lightning_selfcompress.layers import quantized_parameters
+from lightning_selfcompress.parameters import quantized_parameters
 
 
 def test_a_packed_file(said, folder):
