@@ -121,6 +121,7 @@ def to_onnx(
     _narrow(proto, weights.bits)
     if round_to > 1:
         round_channels(proto, round_to)
+    _drop_defaults(proto)
     onnx.checker.check_model(proto, full_check=True)
     data = proto.SerializeToString(deterministic=True)
     write_beside(path, lambda part: part.write_bytes(data))
@@ -352,6 +353,19 @@ def _fixed(proto: Any) -> list[str]:
 
 def _initializers(proto: Any) -> set[str]:
     return {t.name for t in proto.graph.initializer}
+
+
+def _drop_defaults(proto: Any) -> None:
+    """Leaves out attributes that say what holds without them."""
+    import onnx
+
+    (version,), value = (o.version for o in proto.opset_import if not o.domain), onnx.helper.get_attribute_value
+    for node in (node for node in proto.graph.node if not node.domain):
+        known = onnx.defs.get_schema(node.op_type, version).attributes
+        defaults = {name: a.default_value for name, a in known.items() if a.default_value.type}
+        told = [a for a in node.attribute if a.name not in defaults or value(a) != value(defaults[a.name])]
+        del node.attribute[:]
+        node.attribute.extend(told)
 
 
 def _narrow(proto: Any, bits: Mapping[str, int]) -> None:

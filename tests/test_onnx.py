@@ -231,6 +231,21 @@ def test_size(tmp_path):
     assert report.nbytes <= 1.2 * size_report(net).total.weights
 
 
+def test_attributes(tmp_path):
+    """Nodes say what differs from the operators' defaults, and no more."""
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, groups=3), nn.LeakyReLU(0.01), nn.LeakyReLU(0.2), nn.Softmax(1))
+    convert(net)
+    to_onnx(net, tmp_path / "net.onnx", IMAGES)
+    nodes = [n for n in onnx.load(tmp_path / "net.onnx").graph.node if n.op_type in {"Conv", "LeakyRelu", "Softmax"}]
+    assert [sorted(a.name for a in n.attribute) for n in nodes] == [
+        ["dilations", "group", "kernel_shape", "pads", "strides"],
+        [],
+        ["alpha"],
+        ["axis"],
+    ]
+    assert_close(run(session(tmp_path / "net.onnx"), (IMAGES,)), outputs(net, (IMAGES,)))
+
+
 def test_the_model_is_left_alone(tmp_path):
     """The network goes on as it was, and so do torch's settings."""
     net = conv_net().train()
