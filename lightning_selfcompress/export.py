@@ -34,16 +34,12 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtyp
         Bytes of the file.
 
     Raises:
-        ValueError: If weights are not finite, or their codes out of all bounds; if ``floats`` is neither
-            ``torch.float32`` nor ``torch.float16``.
+        ValueError: If weights are not finite, have no values yet (lazy layers, the meta device), or their codes are out
+            of all bounds; if ``floats`` is neither ``torch.float32`` nor ``torch.float16``.
         OSError: If the path cannot be written.
     """
     half = is_half(floats)
-    for name, tensor in stored_tensors(model, transient=False).items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"Expected finite values, got NaN or infinity in {name!r}. Export a checkpoint from before that."
-            )
+    _check_values(model)
     packed = Packed.of(model, half=half)
     _check_equal(model, packed)
     if not packed.coded:
@@ -84,6 +80,31 @@ def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> 
     saved = {t.name: t.tensor() for t in packed.tensors if t.name in own}
     _fill(into, own, saved, packed.attributes)
     return into
+
+
+def _check_values(model: nn.Module) -> None:
+    """Whether all that is to be stored has values, and finite ones; buffers such as masks may hold infinities."""
+    for path, module in model.named_modules():
+        for own, tensor in (*module._parameters.items(), *module._buffers.items()):
+            name = f"{path}.{own}".lstrip(".")
+            if tensor is None or own in module._non_persistent_buffers_set:
+                continue
+            if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+                reason = "on the meta device" if not nn.parameter.is_lazy(tensor) else "of a lazy layer"
+                raise ValueError(f"Expected values in {name!r}, which is {reason}. Run or load the network first.")
+            if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
+                continue
+            lost = tensor.isnan() if own in module._buffers else ~tensor.isfinite()
+            if bool(lost.any()):
+                raise ValueError(
+                    f"Expected finite values, got NaN or infinity in {name!r}. Export a checkpoint from before that."
+                )
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            warnings.warn(
+                f"The extra state of {path or 'the network'!r} is not stored: packed files hold tensors alone. "
+                f"Keep it in buffers.",
+                stacklevel=3,
+            )
 
 
 def _check_equal(model: nn.Module, packed: Packed) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_selfcompress.files import write_beside
-from lightning_selfcompress.finalize import finalize, fold_batchnorm
+from lightning_selfcompress.finalize import NOT_FOLDED, finalize, fold_norms
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import Quantized, quantized_class, reading_through
 from lightning_selfcompress.onnx_constants import fold_constants
@@ -103,10 +103,8 @@ def to_onnx(
     if not packed:
         notes.append(f"Nothing in this {type(model).__name__} is compressed: all its values are written as they are.")
     if fold:
-        try:
-            fold_batchnorm(plain, *inputs)
-        except ValueError:
-            notes.append("Batch normalization stays: the output of a layer before one is used elsewhere as well.")
+        _, left = fold_norms(plain, *inputs)
+        notes += [f"Batch normalization {', '.join(left)} stays: {NOT_FOLDED}."] if left else []
     grown = _grown(plain, inputs) if dynamic_batch else None
     weights.put_into(plain)
     proto = _traced(plain, inputs if grown is None else grown, opset=opset, dynamic_batch=grown is not None)
@@ -301,6 +299,8 @@ def _traced(plain: nn.Module, inputs: tuple[Any, ...], *, opset: int, dynamic_ba
     if dynamic_batch:
         any_size = {0: torch.export.Dim.AUTO}
         shapes = pytree.tree_map(lambda t: any_size if isinstance(t, Tensor) and t.dim() else None, inputs)
+    if isinstance(inputs[-1], dict):
+        inputs = (*inputs, {})  # torch takes a dictionary at the end for keyword arguments
     with _quiet(), reading_through(_read), torch.no_grad():
         program = torch.onnx.export(
             plain, inputs, opset_version=opset, dynamo=True, dynamic_shapes=shapes, verbose=False

@@ -240,6 +240,38 @@ def test_weights_that_are_not_finite():
         export(net, "unused.scnn")
 
 
+def test_values_that_a_file_cannot_hold(tmp_path):
+    """Values not there yet are asked for by name; infinities are for masks; extra state is told of."""
+    net = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4))
+    convert(net)
+    with pytest.raises(ValueError, match=r"'0\.weight', which is of a lazy layer\. Run or load the network first"):
+        export(net, tmp_path / "net.scnn")
+    with pytest.raises(ValueError, match="'weight', which is on the meta device"):
+        export(nn.Linear(2, 2, device="meta"), tmp_path / "net.scnn")
+    net = nn.Linear(4, 4)
+    net.register_buffer("small", torch.zeros(3).to(torch.float8_e4m3fn))
+    with pytest.raises(ValueError, match="Expected 'small' of one of the types float32"):
+        export(net, tmp_path / "net.scnn")
+    net.small = torch.full((2, 2), float("-inf")).triu(1)
+    convert(net)
+    export(net, tmp_path / "net.scnn")
+    fresh = nn.Linear(4, 4)
+    fresh.register_buffer("small", torch.zeros(2, 2))
+    assert torch.equal(load(tmp_path / "net.scnn", fresh).small, net.small)
+    net.small[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinity in 'small'"):
+        export(net, tmp_path / "net.scnn")
+
+    class Stateful(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+    net = nn.Sequential(Stateful(4, 4))
+    convert(net)
+    with pytest.warns(UserWarning, match="extra state of '0' is not stored"):
+        export(net, tmp_path / "net.scnn")
+
+
 def test_folding(model):
     """Folded into its convolution, batch normalization is gone and the outputs are the same but for rounding."""
     plain = finalize(model).net
@@ -248,22 +280,58 @@ def test_folding(model):
     torch.testing.assert_close(plain(IMAGES), model.net(IMAGES), rtol=1e-4, atol=1e-5)
 
 
-def test_folding_what_is_used_elsewhere():
-    """A convolution whose output is also used without its normalization is left alone, and says so."""
+class Branches(nn.Module):
+    """Normalizations that can be folded, and others that cannot."""
 
-    class Both(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.gone, self.read = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.up, self.up_norm = nn.ConvTranspose2d(3, 2, 2, bias=False), nn.BatchNorm2d(2)
+        self.out, self.out_norm = nn.Linear(7, 7), nn.BatchNorm1d(7)
 
-        def forward(self, x):
-            y = self.conv(x)
-            return self.norm(y) + y
+    def forward(self, x):
+        x = self.stem_norm(input=self.stem(x)).relu()
+        y = self.conv(x)
+        y = self.norm(y) + y  # used with and without
+        y = self.read(self.gone(y)) * self.read.weight.sum()
+        return self.out_norm(self.out(self.up_norm(self.up(y))).flatten(1, 2).transpose(1, 2)[:, :, 0])
 
-    net = Both().eval()
-    net.norm.running_mean[:] = 2.0
-    before, expected = copy.deepcopy(net.state_dict()), net(IMAGES)
-    with pytest.raises(ValueError, match="used elsewhere"):
-        fold_batchnorm(net, IMAGES)
-    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
-    assert torch.equal(net(IMAGES), expected)
+
+def test_folding_one_by_one():
+    """What can be folded is, in whatever way it is called; the others stay as they were, and are named."""
+    net = Branches().train()
+    net.stem.eval()
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            module.running_mean.normal_()
+    before, expected = copy.deepcopy(net.state_dict()), copy.deepcopy(net).eval()(IMAGES)
+    with pytest.warns(UserWarning, match="norm, read stay: the output of the layer before is used elsewhere as well"):
+        assert fold_batchnorm(net, IMAGES) == 2
+    gone = [name for name, module in net.named_children() if isinstance(module, nn.Identity)]
+    assert gone == ["stem_norm", "up_norm"]
+    assert net.training
+    assert not net.stem.training
+    after = net.state_dict()
+    kept = {k for k in before if not k.startswith(("stem", "up"))}
+    assert all(torch.equal(before[k], after[k]) for k in kept)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    torch.testing.assert_close(net.eval()(IMAGES), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_folding_in_half_precision():
+    """Rounding is that of the dtype."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)).bfloat16().eval()
+    net[1].running_mean.normal_()
+    assert fold_batchnorm(net, IMAGES.bfloat16()) == 1
+
+
+def test_folding_with_wrong_inputs():
+    """An error of the network itself leaves no hook behind, and the modes as they were."""
+    net = Branches()
+    with pytest.raises(RuntimeError):
+        fold_batchnorm(net, torch.randn(1, 2, 8, 8))
+    assert net.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())

@@ -136,7 +136,7 @@ def test_batchnorm_that_cannot_be_folded(tmp_path):
     """It stays, with the reason, and the outputs are right."""
     net = Both().eval()
     convert(net)
-    with pytest.warns(UserWarning, match="Batch normalization stays: .* used elsewhere"):
+    with pytest.warns(UserWarning, match="Batch normalization norm stays: .* used elsewhere"):
         report = to_onnx(net, tmp_path / "net.onnx", IMAGES)
     assert len(report.notes) == 1
     assert_close(run(session(tmp_path / "net.onnx"), (IMAGES,)), outputs(net, (IMAGES,)))
@@ -309,6 +309,28 @@ def test_nothing_half_written(tmp_path, monkeypatch):
         to_onnx(net, tmp_path / "net.onnx", x)
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
     assert (tmp_path / "net.onnx").read_bytes() == b"earlier"
+
+
+class Named(nn.Module):
+    """Takes a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, batch):
+        return self.layer(batch["x"]) + batch["y"]
+
+
+def test_a_dictionary(tmp_path):
+    """The only or last input may be a dictionary, whose entries become inputs."""
+    net = Named()
+    convert(net)
+    x, y = torch.randn(2, 8), torch.randn(2, 4)
+    to_onnx(net, tmp_path / "net.onnx", {"x": x, "y": y})
+    opened = session(tmp_path / "net.onnx")
+    assert [i.name for i in opened.get_inputs()] == ["batch_x", "batch_y"]
+    assert_close(run(opened, (x[:1], y[:1])), [net({"x": x[:1], "y": y[:1]}).detach()])
 
 
 def test_inputs_are_tried_first(tmp_path):
