@@ -33,7 +33,8 @@ class OnnxReport:
     Args:
         nbytes: Bytes of the file.
         types: What each compressed weight is stored as: ``int4``, ``int8``, ``int16`` or ``float``, by its name; or
-            ``constant``, if all that comes of it is constant and written as such.
+            ``constant``, if all that comes of it is constant and written as such; or ``none``, if ``forward`` does
+            without it.
         notes: What is not as it could be, with the reason.
     """
 
@@ -42,9 +43,12 @@ class OnnxReport:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        counts = {kind: list(self.types.values()).count(kind) for kind in dict.fromkeys(self.types.values())}
-        counts["branches that emit constants"] = counts.pop("constant", 0)
-        weights = ", ".join(f"{n} weights in {kind}" for kind, n in counts.items() if n) or "nothing compressed"
+        parts = []
+        for kind in dict.fromkeys(self.types.values()):
+            n = list(self.types.values()).count(kind)
+            where = {"constant": "in branches that emit constants", "none": "not used"}.get(kind, f"in {kind}")
+            parts.append(f"{n} {'weight' if n == 1 else 'weights'} {where}")
+        weights = ", ".join(parts) or "nothing compressed"
         return "\n".join([f"{self.nbytes:,} bytes: {weights}", *self.notes])
 
 
@@ -112,10 +116,10 @@ def to_onnx(
         notes.append(
             f"Dimension 0 of {', '.join(fixed)} is fixed at the size traced: the network's code depends on it."
         )
+    traced = _initializers(proto)
     if fold:
-        before = _initializers(proto)
         fold_constants(proto)
-        weights.note_gone(before, _initializers(proto))
+    weights.note_gone(traced, _initializers(proto))
     _narrow(proto, weights.bits)
     if round_to > 1:
         round_channels(proto, round_to)
@@ -221,11 +225,13 @@ class _Weights:
             layer.__dict__ |= {"_quantized": {}, "_quantized_values": {}}
             layer.__class__ = quantized_class(type(layer), tuple(own))
 
-    def note_gone(self, before: set[str], after: set[str]) -> None:
-        """Notes which weights a graph does without, from the names of its initializers."""
+    def note_gone(self, traced: set[str], folded: set[str]) -> None:
+        """Notes which weights a graph does without, from the names of its initializers as traced and at the end."""
         for name, initializers in self.initializers.items():
-            if initializers & before and not initializers & after:
+            if initializers & traced and not initializers & folded:
                 self.types[name] = "constant"
+            elif self.types[name] != "float" and not initializers & traced:
+                self.types[name] = "none"
 
 
 def _width(tensor: PackedTensor, opset: int) -> tuple[int, str]:

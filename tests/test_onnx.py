@@ -231,6 +231,17 @@ def test_size(tmp_path):
     assert report.nbytes <= 1.2 * size_report(net).total.weights
 
 
+def test_weights_that_are_not_used(tmp_path):
+    """What forward() does without is not written, and the report says so."""
+    net = Named()
+    net.other = nn.Linear(3, 3)
+    convert(net)
+    report = to_onnx(net, tmp_path / "net.onnx", {"x": torch.randn(2, 8), "y": torch.randn(2, 4)})
+    assert report.types == {"layer.weight": "int8", "other.weight": "none"}
+    assert str(report) == f"{report.nbytes:,} bytes: 1 weight in int8, 1 weight not used"
+    assert not [t.name for t in onnx.load(tmp_path / "net.onnx").graph.initializer if "other" in t.name]
+
+
 def test_attributes(tmp_path):
     """Nodes say what differs from the operators' defaults, and no more."""
     net = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, groups=3), nn.LeakyReLU(0.01), nn.LeakyReLU(0.2), nn.Softmax(1))

@@ -64,7 +64,6 @@ def test_a_dead_branch_is_its_last_bias(tmp_path):
     names = {t.name for t in onnx.load(tmp_path / "folded.onnx").graph.initializer}
     assert not {n for n in names if n.startswith("1.conv")}
     assert after.types == before.types | {"1.conv1.weight": "constant", "1.conv2.weight": "constant"}
-    assert "2 weights in constant" not in str(after)
     assert "2 weights in branches that emit constants" in str(after)
 
 
