@@ -4,9 +4,9 @@
     python benchmarks/onnx_latency.py mnist CHECKPOINT     # LeNet-5 of the demo
     python benchmarks/onnx_latency.py cifar CHECKPOINT     # a ResNet of cifar.py
 
-Both networks take turns in one process. ``int`` has integer weights, dequantized at every call or, with the session's
-option, once; ``round_to=16`` rounds widths up to whole blocks of channels, for the runtime's fast convolutions;
-``float`` is the smaller network with plain float weights.
+The networks take turns in one process. ``dequantize`` has integer weights, dequantized at every call or, with the
+session's option, once; ``multiply`` is computed once without options; ``round_to=16`` rounds widths up to whole blocks of
+channels, for the runtime's fast convolutions; ``float`` is the smaller network with float weights.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,6 +26,13 @@ from lightning_selfcompress.demo import LeNet5
 from lightning_selfcompress.parameters import quantized_parameters
 
 TASKS = {"mnist": (LeNet5, (1, 1, 28, 28)), "cifar": (CifarNet, (1, 3, 32, 32))}
+
+FORMS: dict[str, dict[str, Any]] = {
+    "dequantize": {},
+    "multiply": {"weights": "multiply"},
+    "multiply, round_to=16": {"weights": "multiply", "round_to": 16},
+    "float": {"weights": "float"},
+}
 
 
 def session(path: Path, threads: int, *, once: bool = False) -> onnxruntime.InferenceSession:
@@ -58,22 +66,17 @@ def main() -> None:
     example = torch.randn(shape)
     int8 = sum(p.latent.numel() for p in quantized_parameters(model))
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: Path(folder) / f"{name}.onnx" for name in ("full", "int", "blocks", "float")}
-        to_onnx(full, paths["full"], example, float_weights=True)
-        to_onnx(model, paths["int"], example)
-        to_onnx(model, paths["blocks"], example, round_to=16)
-        to_onnx(model, paths["float"], example, float_weights=True)
+        paths = {name: Path(folder) / f"{name}.onnx" for name in ("full", *FORMS)}
+        to_onnx(full, paths["full"], example, weights="float")
+        for name, settings in FORMS.items():
+            to_onnx(model, paths[name], example, **settings)
         sizes = {name: path.stat().st_size for name, path in paths.items()}
-        print(f"{size_report(model).weights_left:.1%} of the weights left; bytes: {sizes}")
-        print(f"int: {sizes['int'] / int8:.3f} times the int8 bytes of the remaining weights ({int8:,})")
+        print(f"{size_report(model).weights_left:.1%} of the weights left; int8 bytes of these: {int8:,}")
+        for name in FORMS:
+            print(f"  {name}: {sizes[name]:,} bytes, {sizes[name] / int8:.3f} times these")
         for threads in (1, 2):
-            running = {
-                "full": session(paths["full"], threads),
-                "int, at every call": session(paths["int"], threads),
-                "int, once": session(paths["int"], threads, once=True),
-                "int, once, round_to=16": session(paths["blocks"], threads, once=True),
-                "float": session(paths["float"], threads),
-            }
+            running = {name: session(path, threads) for name, path in paths.items()}
+            running["dequantize, once"] = session(paths["dequantize"], threads, once=True)
             feed = {running["full"].get_inputs()[0].name: example.numpy()}
             expected = model(example).detach().numpy()
             times: dict[str, list[float]] = {name: [] for name in running}

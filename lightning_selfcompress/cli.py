@@ -24,7 +24,7 @@ from lightning_selfcompress.export import export
 from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import finalize
 from lightning_selfcompress.inspection import read_contents, with_network
-from lightning_selfcompress.onnx_export import to_onnx
+from lightning_selfcompress.onnx_export import WEIGHTS, to_onnx
 from lightning_selfcompress.presentation import contents_text, contents_values, differences_text, differences_values
 from lightning_selfcompress.terminal import line_width
 
@@ -154,6 +154,12 @@ def _add_export(commands: "_Commands[_Parser]") -> None:
         metavar="N",
         help="onnx: have the runtime round widths up to multiples, 16 for ONNX Runtime's fast convolutions",
     )
+    made.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        help="onnx: as codes behind DequantizeLinear (default); as codes multiplied by their scales, which a runtime "
+        "computes once; or as floats",
+    )
     made.add_argument("--trust", action="store_true", help=_TRUST)
 
 
@@ -224,8 +230,9 @@ def _inspect(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     if options.float16 and options.to != "packed":
         raise ValueError(f"Expected --float16 with --to packed, got --to {options.to}. Leave it out.")
-    if options.round_to and options.to != "onnx":
-        raise ValueError(f"Expected --round-to with --to onnx, got --to {options.to}. Leave it out.")
+    for name, value in (("--round-to", options.round_to), ("--weights", options.weights)):
+        if value and options.to != "onnx":
+            raise ValueError(f"Expected {name} with --to onnx, got --to {options.to}. Leave it out.")
     if bool(options.input) != (options.to == "onnx"):
         raise ValueError("Expected --input SHAPE, such as --input 1,1,28,28, with --to onnx and only there.")
     if options.out.is_dir() or not os.access(options.out.parent, os.W_OK):
@@ -246,7 +253,8 @@ def _write(model: nn.Module, options: argparse.Namespace) -> None:
         export(model, options.out, floats=torch.float16 if options.float16 else torch.float32)
     elif options.to == "onnx":
         try:
-            to_onnx(model, options.out, *options.input, round_to=options.round_to or 1)
+            weights = options.weights or WEIGHTS[0]
+            to_onnx(model, options.out, *options.input, round_to=options.round_to or 1, weights=weights)
         except ModuleNotFoundError as error:  # which says what to install
             raise ValueError(str(error)) from error
     else:

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from lightning_selfcompress.onnx_nodes import drop_unused
+
 _LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _POOLS = {"GlobalAveragePool", "GlobalMaxPool", "MaxPool"}  # of equal values, these values
-_MOVES = {"Cast", "Expand", "Reshape", "Transpose"}  # of zeros, zeros
+_MOVES = {"Cast", "Expand", "Flatten", "Reshape", "Transpose"}  # of zeros, zeros
 _POINTWISE = {"Add", "Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Mish"}
 _POINTWISE |= {"Mul", "Neg", "PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Sub", "Tanh"}
 
@@ -35,9 +37,9 @@ def fold_constants(proto: Any) -> None:
     found = _constants(proto, types)
     if found:
         _store(graph, types, found)
-        _drop_unused(graph)
+        drop_unused(graph)
         _shorten(graph, types, {f"{name}_constant" for name in found})
-        _drop_unused(graph)
+        drop_unused(graph)
 
 
 def _store(graph: Any, types: Mapping[str, "_Type"], found: Mapping[str, np.ndarray]) -> None:
@@ -168,17 +170,3 @@ def _initializer(graph: Any, name: str, value: np.ndarray) -> str:
     if all(t.name != name for t in graph.initializer):
         graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     return name
-
-
-def _drop_unused(graph: Any) -> None:
-    needed = {value.name for value in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed |= set(node.input)
-    del graph.node[:]
-    graph.node.extend(reversed(nodes))
-    tensors = [t for t in graph.initializer if t.name in needed]
-    del graph.initializer[:]
-    graph.initializer.extend(tensors)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +16,16 @@ from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import NOT_FOLDED, finalize, fold_norms
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import Quantized, quantized_class, reading_through
+from lightning_selfcompress.onnx_batch import fixed_inputs, grown_inputs, is_for, name_batch, tensors_of
 from lightning_selfcompress.onnx_constants import fold_constants
+from lightning_selfcompress.onnx_nodes import add_zero_points, drop_defaults, multiply_out, store_narrow
 from lightning_selfcompress.onnx_widths import round_channels
 from lightning_selfcompress.packing import Packed, PackedTensor, from_rows, to_rows
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, step_size
 
 _WIDE_OPSET = 21  # the first with int4 and int16 in DequantizeLinear
 _BITS = (4, 8, 16)
+WEIGHTS = ("dequantize", "multiply", "float")
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,16 @@ def to_onnx(
     *inputs: Any,
     opset: int = _WIDE_OPSET,
     fold: bool = True,
-    float_weights: bool = False,
+    weights: str = "dequantize",
     dynamic_batch: bool = True,
     round_to: int = 1,
 ) -> OnnxReport:
-    """Writes a network as an ONNX file whose weights are the integer codes, behind DequantizeLinear.
+    """Writes a network as an ONNX file whose weights are the integer codes.
 
     Each weight is an initializer of the narrowest of int4, int8 and int16 that holds all its codes, with one float32
     scale for each output channel. Code times scale is what torch computes: the same weights to the bit. With ``fold``
     the scales take in batch normalization, which changes weights by rounding, and branches that emit constants, because
     a layer has lost its last channel, become these.
-
-    ONNX Runtime dequantizes at every call unless it is told to do so once, when it opens the file::
-
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
 
     Args:
         model: A converted module, shrunken or not, or any other, which is written as it is. It is not changed.
@@ -81,7 +78,11 @@ def to_onnx(
         opset: Version of ONNX's operators. Below 21 there is no int4, and codes wider than int8 stay float.
         fold: Whether batch normalization goes into the layers before it, see :func:`fold_batchnorm`, and constants take
             the place of what computes them.
-        float_weights: Whether to write weights in float, for runtimes that do not know DequantizeLinear.
+        weights: How codes become weights: ``"dequantize"``, by the standard DequantizeLinear, which tools know as
+            quantized weights, and which ONNX Runtime computes at every call unless the session's option
+            ``session.disable_quant_qdq`` is 1; ``"multiply"``, by a cast and a product, which runtimes compute once,
+            when they open the file (ONNX Runtime has the cast of int4 since 1.23); or ``"float"``: weights are written
+            in float.
         dynamic_batch: Whether dimension 0 of all inputs may have any size.
         round_to: Widths of convolutions become multiples of this while the file is opened, by channels of zeros. 16 is
             what ONNX Runtime works fastest with on processors with AVX-512, 8 on others.
@@ -92,44 +93,53 @@ def to_onnx(
     Raises:
         ModuleNotFoundError: If onnx or onnxscript is missing.
         RuntimeError: If torch is older than 2.8, or its exporter cannot export the network.
-        ValueError: If ``round_to`` is below 1, or the module has no ``forward`` or does not take these inputs.
+        ValueError: If ``weights`` is none of these, or ``round_to`` is below 1, or the module has no ``forward`` or
+            does not take these inputs.
         OSError: If the path cannot be written.
     """
     onnx = _import_onnx()
     if round_to < 1:
         raise ValueError(f"Expected round_to >= 1 (channels), got {round_to}.")
+    if weights not in WEIGHTS:
+        raise ValueError(f"Expected weights to be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}.")
     plain = finalize(model).cpu().eval()
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu(), inputs)
-    _check_inputs(plain, inputs)
+    outputs = _outputs(plain, inputs)
     packed = {t.name: t for t in Packed.of(model).coded}
-    weights = _Weights.of(plain, packed, opset=opset, float_weights=float_weights)
-    notes = list(weights.notes)
+    stored = _Weights.of(plain, packed, opset=opset, as_float=weights == "float")
+    notes = list(stored.notes)
     if not packed:
         notes.append(f"Nothing in this {type(model).__name__} is compressed: all its values are written as they are.")
     if fold:
         _, left = fold_norms(plain, *inputs)
         notes += [f"Batch normalization {', '.join(left)} stays: {NOT_FOLDED}."] if left else []
-    grown = _grown(plain, inputs) if dynamic_batch else None
-    weights.put_into(plain)
-    proto = _traced(plain, inputs if grown is None else grown, opset=opset, dynamic_batch=grown is not None)
-    if dynamic_batch and (fixed := _fixed(proto)):
+    grown = grown_inputs(plain, inputs) if dynamic_batch else None
+    stored.put_into(plain)
+    proto = _traced(plain, stored, inputs if grown is None else grown, opset=opset, dynamic_batch=grown is not None)
+    if grown is not None and not is_for(proto, tensors_of(inputs), outputs):
+        proto = _traced(plain, stored, inputs, opset=opset, dynamic_batch=False)
+    if dynamic_batch and (fixed := fixed_inputs(proto)):
         notes.append(
             f"Dimension 0 of {', '.join(fixed)} is fixed at the size traced: the network's code depends on it."
         )
     traced = _initializers(proto)
     if fold:
         fold_constants(proto)
-    weights.note_gone(traced, _initializers(proto))
-    _narrow(proto, weights.bits)
+    stored.note_gone(traced, _initializers(proto))
+    store_narrow(proto, stored.bits)
     if round_to > 1:
         round_channels(proto, round_to)
-    _drop_defaults(proto)
+    if weights == "multiply":
+        multiply_out(proto)
+    else:
+        add_zero_points(proto)
+    drop_defaults(proto)
     onnx.checker.check_model(proto, full_check=True)
     data = proto.SerializeToString(deterministic=True)
     write_beside(path, lambda part: part.write_bytes(data))
     if notes:
         warnings.warn("\n".join(notes), stacklevel=2)
-    return OnnxReport(len(data), weights.types, tuple(notes))
+    return OnnxReport(len(data), stored.types, tuple(notes))
 
 
 def _import_onnx() -> Any:
@@ -147,18 +157,19 @@ def _import_onnx() -> Any:
     return onnx
 
 
-def _check_inputs(plain: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _outputs(plain: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """What a network makes of its inputs, which says whether it takes them."""
     name = type(plain).__name__
     try:
         with torch.no_grad():
-            plain(*inputs)
+            return tensors_of(plain(*inputs))
     except NotImplementedError as error:
         raise ValueError(
             f"Expected a {name} with a forward(), which is what a file is made of. Define it, or write one of its "
             f"modules."
         ) from error
     except Exception as error:
-        given = ", ".join(str(tuple(t.shape)) for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor))
+        given = ", ".join(str(tuple(t.shape)) for t in tensors_of(inputs))
         raise ValueError(
             f"Expected inputs that {name}.forward() takes, got {given or 'no tensors'}: {type(error).__name__}: "
             f"{error}. Give an example of each of its arguments."
@@ -186,13 +197,13 @@ class _Weights:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, plain: nn.Module, packed: Mapping[str, PackedTensor], *, opset: int, float_weights: bool) -> "_Weights":
+    def of(cls, plain: nn.Module, packed: Mapping[str, PackedTensor], *, opset: int, as_float: bool) -> "_Weights":
         weights = cls()
         by_id = {id(t): packed[name] for name, t in stored_tensors(plain, transient=False).items() if name in packed}
         for tensor in packed.values():
             bits, reason = _width(tensor, opset)
-            weights.types[tensor.name] = "float" if reason or float_weights else f"int{bits}"
-            if reason and not float_weights:
+            weights.types[tensor.name] = "float" if reason or as_float else f"int{bits}"
+            if reason and not as_float:
                 weights.notes.append(f"{tensor.name} stays float: {reason}.")
         for path, layer in plain.named_modules():
             for name, parameter in layer._parameters.items():
@@ -250,8 +261,8 @@ def _width(tensor: PackedTensor, opset: int) -> tuple[int, str]:
 def _codes(packed: PackedTensor) -> Tensor:
     """The codes where the weights lie; in rows, if the channels lie along two dimensions.
 
-    Matrices get one dimension more: ONNX Runtime takes dequantized matrices for an invitation to compute in int8, and
-    to round what a layer is given.
+    Matrices get one dimension more, which Flatten takes away: ONNX Runtime takes dequantized matrices for an invitation
+    to compute in int8, and to round what a layer is given.
     """
     assert packed.codes is not None
     assert packed.axis is not None
@@ -281,26 +292,14 @@ def _read(layer: Quantized, name: str) -> Tensor:
     value = torch.onnx.ops.symbolic(
         "DequantizeLinear", (codes, scale), {"axis": along}, dtype=torch.float32, shape=codes.shape
     )
+    if packed.axis.groups > 1 or len(packed.shape) == 2:
+        value = torch.onnx.ops.symbolic("Flatten", (value,), {"axis": 1}, dtype=torch.float32, shape=codes.shape[:2])
     if packed.axis.groups > 1:
-        value = from_rows(value.flatten(1), packed.axis, packed.shape)
-    return value.reshape(packed.shape).to(packed.dtype)
+        value = from_rows(value, packed.axis, packed.shape)
+    return value.to(packed.dtype)
 
 
-def _grown(plain: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """The inputs with their last entries once more, if the network takes them.
-
-    A network that does not would be traced without complaint; and a size of 1 would be taken for a constant.
-    """
-    grown = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t[-1:]]) if t.dim() else t, inputs)
-    try:
-        with torch.no_grad():
-            plain(*grown)
-    except Exception:  # whatever the network's code raises
-        return None
-    return cast("tuple[Any, ...]", grown)
-
-
-def _traced(plain: nn.Module, inputs: tuple[Any, ...], *, opset: int, dynamic_batch: bool) -> Any:
+def _traced(plain: nn.Module, stored: _Weights, inputs: tuple[Any, ...], *, opset: int, dynamic_batch: bool) -> Any:
     shapes = None
     if dynamic_batch:
         any_size = {0: torch.export.Dim.AUTO}
@@ -308,9 +307,17 @@ def _traced(plain: nn.Module, inputs: tuple[Any, ...], *, opset: int, dynamic_ba
     if isinstance(inputs[-1], dict):
         inputs = (*inputs, {})  # torch takes a dictionary at the end for keyword arguments
     with _quiet(), reading_through(_read), torch.no_grad():
-        program = torch.onnx.export(
-            plain, inputs, opset_version=opset, dynamo=True, dynamic_shapes=shapes, verbose=False
-        )
+        try:
+            program = torch.onnx.export(
+                plain, inputs, opset_version=opset, dynamo=True, dynamic_shapes=shapes, verbose=False
+            )
+        except Exception as error:
+            if not stored.places:
+                raise
+            raise RuntimeError(
+                f"torch's exporter cannot trace this {type(plain).__name__} with integer weights, as where layers are "
+                f"called within torch.cond. Take weights='float', or change what it says: {error}"
+            ) from error
     assert program is not None
     proto = program.model_proto
     for part in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
@@ -318,20 +325,8 @@ def _traced(plain: nn.Module, inputs: tuple[Any, ...], *, opset: int, dynamic_ba
         part.ClearField("metadata_props")
     proto.ClearField("metadata_props")
     proto.graph.ClearField("value_info")
-    _name_batch(proto)
+    name_batch(proto)
     return proto
-
-
-def _name_batch(proto: Any) -> None:
-    """Calls the size of dimension 0 ``batch``, which the tracer has given names like s77."""
-    sizes = [d for v in (*proto.graph.input, *proto.graph.output) for d in v.type.tensor_type.shape.dim]
-    first = [i.type.tensor_type.shape.dim[:1] for i in proto.graph.input]
-    symbols = list(dict.fromkeys(d.dim_param for dims in first for d in dims if d.dim_param))
-    for i, symbol in enumerate(symbols):
-        name = "batch" if len(symbols) == 1 else f"batch_{i}"
-        for size in sizes:
-            if size.dim_param:
-                size.dim_param = re.sub(rf"\b{symbol}\b", name, size.dim_param)
 
 
 @contextmanager
@@ -352,33 +347,5 @@ def _quiet() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _fixed(proto: Any) -> list[str]:
-    shapes = {i.name: i.type.tensor_type.shape.dim for i in proto.graph.input}
-    return [name for name, dims in shapes.items() if len(dims) and not dims[0].dim_param]
-
-
 def _initializers(proto: Any) -> set[str]:
     return {t.name for t in proto.graph.initializer}
-
-
-def _drop_defaults(proto: Any) -> None:
-    """Leaves out attributes that say what holds without them."""
-    import onnx
-
-    (version,), value = (o.version for o in proto.opset_import if not o.domain), onnx.helper.get_attribute_value
-    for node in (node for node in proto.graph.node if not node.domain):
-        known = onnx.defs.get_schema(node.op_type, version).attributes
-        defaults = {name: a.default_value for name, a in known.items() if a.default_value.type}
-        told = [a for a in node.attribute if a.name not in defaults or value(a) != value(defaults[a.name])]
-        del node.attribute[:]
-        node.attribute.extend(told)
-
-
-def _narrow(proto: Any, bits: Mapping[str, int]) -> None:
-    """Stores codes of 4 bits as such, two in a byte."""
-    import onnx
-
-    for tensor in proto.graph.initializer:
-        if bits.get(tensor.name) == 4:
-            values = onnx.numpy_helper.to_array(tensor)
-            tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, values.shape, values.flatten()))

@@ -27,6 +27,8 @@ STAGES = (
     "finalize",
     "files",
     "export",
+    "onnx_batch",
+    "onnx_nodes",
     "onnx_constants",
     "onnx_widths",
     "onnx_export",

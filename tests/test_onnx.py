@@ -48,18 +48,19 @@ def assert_close(found, expected):
 
 
 def dequantized(path):
-    """What ONNX Runtime's DequantizeLinear makes of each weight, by the name of its codes."""
+    """What ONNX Runtime makes of the codes of each weight, by the name of its codes."""
     model = onnx.load(path)
-    nodes = [n for n in model.graph.node if n.op_type == "DequantizeLinear"]
+    first = [n for n in model.graph.node if n.op_type in {"DequantizeLinear", "Cast"} and n.input[0].endswith("_codes")]
+    products = [n for n in model.graph.node if n.op_type == "Mul" and any(m.output[0] in n.input for m in first)]
     part = onnx.helper.make_graph(
-        nodes,
+        [*first, *products],
         "weights",
         [],
-        [onnx.helper.make_tensor_value_info(n.output[0], onnx.TensorProto.FLOAT, None) for n in nodes],
-        [t for t in model.graph.initializer if any(t.name in n.input for n in nodes)],
+        [onnx.helper.make_tensor_value_info(n.output[0], onnx.TensorProto.FLOAT, None) for n in products or first],
+        [t for t in model.graph.initializer if any(t.name in n.input for n in [*first, *products])],
     )
     values = session(onnx.helper.make_model(part, opset_imports=model.opset_import, ir_version=10)).run(None, {})
-    return {n.input[0]: torch.from_numpy(v) for n, v in zip(nodes, values, strict=True)}
+    return {n.input[0]: torch.from_numpy(v) for n, v in zip(first, values, strict=True)}
 
 
 def kinds(path):
@@ -83,9 +84,15 @@ def test_a_file_is_the_network(name, tmp_path):
         expected = packed.tensor()
         expected = to_rows(expected, packed.axis) if packed.axis.groups > 1 else expected
         assert torch.equal(value.reshape(expected.shape), expected)
+    multiplied = to_onnx(net, tmp_path / "multiply.onnx", *inputs, fold=False, weights="multiply")
+    assert (multiplied.types, multiplied.notes) == (report.types, ())
+    assert "DequantizeLinear" not in kinds(tmp_path / "multiply.onnx")
+    products = dequantized(tmp_path / "multiply.onnx")
+    assert products.keys() == values.keys()
+    assert all(torch.equal(products[name], values[name]) for name in values)
     fewer = tuple(x[:3] for x in inputs) if name != "embedding_bag" else (inputs[0][:15], inputs[1][:3])
-    for once in (False, True):
-        opened = session(tmp_path / "net.onnx", once=once)
+    for file, once in (("net", False), ("net", True), ("multiply", False)):
+        opened = session(tmp_path / f"{file}.onnx", once=once)
         for given in (inputs, fewer):
             assert_close(run(opened, given), outputs(net, given))
 
@@ -215,11 +222,110 @@ def test_other_precisions(dtype, tmp_path):
 def test_float_weights(tmp_path):
     """On request weights are plain floats, for runtimes that know no DequantizeLinear."""
     net = conv_net()
-    report = to_onnx(net, tmp_path / "net.onnx", IMAGES, float_weights=True)
+    report = to_onnx(net, tmp_path / "net.onnx", IMAGES, weights="float")
     assert set(report.types.values()) == {"float"}
     assert report.notes == ()
     assert "DequantizeLinear" not in kinds(tmp_path / "net.onnx")
     assert_close(run(session(tmp_path / "net.onnx"), (IMAGES,)), outputs(net, (IMAGES,)))
+
+
+def test_multiplied_weights_are_computed_once(tmp_path):
+    """With its default settings ONNX Runtime has float weights when the file is open, and as many bytes on the disk."""
+    net = LeNet5().net
+    convert(net)
+    x = torch.randn(1, 1, 28, 28)
+    sizes = [to_onnx(net, tmp_path / f"{form}.onnx", x, weights=form).nbytes for form in ("dequantize", "multiply")]
+    assert sizes[1] <= 1.01 * sizes[0]
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "open.onnx")
+    runtime.InferenceSession(str(tmp_path / "multiply.onnx"), options, providers=["CPUExecutionProvider"])
+    assert not kinds(tmp_path / "open.onnx") & {"Cast", "Mul", "DequantizeLinear"}
+    with pytest.raises(ValueError, match=r"one of 'dequantize', 'multiply', 'float', got 'int8'"):
+        to_onnx(net, tmp_path / "net.onnx", x, weights="int8")
+
+
+class Moved(nn.Module):
+    """Its weights are reshaped, transposed and convolved with."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear, self.bilinear = nn.Conv1d(1, 1, 4), nn.Linear(4, 1), nn.Bilinear(4, 4, 2)
+        self.first = nn.Conv1d(1, 1, 1)
+
+    def forward(self, x):
+        moved = self.conv.weight.reshape(4, 1) + self.linear.weight.t() + self.conv.weight.transpose(0, 2)[0]
+        return self.bilinear(x, x) + x @ moved + self.conv(self.first(x.unsqueeze(1))).flatten(1)
+
+
+def test_zero_points_where_weights_are_moved(tmp_path):
+    """Runtimes that quantize again behind such operators have no unsigned integers to take by default."""
+    torch.manual_seed(0)
+    net = Moved()
+    convert(net)
+    x = torch.randn(2, 4)
+    to_onnx(net, tmp_path / "net.onnx", x)
+    assert_close(run(session(tmp_path / "net.onnx"), (x,)), outputs(net, (x,)))
+    model = onnx.load(tmp_path / "net.onnx")
+    stored = {t.name: t for t in model.graph.initializer}
+    consumers = {}
+    for node in model.graph.node:
+        for name in node.input:
+            consumers.setdefault(name, set()).add(node.op_type)
+    dequantizing = [n for n in model.graph.node if n.op_type == "DequantizeLinear"]
+    assert {len(n.input) for n in dequantizing} == {2, 3}
+    for node in dequantizing:
+        if consumers[node.output[0]] & {"Reshape", "Transpose"}:
+            codes, scales, zeros = (stored[name] for name in node.input)
+            assert zeros.data_type == codes.data_type
+            assert zeros.dims == scales.dims
+            assert not onnx.numpy_helper.to_array(zeros).any()
+
+
+class Branches(nn.Module):
+    """Goes on in one way or another, with a weight in both."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.one(x)
+        return torch.cond(y.sum() > 0, lambda y, w: y @ w, lambda y, w: y + w[0], (y, self.other.weight))
+
+
+class LayersInBranches(Branches):
+    """Takes one layer or the other."""
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: self.one(x), lambda x: self.other(x), (x,))
+
+
+@pytest.mark.parametrize("weights", ["dequantize", "multiply"])
+def test_branches_of_a_graph(weights, tmp_path):
+    """Weights that bodies read are written like others."""
+    torch.manual_seed(0)
+    net = Branches()
+    convert(net)
+    x = torch.randn(2, 4)
+    report = to_onnx(net, tmp_path / "net.onnx", x, weights=weights)
+    assert set(report.types.values()) == {"int8"}
+    assert ("DequantizeLinear" in str(onnx.load(tmp_path / "net.onnx"))) == (weights == "dequantize")
+    opened = session(tmp_path / "net.onnx")
+    for given in (x, -x):
+        assert_close(run(opened, (given,)), outputs(net, (given,)))
+
+
+def test_layers_that_cannot_be_traced_with_codes(tmp_path):
+    """The error names what can be done, and that works."""
+    torch.manual_seed(0)
+    net = LayersInBranches()
+    convert(net)
+    x = torch.randn(2, 4)
+    with pytest.raises(RuntimeError, match=r"LayersInBranches with integer weights.*weights='float'"):
+        to_onnx(net, tmp_path / "net.onnx", x)
+    to_onnx(net, tmp_path / "net.onnx", x, weights="float")
+    assert_close(run(session(tmp_path / "net.onnx"), (x,)), outputs(net, (x,)))
 
 
 def test_size(tmp_path):
@@ -288,6 +394,20 @@ def test_batch_sizes(tmp_path):
     convert(net)
     with pytest.warns(UserWarning, match="Dimension 0 of x is fixed"):
         to_onnx(net, tmp_path / "fixed.onnx", torch.randn(2, 8))
+
+
+def test_sizes_that_the_tracer_has_written_down(tmp_path):
+    """Where only the size traced would work, although the network takes others, the file says that and works."""
+    net = nn.LSTM(3, 2)  # the first dimension is the length
+    convert(net)
+    x = torch.randn(4, 2, 3)
+    with pytest.warns(UserWarning, match="Dimension 0 of input is fixed"):
+        to_onnx(net, tmp_path / "net.onnx", x)
+    opened = session(tmp_path / "net.onnx")
+    assert opened.get_inputs()[0].shape == [4, 2, 3]
+    with torch.no_grad():
+        expected, (hidden, cell) = net(x)
+    assert_close(run(opened, (x,)), [expected, hidden, cell])
 
 
 def test_a_model_never_compressed(tmp_path):

@@ -168,7 +168,7 @@ def test_whole_blocks_beside_constants(tmp_path):
 def test_float_weights_and_float64(tmp_path):
     """Without DequantizeLinear weights of zeros are seen as well, in every precision."""
     net = killed(nn.Sequential(nn.Conv2d(4, 4, 1), Residual(), nn.Conv2d(4, 2, 1)))
-    report = written(net, tmp_path / "net.onnx", float_weights=True)
+    report = written(net, tmp_path / "net.onnx", weights="float")
     assert list(report.types.values()).count("constant") == 2
     net, x = killed_mlp().double(), torch.randn(3, 5, 6).double()
     with pytest.warns(UserWarning, match="float64"):

@@ -38,19 +38,31 @@ def test_onnx(said, monkeypatch):
     """The network, in evaluation mode, the path and inputs of the shapes given go to to_onnx."""
     seen = []
 
-    def to_onnx(model, path, *inputs, round_to):
+    def to_onnx(model, path, *inputs, **settings):
         print("words of the exporter")
         warnings.warn("this stays float", stacklevel=1)
-        seen.append((model, inputs, round_to))
+        seen.append((model, inputs, settings))
         Path(path).write_bytes(b"onnx")
 
     monkeypatch.setattr("lightning_selfcompress.cli.to_onnx", to_onnx)
-    command = ["export", "net.ckpt", *MODEL, "-o", "out.onnx", "--to", "onnx", "--round-to", "16"]
+    command = [
+        "export",
+        "net.ckpt",
+        *MODEL,
+        "-o",
+        "out.onnx",
+        "--to",
+        "onnx",
+        "--round-to",
+        "16",
+        "--weights",
+        "multiply",
+    ]
     status, lines, err = said(*command, "--input", "1,1,8,8", "--input", "2,3:int64")
     assert (status, lines) == (0, ["out.onnx: 4 bytes"])
     assert err == "words of the exporter\nselfcompress: this stays float\n"
-    ((model, inputs, round_to),) = seen
-    assert round_to == 16
+    ((model, inputs, settings),) = seen
+    assert settings == {"round_to": 16, "weights": "multiply"}
     assert [(tuple(t.shape), t.dtype) for t in inputs] == [((1, 1, 8, 8), torch.float32), ((2, 3), torch.int64)]
     assert not model.training
 

@@ -85,6 +85,8 @@ EXPORT = ["export", "net.ckpt", *MODEL, "-o", "never.scnn"]
         ([*EXPORT, "-o", "."], "Expected a file in a folder that can be written, got -o '.'."),
         ([*EXPORT, "--to", "tflite"], "argument --to: invalid choice: 'tflite' (choose from"),
         ([*EXPORT, "--round-to", "8"], "Expected --round-to with --to onnx, got --to packed"),
+        ([*EXPORT, "--weights", "float"], "Expected --weights with --to onnx, got --to packed"),
+        ([*EXPORT, "--to", "onnx", "--weights", "int3"], "argument --weights: invalid choice: 'int3' (choose from"),
         (
             [*EXPORT, "--to", "onnx", "--input", "1,8", "--round-to", "0"],
             "expected a whole number of at least 1, got 0",

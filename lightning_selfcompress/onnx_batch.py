@@ -1,0 +1,100 @@
+"""The batch of an ONNX graph: a size that is not fixed, as far as the network's code leaves it open."""
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+def tensors_of(values: Any) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dictionaries, in their order."""
+    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
+
+
+def grown_inputs(plain: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The inputs with their last entries once more, if the network takes them.
+
+    A network that does not would be traced without complaint; and a size of 1 would be taken for a constant.
+
+    Args:
+        plain: A module in evaluation mode.
+        inputs: What its ``forward`` takes.
+
+    Returns:
+        The longer inputs, or None.
+    """
+    grown = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t[-1:]]) if t.dim() else t, inputs)
+    try:
+        with torch.no_grad():
+            plain(*grown)
+    except Exception:  # whatever the network's code raises
+        return None
+    return cast("tuple[Any, ...]", grown)
+
+
+def name_batch(proto: Any) -> None:
+    """Calls the size of dimension 0 ``batch``, in place, which the tracer has given names like s77.
+
+    Args:
+        proto: An ONNX model.
+    """
+    sizes = [d for v in (*proto.graph.input, *proto.graph.output) for d in v.type.tensor_type.shape.dim]
+    first = [i.type.tensor_type.shape.dim[:1] for i in proto.graph.input]
+    symbols = list(dict.fromkeys(d.dim_param for dims in first for d in dims if d.dim_param))
+    for i, symbol in enumerate(symbols):
+        name = "batch" if len(symbols) == 1 else f"batch_{i}"
+        for size in sizes:
+            if size.dim_param:
+                size.dim_param = re.sub(rf"\b{symbol}\b", name, size.dim_param)
+
+
+def fixed_inputs(proto: Any) -> list[str]:
+    """The inputs whose dimension 0 has one size only.
+
+    Args:
+        proto: An ONNX model.
+
+    Returns:
+        Their names.
+    """
+    shapes = {i.name: i.type.tensor_type.shape.dim for i in proto.graph.input}
+    return [name for name, dims in shapes.items() if len(dims) and not dims[0].dim_param]
+
+
+def is_for(proto: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether a graph makes of some inputs what the network makes of them, as far as shapes tell.
+
+    The tracer writes sizes that it has seen into some operators, those behind an LSTM for one, and calls them any size.
+
+    Args:
+        proto: An ONNX model.
+        inputs: Of another size than it was traced with.
+        outputs: What the network makes of them.
+
+    Returns:
+        False if an operator does not take them, or an output has another shape.
+    """
+    import onnx
+
+    if len(inputs) != len(proto.graph.input) or len(outputs) != len(proto.graph.output):
+        return True  # some are no tensors
+    sized = copy.deepcopy(proto)
+    for value, tensor in zip(sized.graph.input, inputs, strict=True):
+        for dim, n in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
+            dim.dim_value = n
+    for value in sized.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(sized, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return False
+    for value, tensor in zip(inferred.graph.output, outputs, strict=True):
+        dims = value.type.tensor_type.shape.dim
+        known = [(d.dim_value, n) for d, n in zip(dims, tensor.shape, strict=False) if d.HasField("dim_value")]
+        if any(a != b for a, b in known):
+            return False
+    return True

@@ -1,0 +1,127 @@
+"""How an ONNX graph is written down: the nodes and types of integer weights, and attributes that need no mention."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def store_narrow(proto: Any, bits: Mapping[str, int]) -> None:
+    """Stores codes of 4 bits as such, two in a byte, in place.
+
+    Args:
+        proto: An ONNX model.
+        bits: What initializers need, by name.
+    """
+    import onnx
+
+    for tensor in proto.graph.initializer:
+        if bits.get(tensor.name) == 4:
+            values = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, values.shape, values.flatten()))
+
+
+def add_zero_points(proto: Any) -> None:
+    """Tells DequantizeLinear the zero points that it has by default where its output is moved about, in place.
+
+    ONNX Runtime before 1.28 quantizes again behind a Reshape or a Transpose, and without zero points it does so to
+    unsigned integers: negative weights become 0.
+
+    Args:
+        proto: An ONNX model.
+    """
+    import onnx
+
+    stored = {t.name: t for t in proto.graph.initializer}
+    nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
+    moved = {name for node in nodes if node.op_type not in _IN_PLACE for name in node.input}
+    for node in nodes:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 2 and node.output[0] in moved:
+            codes, scales = (stored[name] for name in node.input)
+            name = f"{codes.name}_zero_point"
+            node.input.append(name)
+            if name not in stored:
+                zeros = [0] * scales.dims[0]
+                stored[name] = onnx.helper.make_tensor(name, codes.data_type, list(scales.dims), zeros)
+                proto.graph.initializer.append(stored[name])
+
+
+_IN_PLACE = {"Conv", "ConvTranspose", "Flatten", "Gather", "Pad"}  # these get nothing between weights and themselves
+
+
+def multiply_out(proto: Any) -> None:
+    """Replaces DequantizeLinear by a cast of the codes and their product with the scales, in place: the same values.
+
+    Args:
+        proto: An ONNX model whose DequantizeLinear have no zero points but 0, and stored codes.
+    """
+    stored = {t.name: t for t in proto.graph.initializer}
+    for graph in _graphs(proto.graph):
+        nodes = [made for node in graph.node for made in _multiplied(proto, node, stored)]
+        del graph.node[:]
+        graph.node.extend(nodes)
+    drop_unused(proto.graph)
+
+
+def _multiplied(proto: Any, node: Any, stored: dict[str, Any]) -> Iterator[Any]:
+    """The nodes in place of one: itself, or those that multiply out."""
+    import onnx
+
+    if node.op_type != "DequantizeLinear":
+        yield node
+        return
+    (codes, scales), (out,) = node.input[:2], node.output
+    shape = [1] * len(stored[codes].dims)
+    shape[next((a.i for a in node.attribute if a.name == "axis"), 1)] = -1
+    name = f"{scales}_{'_'.join('n' if n < 0 else '1' for n in shape)}"
+    if name not in stored:
+        values = onnx.numpy_helper.to_array(stored[scales]).reshape(shape)
+        stored[name] = onnx.numpy_helper.from_array(values, name)
+        proto.graph.initializer.append(stored[name])
+    yield onnx.helper.make_node("Cast", [codes], [f"{out}_codes"], to=stored[scales].data_type)
+    yield onnx.helper.make_node("Mul", [f"{out}_codes", name], [out])
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """A graph, and those within its nodes."""
+    yield graph
+    for node in graph.node:
+        for a in node.attribute:
+            for inner in (*a.graphs, *([a.g] if a.HasField("g") else ())):
+                yield from _graphs(inner)
+
+
+def drop_unused(graph: Any) -> None:
+    """Takes out nodes and initializers that no output depends on, in place.
+
+    Args:
+        graph: The graph of a model.
+    """
+    needed = {value.name for value in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            nodes.append(node)
+            bodies = (inner for a in node.attribute for body in (*a.graphs, a.g) for inner in _graphs(body))
+            read_within = [name for body in bodies for inner in body.node for name in inner.input]
+            needed |= {*node.input, *read_within}
+    del graph.node[:]
+    graph.node.extend(reversed(nodes))
+    tensors = [t for t in graph.initializer if t.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
+
+
+def drop_defaults(proto: Any) -> None:
+    """Leaves out attributes that say what holds without them, in place.
+
+    Args:
+        proto: An ONNX model.
+    """
+    import onnx
+
+    (version,), value = (o.version for o in proto.opset_import if not o.domain), onnx.helper.get_attribute_value
+    for node in (node for node in proto.graph.node if not node.domain):
+        known = onnx.defs.get_schema(node.op_type, version).attributes
+        defaults = {name: a.default_value for name, a in known.items() if a.default_value.type}
+        told = [a for a in node.attribute if a.name not in defaults or value(a) != value(defaults[a.name])]
+        del node.attribute[:]
+        node.attribute.extend(told)
