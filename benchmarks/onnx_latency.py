@@ -5,8 +5,8 @@
     python benchmarks/onnx_latency.py cifar CHECKPOINT     # a ResNet of cifar.py
 
 The networks take turns in one process. ``dequantize`` has integer weights, dequantized at every call or, with the
-session's option, once; ``multiply`` is computed once without options; ``round_to=16`` rounds widths up to whole blocks of
-channels, for the runtime's fast convolutions; ``float`` is the smaller network with float weights.
+session's option, once; ``multiply`` is computed once without options; ``round_to=16`` rounds widths up to whole blocks
+of channels, for the runtime's fast convolutions; ``float`` is the smaller network with float weights.
 """
 
 import argparse

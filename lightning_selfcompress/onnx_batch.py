@@ -65,23 +65,35 @@ def fixed_inputs(proto: Any) -> list[str]:
     return [name for name, dims in shapes.items() if len(dims) and not dims[0].dim_param]
 
 
-def is_for(proto: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+def is_for(proto: Any, traced: Sequence[Tensor], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
     """Whether a graph makes of some inputs what the network makes of them, as far as shapes tell.
 
     The tracer writes sizes that it has seen into some operators, those behind an LSTM for one, and calls them any size.
 
     Args:
         proto: An ONNX model.
-        inputs: Of another size than it was traced with.
-        outputs: What the network makes of them.
+        traced: The inputs that it was traced with.
+        inputs: Others, of another size.
+        outputs: What the network makes of these.
 
     Returns:
         False if an operator does not take them, or an output has another shape.
     """
-    import onnx
-
     if len(inputs) != len(proto.graph.input) or len(outputs) != len(proto.graph.output):
         return True  # some are no tensors
+    strict = _output_dims(proto, traced, strict=True) is not None  # else the inference has other faults to find
+    found = _output_dims(proto, inputs, strict=strict)
+    if found is None:
+        return False
+    return all(
+        n in (None, m) for dims, t in zip(found, outputs, strict=True) for n, m in zip(dims, t.shape, strict=False)
+    )
+
+
+def _output_dims(proto: Any, inputs: Sequence[Tensor], *, strict: bool) -> list[list[int | None]] | None:
+    """Sizes of all outputs for some inputs, None where they cannot be told; None in all if there is a contradiction."""
+    import onnx
+
     sized = copy.deepcopy(proto)
     for value, tensor in zip(sized.graph.input, inputs, strict=True):
         for dim, n in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
@@ -89,12 +101,8 @@ def is_for(proto: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> b
     for value in sized.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        inferred = onnx.shape_inference.infer_shapes(sized, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(sized, strict_mode=strict, data_prop=True)
     except onnx.shape_inference.InferenceError:
-        return False
-    for value, tensor in zip(inferred.graph.output, outputs, strict=True):
-        dims = value.type.tensor_type.shape.dim
-        known = [(d.dim_value, n) for d, n in zip(dims, tensor.shape, strict=False) if d.HasField("dim_value")]
-        if any(a != b for a, b in known):
-            return False
-    return True
+        return None
+    shapes = [value.type.tensor_type.shape.dim for value in inferred.graph.output]
+    return [[d.dim_value if d.HasField("dim_value") else None for d in dims] for dims in shapes]

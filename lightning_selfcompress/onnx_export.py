@@ -18,7 +18,13 @@ from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import Quantized, quantized_class, reading_through
 from lightning_selfcompress.onnx_batch import fixed_inputs, grown_inputs, is_for, name_batch, tensors_of
 from lightning_selfcompress.onnx_constants import fold_constants
-from lightning_selfcompress.onnx_nodes import add_zero_points, drop_defaults, multiply_out, store_narrow
+from lightning_selfcompress.onnx_nodes import (
+    add_zero_points,
+    drop_defaults,
+    flatten_matrices,
+    multiply_out,
+    store_narrow,
+)
 from lightning_selfcompress.onnx_widths import round_channels
 from lightning_selfcompress.packing import Packed, PackedTensor, from_rows, to_rows
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, step_size
@@ -116,7 +122,7 @@ def to_onnx(
     grown = grown_inputs(plain, inputs) if dynamic_batch else None
     stored.put_into(plain)
     proto = _traced(plain, stored, inputs if grown is None else grown, opset=opset, dynamic_batch=grown is not None)
-    if grown is not None and not is_for(proto, tensors_of(inputs), outputs):
+    if grown is not None and not is_for(proto, tensors_of(grown), tensors_of(inputs), outputs):
         proto = _traced(plain, stored, inputs, opset=opset, dynamic_batch=False)
     if dynamic_batch and (fixed := fixed_inputs(proto)):
         notes.append(
@@ -129,10 +135,8 @@ def to_onnx(
     store_narrow(proto, stored.bits)
     if round_to > 1:
         round_channels(proto, round_to)
-    if weights == "multiply":
-        multiply_out(proto)
-    else:
-        add_zero_points(proto)
+    flatten_matrices(proto, stored.bits)
+    (multiply_out if weights == "multiply" else add_zero_points)(proto, stored.bits)
     drop_defaults(proto)
     onnx.checker.check_model(proto, full_check=True)
     data = proto.SerializeToString(deterministic=True)
@@ -261,8 +265,8 @@ def _width(tensor: PackedTensor, opset: int) -> tuple[int, str]:
 def _codes(packed: PackedTensor) -> Tensor:
     """The codes where the weights lie; in rows, if the channels lie along two dimensions.
 
-    Matrices get one dimension more, which Flatten takes away: ONNX Runtime takes dequantized matrices for an invitation
-    to compute in int8, and to round what a layer is given.
+    Matrices get one dimension more: ONNX Runtime takes dequantized matrices for an invitation to compute in int8, and
+    to round what a layer is given.
     """
     assert packed.codes is not None
     assert packed.axis is not None
@@ -292,11 +296,9 @@ def _read(layer: Quantized, name: str) -> Tensor:
     value = torch.onnx.ops.symbolic(
         "DequantizeLinear", (codes, scale), {"axis": along}, dtype=torch.float32, shape=codes.shape
     )
-    if packed.axis.groups > 1 or len(packed.shape) == 2:
-        value = torch.onnx.ops.symbolic("Flatten", (value,), {"axis": 1}, dtype=torch.float32, shape=codes.shape[:2])
     if packed.axis.groups > 1:
-        value = from_rows(value, packed.axis, packed.shape)
-    return value.to(packed.dtype)
+        value = from_rows(value.flatten(1), packed.axis, packed.shape)
+    return value.reshape(packed.shape).to(packed.dtype)
 
 
 def _traced(plain: nn.Module, stored: _Weights, inputs: tuple[Any, ...], *, opset: int, dynamic_batch: bool) -> Any:

@@ -1,6 +1,6 @@
 """How an ONNX graph is written down: the nodes and types of integer weights, and attributes that need no mention."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 
@@ -19,7 +19,29 @@ def store_narrow(proto: Any, bits: Mapping[str, int]) -> None:
             tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, values.shape, values.flatten()))
 
 
-def add_zero_points(proto: Any) -> None:
+def flatten_matrices(proto: Any, codes: Collection[str]) -> None:
+    """Has Flatten take away the last dimension of codes, which is 1, in place of Reshape.
+
+    It needs no shape, and ONNX Runtime leaves it where it is.
+
+    Args:
+        proto: An ONNX model.
+        codes: Names of the initializers that are codes.
+    """
+    import onnx
+
+    stored = {t.name: t for t in proto.graph.initializer}
+    dims = {n.output[0]: list(stored[n.input[0]].dims) for n in _nodes(proto) if _dequantizes(n, codes)}
+    for node in (node for node in _nodes(proto) if node.op_type == "Reshape" and node.input[0] in dims):
+        shape = stored.get(node.input[1])
+        wanted = onnx.numpy_helper.to_array(shape).tolist() if shape is not None else []
+        if len(wanted) == 2 and [*wanted, 1] == dims[node.input[0]]:
+            node.op_type = "Flatten"
+            del node.input[1], node.attribute[:]
+    drop_unused(proto.graph)
+
+
+def add_zero_points(proto: Any, codes: Collection[str]) -> None:
     """Tells DequantizeLinear the zero points that it has by default where its output is moved about, in place.
 
     ONNX Runtime before 1.28 quantizes again behind a Reshape or a Transpose, and without zero points it does so to
@@ -27,48 +49,50 @@ def add_zero_points(proto: Any) -> None:
 
     Args:
         proto: An ONNX model.
+        codes: Names of the initializers that are codes.
     """
     import onnx
 
     stored = {t.name: t for t in proto.graph.initializer}
-    nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
-    moved = {name for node in nodes if node.op_type not in _IN_PLACE for name in node.input}
-    for node in nodes:
-        if node.op_type == "DequantizeLinear" and len(node.input) == 2 and node.output[0] in moved:
-            codes, scales = (stored[name] for name in node.input)
-            name = f"{codes.name}_zero_point"
+    moved = {name for node in _nodes(proto) if node.op_type not in _IN_PLACE for name in node.input}
+    for node in _nodes(proto):
+        if _dequantizes(node, codes) and node.output[0] in moved:
+            values, scales = (stored[name] for name in node.input)
+            name = f"{values.name}_zero_point"
             node.input.append(name)
             if name not in stored:
                 zeros = [0] * scales.dims[0]
-                stored[name] = onnx.helper.make_tensor(name, codes.data_type, list(scales.dims), zeros)
+                stored[name] = onnx.helper.make_tensor(name, values.data_type, list(scales.dims), zeros)
                 proto.graph.initializer.append(stored[name])
 
 
 _IN_PLACE = {"Conv", "ConvTranspose", "Flatten", "Gather", "Pad"}  # these get nothing between weights and themselves
 
 
-def multiply_out(proto: Any) -> None:
+def multiply_out(proto: Any, codes: Collection[str]) -> None:
     """Replaces DequantizeLinear by a cast of the codes and their product with the scales, in place: the same values.
 
     Args:
-        proto: An ONNX model whose DequantizeLinear have no zero points but 0, and stored codes.
+        proto: An ONNX model.
+        codes: Names of the initializers that are codes.
     """
     stored = {t.name: t for t in proto.graph.initializer}
     for graph in _graphs(proto.graph):
-        nodes = [made for node in graph.node for made in _multiplied(proto, node, stored)]
+        nodes = [
+            made
+            for node in graph.node
+            for made in (_multiplied(proto, node, stored) if _dequantizes(node, codes) else [node])
+        ]
         del graph.node[:]
         graph.node.extend(nodes)
     drop_unused(proto.graph)
 
 
-def _multiplied(proto: Any, node: Any, stored: dict[str, Any]) -> Iterator[Any]:
-    """The nodes in place of one: itself, or those that multiply out."""
+def _multiplied(proto: Any, node: Any, stored: dict[str, Any]) -> list[Any]:
+    """A cast and a product in place of DequantizeLinear."""
     import onnx
 
-    if node.op_type != "DequantizeLinear":
-        yield node
-        return
-    (codes, scales), (out,) = node.input[:2], node.output
+    (codes, scales), (out,) = node.input, node.output
     shape = [1] * len(stored[codes].dims)
     shape[next((a.i for a in node.attribute if a.name == "axis"), 1)] = -1
     name = f"{scales}_{'_'.join('n' if n < 0 else '1' for n in shape)}"
@@ -76,8 +100,16 @@ def _multiplied(proto: Any, node: Any, stored: dict[str, Any]) -> Iterator[Any]:
         values = onnx.numpy_helper.to_array(stored[scales]).reshape(shape)
         stored[name] = onnx.numpy_helper.from_array(values, name)
         proto.graph.initializer.append(stored[name])
-    yield onnx.helper.make_node("Cast", [codes], [f"{out}_codes"], to=stored[scales].data_type)
-    yield onnx.helper.make_node("Mul", [f"{out}_codes", name], [out])
+    cast = onnx.helper.make_node("Cast", [codes], [f"{out}_codes"], to=stored[scales].data_type)
+    return [cast, onnx.helper.make_node("Mul", [f"{out}_codes", name], [out])]
+
+
+def _dequantizes(node: Any, codes: Collection[str]) -> bool:
+    return node.op_type == "DequantizeLinear" and node.input[0] in codes
+
+
+def _nodes(proto: Any) -> list[Any]:
+    return [node for graph in _graphs(proto.graph) for node in graph.node]
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
