@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_selfcompress.onnx_nodes import drop_unused
+from lightning_selfcompress.onnx_nodes import Names, drop_unused
 
 _LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _POOLS = {"GlobalAveragePool", "GlobalMaxPool", "MaxPool"}  # of equal values, these values
@@ -36,24 +36,29 @@ def fold_constants(proto: Any) -> None:
     types = _types(proto)
     found = _constants(proto, types)
     if found:
-        _store(graph, types, found)
+        names = Names(graph)
+        stored = _store(graph, names, types, found)
         drop_unused(graph)
-        _shorten(graph, types, {f"{name}_constant" for name in found})
+        _shorten(graph, names, types, stored)
         drop_unused(graph)
 
 
-def _store(graph: Any, types: Mapping[str, "_Type"], found: Mapping[str, np.ndarray]) -> None:
-    """Has operations on a constant and a tensor of full shape read the constant from the file."""
+def _store(graph: Any, names: Names, types: Mapping[str, "_Type"], found: Mapping[str, np.ndarray]) -> set[str]:
+    """Has operations on a constant and a tensor of full shape read the constant from the file, under these names."""
+    stored: dict[str, str] = {}
     for node in graph.node:
         if node.op_type not in _POINTWISE or len(node.input) != 2 or node.output[0] in found:
             continue
         for i, name in enumerate(node.input):
             other = types.get(node.input[1 - i])
             if name in found and other is not None and other == types.get(node.output[0]):
-                node.input[i] = _initializer(graph, f"{name}_constant", found[name])
+                if name not in stored:
+                    stored[name] = _add(graph, names.new(f"{name}_constant"), found[name])
+                node.input[i] = stored[name]
+    return set(stored.values())
 
 
-def _shorten(graph: Any, types: Mapping[str, "_Type"], constants: set[str]) -> None:
+def _shorten(graph: Any, names: Names, types: Mapping[str, "_Type"], constants: set[str]) -> None:
     """Takes sums with constants into the bias of the layer before, if there is one, and one of two Relu in a row."""
     kept = {value.name for value in graph.output}
     made_by = {name: node for node in graph.node for name in node.output}
@@ -70,16 +75,16 @@ def _shorten(graph: Any, types: Mapping[str, "_Type"], constants: set[str]) -> N
         elif node.op_type == "Add" and constants & set(node.input):
             constant, other = sorted(node.input, key=lambda name: name not in constants)
             alone = made_by.get(other) if uses[other] == 1 else None
-            if _absorbed(graph, alone, types[other], constant):
+            if _absorbed(graph, names, alone, types[other], constant):
                 same[node.output[0]] = other
 
 
-def _absorbed(graph: Any, layer: Any, output: "_Type", constant: str) -> bool:
+def _absorbed(graph: Any, names: Names, layer: Any, output: "_Type", constant: str) -> bool:
     """Whether the bias of a layer, or of none, has taken a constant that was added to its output; zeros need none."""
     import onnx
 
-    names = {constant, *(layer.input[2:] if layer is not None else ())}
-    stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name in names}
+    wanted = {constant, *(layer.input[2:] if layer is not None else ())}
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name in wanted}
     if not stored[constant].any():
         return True
     if layer is None or layer.op_type not in {"Conv", "ConvTranspose", "Gemm"}:
@@ -88,7 +93,7 @@ def _absorbed(graph: Any, layer: Any, output: "_Type", constant: str) -> bool:
     if bias is None or not isinstance(channels, int):
         return False
     total = np.broadcast_to(np.asarray(bias + stored[constant]).reshape(-1), channels)
-    inputs = [*layer.input[:2], _initializer(graph, f"{layer.output[0]}_bias", np.ascontiguousarray(total))]
+    inputs = [*layer.input[:2], _add(graph, names.new(f"{layer.output[0]}_bias"), np.ascontiguousarray(total))]
     del layer.input[:]
     layer.input.extend(inputs)
     return True
@@ -164,9 +169,8 @@ def _bias(node: Any, stored: dict[str, np.ndarray], output: _Type) -> np.ndarray
     return bias.reshape(-1, *[1] * (len(output.shape) - 2))
 
 
-def _initializer(graph: Any, name: str, value: np.ndarray) -> str:
+def _add(graph: Any, name: str, value: np.ndarray) -> str:
     import onnx
 
-    if all(t.name != name for t in graph.initializer):
-        graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     return name

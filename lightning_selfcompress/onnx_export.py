@@ -5,8 +5,8 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import NOT_FOLDED, finalize, fold_norms
-from lightning_selfcompress.graph import stored_tensors
-from lightning_selfcompress.layers import Quantized, quantized_class, reading_through
+from lightning_selfcompress.layers import reading_through
 from lightning_selfcompress.onnx_batch import fixed_inputs, grown_inputs, is_for, name_batch, tensors_of
 from lightning_selfcompress.onnx_constants import fold_constants
 from lightning_selfcompress.onnx_nodes import (
@@ -25,12 +24,10 @@ from lightning_selfcompress.onnx_nodes import (
     multiply_out,
     store_narrow,
 )
+from lightning_selfcompress.onnx_weights import WIDE_OPSET, CodedWeights, read_codes
 from lightning_selfcompress.onnx_widths import round_channels
-from lightning_selfcompress.packing import Packed, PackedTensor, from_rows, to_rows
-from lightning_selfcompress.quantizer import EXPONENT_STEPS, step_size
+from lightning_selfcompress.packing import Packed
 
-_WIDE_OPSET = 21  # the first with int4 and int16 in DequantizeLinear
-_BITS = (4, 8, 16)
 WEIGHTS = ("dequantize", "multiply", "float")
 
 
@@ -64,7 +61,7 @@ def to_onnx(
     model: nn.Module,
     path: str | os.PathLike[str],
     *inputs: Any,
-    opset: int = _WIDE_OPSET,
+    opset: int = WIDE_OPSET,
     fold: bool = True,
     weights: str = "dequantize",
     dynamic_batch: bool = True,
@@ -112,7 +109,7 @@ def to_onnx(
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu(), inputs)
     outputs = _outputs(plain, inputs)
     packed = {t.name: t for t in Packed.of(model).coded}
-    stored = _Weights.of(plain, packed, opset=opset, as_float=weights == "float")
+    stored = CodedWeights.of(plain, packed, opset=opset, as_float=weights == "float")
     notes = list(stored.notes)
     if not packed:
         notes.append(f"Nothing in this {type(model).__name__} is compressed: all its values are written as they are.")
@@ -121,9 +118,7 @@ def to_onnx(
         notes += [f"Batch normalization {', '.join(left)} stays: {NOT_FOLDED}."] if left else []
     grown = grown_inputs(plain, inputs) if dynamic_batch else None
     stored.put_into(plain)
-    proto = _traced(plain, stored, inputs if grown is None else grown, opset=opset, dynamic_batch=grown is not None)
-    if grown is not None and not is_for(proto, tensors_of(grown), tensors_of(inputs), outputs):
-        proto = _traced(plain, stored, inputs, opset=opset, dynamic_batch=False)
+    proto = _graph(plain, stored, inputs, grown, outputs, opset=opset)
     if dynamic_batch and (fixed := fixed_inputs(proto)):
         notes.append(
             f"Dimension 0 of {', '.join(fixed)} is fixed at the size traced: the network's code depends on it."
@@ -180,135 +175,31 @@ def _outputs(plain: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A parameter of a layer that is to be read from codes."""
-
-    path: str
-    name: str
-    before: Tensor
-    packed: PackedTensor
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """The weights that are written as codes, and why others are not."""
-
-    places: list[_Place] = field(default_factory=list)
-    types: dict[str, str] = field(default_factory=dict)
-    bits: dict[str, int] = field(default_factory=dict)  # by name of the initializer
-    initializers: dict[str, set[str]] = field(default_factory=dict)  # names they may have, by name of the weight
-    notes: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, plain: nn.Module, packed: Mapping[str, PackedTensor], *, opset: int, as_float: bool) -> "_Weights":
-        weights = cls()
-        by_id = {id(t): packed[name] for name, t in stored_tensors(plain, transient=False).items() if name in packed}
-        for tensor in packed.values():
-            bits, reason = _width(tensor, opset)
-            weights.types[tensor.name] = "float" if reason or as_float else f"int{bits}"
-            if reason and not as_float:
-                weights.notes.append(f"{tensor.name} stays float: {reason}.")
-        for path, layer in plain.named_modules():
-            for name, parameter in layer._parameters.items():
-                found = by_id.get(id(parameter))
-                if found is None:
-                    continue
-                written, kind = f"{path}.{name}".lstrip("."), weights.types[found.name]
-                weights.initializers.setdefault(found.name, set()).update((written, f"{written}_codes"))
-                if kind != "float":
-                    weights.places.append(_Place(path, name, cast(Tensor, parameter), found))
-                    weights.bits[f"{written}_codes"] = _width(found, opset)[0]
-        return weights
-
-    def put_into(self, plain: nn.Module) -> None:
-        """Gives layers their codes and scales as buffers instead of their weights, and a class that reads those."""
-        shared: dict[str, tuple[Tensor, Tensor]] = {}
-        names: dict[str, list[str]] = {}
-        for place in self.places:
-            layer, packed = plain.get_submodule(place.path), place.packed
-            now = cast(Tensor, layer._parameters.pop(place.name))
-            codes, scale = shared.setdefault(packed.name, (_codes(packed), _scale(packed)))
-            if not torch.equal(now, place.before):
-                scale = scale * _factor(place.before, now, packed)
-            layer.register_buffer(f"{place.name}_codes", codes)
-            layer.register_buffer(f"{place.name}_scale", scale)
-            layer.__dict__.setdefault("_packed", {})[place.name] = packed
-            names.setdefault(place.path, []).append(place.name)
-        for path, own in names.items():
-            layer = plain.get_submodule(path)
-            layer.__dict__ |= {"_quantized": {}, "_quantized_values": {}}
-            layer.__class__ = quantized_class(type(layer), tuple(own))
-
-    def note_gone(self, traced: set[str], folded: set[str]) -> None:
-        """Notes which weights a graph does without, from the names of its initializers as traced and at the end."""
-        for name, initializers in self.initializers.items():
-            if initializers & traced and not initializers & folded:
-                self.types[name] = "constant"
-            elif self.types[name] != "float" and not initializers & traced:
-                self.types[name] = "none"
+def _graph(
+    plain: nn.Module,
+    stored: CodedWeights,
+    inputs: tuple[Any, ...],
+    grown: tuple[Any, ...] | None,
+    outputs: list[Tensor],
+    *,
+    opset: int,
+) -> Any:
+    """The graph as the exporter makes it: for any batch size, if there are longer inputs and it comes out right."""
+    if grown is not None:
+        proto = _traced(plain, stored, grown, opset=opset, dynamic_batch=True)
+        if is_for(proto, tensors_of(grown), tensors_of(inputs), outputs):
+            return proto
+    return _traced(plain, stored, inputs, opset=opset, dynamic_batch=False)
 
 
-def _width(tensor: PackedTensor, opset: int) -> tuple[int, str]:
-    """Bits of the integer type that holds all codes, or why there is none."""
-    codes = tensor.codes
-    assert codes is not None
-    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
-    fitting = [n for n in _BITS if -(1 << (n - 1)) <= low and high < 1 << (n - 1) and (n == 8 or opset >= _WIDE_OPSET)]
-    if tensor.dtype == torch.float64:
-        return 0, "DequantizeLinear has no float64"
-    if not fitting:
-        return 0, f"its codes go from {low} to {high}, and opset {opset} has no integers of that width to dequantize"
-    return fitting[0], ""
-
-
-def _codes(packed: PackedTensor) -> Tensor:
-    """The codes where the weights lie; in rows, if the channels lie along two dimensions.
-
-    Matrices get one dimension more: ONNX Runtime takes dequantized matrices for an invitation to compute in int8, and
-    to round what a layer is given.
-    """
-    assert packed.codes is not None
-    assert packed.axis is not None
-    rows = torch.from_numpy(packed.codes)
-    codes = rows if packed.axis.groups > 1 else from_rows(rows, packed.axis, packed.shape)
-    return codes.unsqueeze(-1) if codes.dim() == 2 else codes
-
-
-def _scale(packed: PackedTensor) -> Tensor:
-    return step_size(torch.from_numpy(packed.exponents).float() / EXPONENT_STEPS)
-
-
-def _factor(before: Tensor, after: Tensor, packed: PackedTensor) -> Tensor:
-    """What batch normalization has multiplied each channel by: seen at its largest weight."""
-    assert packed.axis is not None
-    one, other = (to_rows(t.detach().float(), packed.axis) for t in (before, after))
-    largest = one.abs().argmax(1, keepdim=True)
-    one, other = (t.gather(1, largest).squeeze(1) for t in (one, other))
-    return torch.where(one == 0, 1.0, other / one)
-
-
-def _read(layer: Quantized, name: str) -> Tensor:
-    packed = cast("dict[str, PackedTensor]", layer.__dict__["_packed"])[name]
-    assert packed.axis is not None
-    codes, scale = layer.get_buffer(f"{name}_codes"), layer.get_buffer(f"{name}_scale")
-    along = 0 if packed.axis.groups > 1 else packed.axis.dim
-    value = torch.onnx.ops.symbolic(
-        "DequantizeLinear", (codes, scale), {"axis": along}, dtype=torch.float32, shape=codes.shape
-    )
-    if packed.axis.groups > 1:
-        value = from_rows(value.flatten(1), packed.axis, packed.shape)
-    return value.reshape(packed.shape).to(packed.dtype)
-
-
-def _traced(plain: nn.Module, stored: _Weights, inputs: tuple[Any, ...], *, opset: int, dynamic_batch: bool) -> Any:
+def _traced(plain: nn.Module, stored: CodedWeights, inputs: tuple[Any, ...], *, opset: int, dynamic_batch: bool) -> Any:
     shapes = None
     if dynamic_batch:
         any_size = {0: torch.export.Dim.AUTO}
         shapes = pytree.tree_map(lambda t: any_size if isinstance(t, Tensor) and t.dim() else None, inputs)
     if isinstance(inputs[-1], dict):
         inputs = (*inputs, {})  # torch takes a dictionary at the end for keyword arguments
-    with _quiet(), reading_through(_read), torch.no_grad():
+    with _quiet(), reading_through(read_codes), torch.no_grad():
         try:
             program = torch.onnx.export(
                 plain, inputs, opset_version=opset, dynamo=True, dynamic_shapes=shapes, verbose=False

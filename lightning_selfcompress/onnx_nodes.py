@@ -4,6 +4,29 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 
+class Names:
+    """Names for new tensors of a graph, which no other has.
+
+    Names in a graph come of those in the user's code: any may be there.
+
+    Args:
+        graph: The graph of a model.
+    """
+
+    def __init__(self, graph: Any) -> None:
+        self._taken = {value.name for part in _graphs(graph) for value in (*part.input, *part.initializer)}
+        self._taken |= {name for part in _graphs(graph) for node in part.node for name in node.output}
+
+    def new(self, name: str) -> str:
+        """A name: this one, or it with a number behind."""
+        found, i = name, 0
+        while found in self._taken:
+            i += 1
+            found = f"{name}_{i}"
+        self._taken.add(found)
+        return found
+
+
 def store_narrow(proto: Any, bits: Mapping[str, int]) -> None:
     """Stores codes of 4 bits as such, two in a byte, in place.
 
@@ -53,17 +76,19 @@ def add_zero_points(proto: Any, codes: Collection[str]) -> None:
     """
     import onnx
 
-    stored = {t.name: t for t in proto.graph.initializer}
+    stored, names = {t.name: t for t in proto.graph.initializer}, Names(proto.graph)
     moved = {name for node in _nodes(proto) if node.op_type not in _IN_PLACE for name in node.input}
+    points: dict[str, str] = {}  # by the codes' names
     for node in _nodes(proto):
         if _dequantizes(node, codes) and node.output[0] in moved:
             values, scales = (stored[name] for name in node.input)
-            name = f"{values.name}_zero_point"
-            node.input.append(name)
-            if name not in stored:
-                zeros = [0] * scales.dims[0]
-                stored[name] = onnx.helper.make_tensor(name, values.data_type, list(scales.dims), zeros)
-                proto.graph.initializer.append(stored[name])
+            if values.name not in points:
+                points[values.name] = names.new(f"{values.name}_zero_point")
+                zeros = onnx.helper.make_tensor(
+                    points[values.name], values.data_type, list(scales.dims), [0] * scales.dims[0]
+                )
+                proto.graph.initializer.append(zeros)
+            node.input.append(points[values.name])
 
 
 _IN_PLACE = {"Conv", "ConvTranspose", "Flatten", "Gather", "Pad"}  # these get nothing between weights and themselves
@@ -76,32 +101,31 @@ def multiply_out(proto: Any, codes: Collection[str]) -> None:
         proto: An ONNX model.
         codes: Names of the initializers that are codes.
     """
-    stored = {t.name: t for t in proto.graph.initializer}
-    for graph in _graphs(proto.graph):
-        nodes = [
-            made
-            for node in graph.node
-            for made in (_multiplied(proto, node, stored) if _dequantizes(node, codes) else [node])
+    import onnx
+
+    stored, names = {t.name: t for t in proto.graph.initializer}, Names(proto.graph)
+    factors: dict[tuple[str, tuple[int, ...]], str] = {}  # by the scales' names and the shape they take
+
+    def multiplied(node: Any) -> list[Any]:
+        (integers, scales), (out,) = node.input, node.output
+        sizes = [1] * len(stored[integers].dims)
+        sizes[next((a.i for a in node.attribute if a.name == "axis"), 1)] = -1
+        key = (scales, tuple(sizes))
+        if key not in factors:
+            factors[key] = names.new(f"{scales}_factor")
+            values = onnx.numpy_helper.to_array(stored[scales]).reshape(sizes)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(values, factors[key]))
+        cast = names.new(f"{out}_cast")
+        return [
+            onnx.helper.make_node("Cast", [integers], [cast], to=stored[scales].data_type),
+            onnx.helper.make_node("Mul", [cast, factors[key]], [out]),
         ]
+
+    for graph in _graphs(proto.graph):
+        nodes = [m for node in graph.node for m in (multiplied(node) if _dequantizes(node, codes) else [node])]
         del graph.node[:]
         graph.node.extend(nodes)
     drop_unused(proto.graph)
-
-
-def _multiplied(proto: Any, node: Any, stored: dict[str, Any]) -> list[Any]:
-    """A cast and a product in place of DequantizeLinear."""
-    import onnx
-
-    (codes, scales), (out,) = node.input, node.output
-    shape = [1] * len(stored[codes].dims)
-    shape[next((a.i for a in node.attribute if a.name == "axis"), 1)] = -1
-    name = f"{scales}_{'_'.join('n' if n < 0 else '1' for n in shape)}"
-    if name not in stored:
-        values = onnx.numpy_helper.to_array(stored[scales]).reshape(shape)
-        stored[name] = onnx.numpy_helper.from_array(values, name)
-        proto.graph.initializer.append(stored[name])
-    cast = onnx.helper.make_node("Cast", [codes], [f"{out}_codes"], to=stored[scales].data_type)
-    return [cast, onnx.helper.make_node("Mul", [f"{out}_codes", name], [out])]
 
 
 def _dequantizes(node: Any, codes: Collection[str]) -> bool:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from lightning_selfcompress.onnx_nodes import Names
+
 # one input and one output, the same channels, and finite values for finite ones
 _SAME = {"AveragePool", "Clip", "Elu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Relu"}
 _SAME |= {"Sigmoid", "Tanh"}
@@ -92,7 +94,8 @@ class _Rounding:
 
     def __init__(self, graph: Any, wide: dict[str, int], multiple: int) -> None:
         self.graph, self.wide, self.multiple = graph, wide, multiple
-        self.known = {t.name for t in graph.initializer}  # names that exist already
+        self.names = Names(graph)
+        self.made: dict[tuple[Any, ...], str] = {}  # tensors of the new nodes, by what they are made of
 
     def rewritten(self, node: Any, shapes: dict[str, tuple[int, ...]]) -> Iterator[Any]:
         """The node, behind what it needs besides."""
@@ -122,28 +125,29 @@ class _Rounding:
     def _padded(self, node: Any, i: int, amounts: list[int]) -> Iterator[Any]:
         import onnx
 
-        name = node.input[i]
-        sizes = self._constant([0] * len(amounts) + amounts)
-        node.input[i] = f"{name}_padded_{'_'.join(map(str, amounts))}"
-        if node.input[i] not in self.known:
-            self.known.add(node.input[i])
-            yield onnx.helper.make_node("Pad", [name, sizes], [node.input[i]])
+        name, key = node.input[i], (node.input[i], *amounts)
+        if key not in self.made:
+            sizes = self._constant([0] * len(amounts) + amounts)
+            self.made[key] = self.names.new(f"{name}_padded")
+            yield onnx.helper.make_node("Pad", [name, sizes], [self.made[key]])
+        node.input[i] = self.made[key]
 
     def _sliced(self, node: Any, i: int) -> Iterator[Any]:
         import onnx
 
-        name = node.input[i]
-        bounds = [self._constant([n]) for n in (0, self.wide[name], 1)]
-        node.input[i] = f"{name}_sliced"
-        if node.input[i] not in self.known:
-            self.known.add(node.input[i])
-            yield onnx.helper.make_node("Slice", [name, *bounds], [node.input[i]])
+        name, key = node.input[i], (node.input[i],)
+        if key not in self.made:
+            bounds = [self._constant([n]) for n in (0, self.wide[name], 1)]
+            self.made[key] = self.names.new(f"{name}_sliced")
+            yield onnx.helper.make_node("Slice", [name, *bounds], [self.made[key]])
+        node.input[i] = self.made[key]
 
     def _constant(self, values: list[int]) -> str:
         import onnx
 
-        name = f"whole_{'_'.join(map(str, values))}"
-        if name not in self.known:
-            self.known.add(name)
-            self.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [len(values)], values))
-        return name
+        key = tuple(values)
+        if key not in self.made:
+            self.made[key] = self.names.new(f"whole_{'_'.join(map(str, values))}")
+            tensor = onnx.helper.make_tensor(self.made[key], onnx.TensorProto.INT64, [len(values)], values)
+            self.graph.initializer.append(tensor)
+        return self.made[key]

@@ -31,6 +31,7 @@ STAGES = (
     "onnx_nodes",
     "onnx_constants",
     "onnx_widths",
+    "onnx_weights",
     "onnx_export",
     "inspection",
     "comparison",

@@ -348,6 +348,35 @@ def test_weights_that_are_not_used(tmp_path):
     assert not [t.name for t in onnx.load(tmp_path / "net.onnx").graph.initializer if "other" in t.name]
 
 
+class Scaled(nn.Conv2d):
+    """A layer with attributes of the names that codes and scales would have."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.weight_scale, self.weight_codes, self.weight_codes_ = nn.Parameter(torch.tensor(2.0)), 3, None
+
+    def forward(self, x):
+        return super().forward(x) * self.weight_scale
+
+
+def test_names_that_are_taken(tmp_path):
+    net = nn.Sequential(Scaled(3, 4, 3), Scaled(4, 4, 3))
+    convert(net)
+    x = torch.randn(2, 3, 8, 8)
+    for weights in ("dequantize", "multiply"):
+        assert set(to_onnx(net, tmp_path / "net.onnx", x, weights=weights).types.values()) == {"int8"}
+        assert_close(run(session(tmp_path / "net.onnx"), (x,)), [net(x).detach()])
+
+
+def test_equal_weights_are_stored_once(tmp_path):
+    """The report knows of both."""
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    net[2].weight.data.copy_(net[0].weight.data)
+    convert(net)
+    report = to_onnx(net, tmp_path / "net.onnx", torch.randn(2, 8))
+    assert report.types == {"0.weight": "int8", "2.weight": "int8"}
+
+
 def test_attributes(tmp_path):
     """Nodes say what differs from the operators' defaults, and no more."""
     net = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, groups=3), nn.LeakyReLU(0.01), nn.LeakyReLU(0.2), nn.Softmax(1))

@@ -158,6 +158,37 @@ def test_linear_layers(shape, tmp_path):
     assert_close(run(session(tmp_path / "net.onnx"), (x[:1],)), [net(x[:1]).detach()])
 
 
+class Branches(nn.Module):
+    """Branches beside each other, and parameters of names that new tensors would have."""
+
+    NAMES = ("conv2d_bias", "conv2d_2_constant", "whole_0_0_0_0_5_0_0_0")
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(4, 9, 3, padding=1), nn.Conv2d(9, 9, 1)
+        self.branches = nn.ModuleList(Residual(channels=9) for _ in range(3))
+        for name in self.NAMES:
+            self.register_parameter(name, nn.Parameter(torch.randn(9, 1, 1)))
+
+    def forward(self, x):
+        x = self.stem(x)
+        dead = [b.bn2(b.conv2(b.bn1(b.conv1(x)).relu())) for b in self.branches]
+        for branch in dead:
+            x = x + branch
+        for name in self.NAMES:
+            x = x * self.get_parameter(name)
+        return self.head(x.relu())
+
+
+@pytest.mark.parametrize("round_to", [1, 7])
+def test_several_constants_and_names_that_are_taken(round_to, tmp_path):
+    """A bias takes in one constant after another; new tensors have names of their own."""
+    report = written(killed(Branches()), tmp_path / "net.onnx", round_to=round_to)
+    assert list(report.types.values()).count("constant") == 6
+    assert "none" not in report.types.values()
+    assert count(tmp_path / "net.onnx", "Add") == 0
+
+
 def test_whole_blocks_beside_constants(tmp_path):
     """Widths are rounded through the sum with a constant."""
     net = nn.Sequential(nn.Conv2d(4, 9, 3), Residual(channels=9), nn.ReLU(), nn.Conv2d(9, 9, 3), nn.Conv2d(9, 2, 1))
