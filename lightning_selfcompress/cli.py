@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -20,7 +21,7 @@ from lightning_selfcompress.classes import module_class
 from lightning_selfcompress.comparison import differences
 from lightning_selfcompress.data import DATA_VARIABLE, DataError
 from lightning_selfcompress.demo import TASKS, Settings, run_demo, summary
-from lightning_selfcompress.export import export
+from lightning_selfcompress.export import export, load
 from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import finalize
 from lightning_selfcompress.inspection import read_contents, with_network
@@ -128,7 +129,11 @@ What is not known is null.""",
 
 def _add_export(commands: "_Commands[_Parser]") -> None:
     made = _command(commands, "export", _export, "write the network of a checkpoint into a file")
-    made.add_argument("checkpoint", metavar="CKPT")
+    made.add_argument(
+        "checkpoint",
+        metavar="CKPT",
+        help="a checkpoint; for --to onnx and state-dict also a packed file, if the class needs no arguments",
+    )
     made.add_argument(
         "--model", required=True, metavar="package.module:Class", help="the LightningModule, found from here"
     )
@@ -219,6 +224,10 @@ def _demo(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     contents = read_contents(options.file, trusted=options.trust)
     if options.model:
+        if contents.kind == "packed":
+            raise ValueError(
+                f"Expected a checkpoint where --model is given, {options.file!r} is a packed file already."
+            )
         contents = with_network(contents, _open(options.model, options.file, trusted=options.trust))
     if options.json:
         print(json.dumps(contents_values(contents), indent=2), flush=True)
@@ -237,10 +246,14 @@ def _export(options: argparse.Namespace) -> int:
         raise ValueError("Expected --input SHAPE, such as --input 1,1,28,28, with --to onnx and only there.")
     if options.out.is_dir() or not os.access(options.out.parent, os.W_OK):
         raise ValueError(f"Expected a file in a folder that can be written, got -o {str(options.out)!r}.")
-    model = _open(options.model, options.checkpoint, trusted=options.trust).eval()
+    packed = _is_packed(options.checkpoint, trusted=options.trust)
+    if packed and options.to == "packed":
+        raise ValueError(f"Expected a checkpoint, {options.checkpoint!r} is a packed file already. Take --to.")
+    open_file = _open_packed if packed else partial(_open, trusted=options.trust)
+    model = open_file(options.model, options.checkpoint).eval()
     with warnings.catch_warnings(record=True) as caught, redirect_stdout(sys.stderr):
         warnings.simplefilter("always")
-        _write(model, options)
+        _write(model, options, codes=options.checkpoint if packed else None)
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             print(f"selfcompress: {warning.message}", file=sys.stderr)
@@ -248,13 +261,13 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
-def _write(model: nn.Module, options: argparse.Namespace) -> None:
+def _write(model: nn.Module, options: argparse.Namespace, *, codes: str | None) -> None:
     if options.to == "packed":
         export(model, options.out, floats=torch.float16 if options.float16 else torch.float32)
     elif options.to == "onnx":
         try:
-            weights = options.weights or WEIGHTS[0]
-            to_onnx(model, options.out, *options.input, round_to=options.round_to or 1, weights=weights)
+            weights, round_to = options.weights or WEIGHTS[0], options.round_to or 1
+            to_onnx(model, options.out, *options.input, weights=weights, round_to=round_to, codes=codes)
         except ModuleNotFoundError as error:  # which says what to install
             raise ValueError(str(error)) from error
     else:
@@ -271,10 +284,12 @@ def _diff(options: argparse.Namespace) -> int:
     return int(bool(found))
 
 
+def _is_packed(file: str, *, trusted: bool) -> bool:
+    return read_contents(file, trusted=trusted).kind == "packed"  # which also names what is wrong with the file
+
+
 def _open(name: str, checkpoint: str, *, trusted: bool) -> nn.Module:
     """The network of a checkpoint; whatever its code prints goes to stderr."""
-    if read_contents(checkpoint, trusted=trusted).kind == "packed":  # which also names what is wrong with the file
-        raise ValueError(f"Expected a checkpoint where --model is given, {checkpoint!r} is a packed file already.")
     with redirect_stdout(sys.stderr):
         wanted = module_class(name)
         try:
@@ -285,6 +300,20 @@ def _open(name: str, checkpoint: str, *, trusted: bool) -> nn.Module:
                 f"Expected to make a {wanted.__name__} of what the checkpoint holds: {error}. Call "
                 f"save_hyperparameters() in its __init__, or give the arguments defaults."
             ) from error
+
+
+def _open_packed(name: str, file: str) -> nn.Module:
+    """The network of a packed file, made without arguments."""
+    with redirect_stdout(sys.stderr):
+        wanted = module_class(name)
+        try:
+            model = wanted()
+        except TypeError as error:
+            raise ValueError(
+                f"Expected to make a {wanted.__name__} without arguments, which a packed file does not hold: {error}. "
+                f"Take its checkpoint."
+            ) from error
+        return load(file, into=model)
 
 
 def _one_line(error: Exception) -> str:

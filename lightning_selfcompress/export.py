@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import make_plain
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import whole
-from lightning_selfcompress.packing import Packed, PackedFileError, from_bytes, is_half, to_bytes
+from lightning_selfcompress.packing import Packed, PackedFileError, from_file, is_half, to_bytes
 from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.surgery import replace_tensors
 
@@ -69,10 +68,7 @@ def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> 
         PackedFileError: If the file is damaged, or does not fit the network, which is unchanged then.
         OSError: If it cannot be read.
     """
-    try:
-        packed = from_bytes(Path(path).read_bytes())
-    except PackedFileError as error:
-        raise PackedFileError(f"{os.fspath(path)}: {error}") from error
+    packed = from_file(path)
     learned = {id(t) for p in quantized_parameters(into) for t in (p.raw_depth, p.exponent)}
     own = {n: t for n, t in stored_tensors(into, transient=False).items() if id(t) not in learned}
     _check(packed, into, own, strict=strict, path=os.fspath(path))

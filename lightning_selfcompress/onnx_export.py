@@ -24,9 +24,8 @@ from lightning_selfcompress.onnx_nodes import (
     multiply_out,
     store_narrow,
 )
-from lightning_selfcompress.onnx_weights import WIDE_OPSET, CodedWeights, read_codes
+from lightning_selfcompress.onnx_weights import WIDE_OPSET, CodedWeights, coded_weights, read_codes
 from lightning_selfcompress.onnx_widths import round_channels
-from lightning_selfcompress.packing import Packed
 
 WEIGHTS = ("dequantize", "multiply", "float")
 
@@ -66,6 +65,7 @@ def to_onnx(
     weights: str = "dequantize",
     dynamic_batch: bool = True,
     round_to: int = 1,
+    codes: str | os.PathLike[str] | None = None,
 ) -> OnnxReport:
     """Writes a network as an ONNX file whose weights are the integer codes.
 
@@ -89,6 +89,8 @@ def to_onnx(
         dynamic_batch: Whether dimension 0 of all inputs may have any size.
         round_to: Widths of convolutions become multiples of this while the file is opened, by channels of zeros. 16 is
             what ONNX Runtime works fastest with on processors with AVX-512, 8 on others.
+        codes: The packed file that :func:`load` has filled ``model`` from, for the codes of its weights: a plain
+            network does not know them.
 
     Returns:
         The file's size, the type of each weight, and what is not as it could be, which is warned of too.
@@ -97,7 +99,8 @@ def to_onnx(
         ModuleNotFoundError: If onnx or onnxscript is missing.
         RuntimeError: If torch is older than 2.8, or its exporter cannot export the network.
         ValueError: If ``weights`` is none of these, or ``round_to`` is below 1, or the module has no ``forward`` or
-            does not take these inputs.
+            does not take these inputs; if ``codes`` is a file of another network.
+        PackedFileError: If ``codes`` is damaged.
         OSError: If the path cannot be written.
     """
     onnx = _import_onnx()
@@ -108,11 +111,13 @@ def to_onnx(
     plain = finalize(model).cpu().eval()
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu(), inputs)
     outputs = _outputs(plain, inputs)
-    packed = {t.name: t for t in Packed.of(model).coded}
+    packed, notes = coded_weights(model, plain, codes)
     stored = CodedWeights.of(plain, packed, opset=opset, as_float=weights == "float")
-    notes = list(stored.notes)
+    notes += stored.notes
     if not packed:
         notes.append(f"Nothing in this {type(model).__name__} is compressed: all its values are written as they are.")
+        if codes is None:
+            notes.append("If load() has filled it, codes= names the packed file.")
     if fold:
         _, left = fold_norms(plain, *inputs)
         notes += [f"Batch normalization {', '.join(left)} stays: {NOT_FOLDED}."] if left else []

@@ -1,5 +1,6 @@
 """Integer weights in the layers of a network that is to be traced: codes and scales, read by a standard operator."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import Quantized, quantized_class
-from lightning_selfcompress.packing import PackedTensor, from_rows, to_rows
+from lightning_selfcompress.packing import Packed, PackedTensor, from_file, from_rows, to_rows
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, step_size
 
 WIDE_OPSET = 21  # the first with int4 and int16 in DequantizeLinear
@@ -120,6 +121,37 @@ class CodedWeights:
                 self.types[name] = "constant"
             elif name in codes and not now:
                 self.types[name] = "none"
+
+
+def coded_weights(
+    model: nn.Module, plain: nn.Module, file: str | os.PathLike[str] | None
+) -> tuple[dict[str, PackedTensor], list[str]]:
+    """The weights that there are codes of.
+
+    Args:
+        model: A module.
+        plain: The same with float weights.
+        file: A packed file that ``model`` has got its weights from; None takes its own codes, if it is converted.
+
+    Returns:
+        The weights by name, and a note on those whose values are not the file's.
+
+    Raises:
+        PackedFileError: If the file is damaged.
+        ValueError: If it holds none of the network's weights.
+        OSError: If it cannot be read.
+    """
+    if file is None:
+        return {t.name: t for t in Packed.of(model).coded}, []
+    own = stored_tensors(plain, transient=False)
+    stored = {t.name: t for t in from_file(file).coded if t.name in own}
+    if not stored:
+        raise ValueError(
+            f"Expected a packed file of this {type(model).__name__}, found none of its weights in {os.fspath(file)}."
+        )
+    other = [name for name, t in stored.items() if t.dtype != own[name].dtype or not torch.equal(t.tensor(), own[name])]
+    notes = [f"{', '.join(other)}: float, as {os.fspath(file)} has other values."] if other else []
+    return {name: t for name, t in stored.items() if name not in other}, notes
 
 
 def _unused(layer: nn.Module, name: str) -> str:

@@ -11,7 +11,7 @@ from test_export import outputs, shrunk
 from torch import nn
 from zoo import ZOO
 
-from lightning_selfcompress import convert, size_report, to_onnx
+from lightning_selfcompress import PackedFileError, convert, export, load, size_report, to_onnx
 from lightning_selfcompress.demo import LeNet5
 from lightning_selfcompress.packing import Packed, to_rows
 
@@ -357,6 +357,40 @@ class Scaled(nn.Conv2d):
 
     def forward(self, x):
         return super().forward(x) * self.weight_scale
+
+
+@pytest.mark.parametrize("name", ["resnet_basic", "grouped_transposed", "lstm_classifier"])
+def test_codes_of_a_packed_file(name, tmp_path):
+    """A network that load() has filled makes the file that the compressed one does."""
+    net, inputs = shrunk(name)
+    export(net, tmp_path / "net.scnn")
+    plain = load(tmp_path / "net.scnn", into=ZOO[name].make()).eval()
+    expected = to_onnx(net, tmp_path / "own.onnx", *inputs)
+    found = to_onnx(plain, tmp_path / "file.onnx", *inputs, codes=tmp_path / "net.scnn")
+    assert (tmp_path / "own.onnx").read_bytes() == (tmp_path / "file.onnx").read_bytes()
+    assert found == expected
+
+
+def test_codes_of_another_file(tmp_path):
+    """Weights that are not the file's stay float, and a file of another network is refused."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    convert(net)
+    export(net, tmp_path / "net.scnn")
+    plain = load(tmp_path / "net.scnn", into=nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    plain[1].weight.data += 1
+    x = torch.randn(2, 4)
+    with pytest.warns(UserWarning, match=r"1\.weight: float, as .*net\.scnn has other values\."):
+        report = to_onnx(plain, tmp_path / "net.onnx", x, codes=tmp_path / "net.scnn")
+    assert report.types == {"0.weight": "int8"}
+    assert_close(run(session(tmp_path / "net.onnx"), (x,)), [plain(x).detach()])
+    with pytest.warns(UserWarning, match="codes= names the packed file"):
+        to_onnx(plain, tmp_path / "net.onnx", x)
+    with pytest.raises(ValueError, match="Expected a packed file of this Linear, found none of its weights in"):
+        to_onnx(plain[0], tmp_path / "never.onnx", x, codes=tmp_path / "net.scnn")
+    (tmp_path / "net.scnn").write_bytes(b"SCNN")
+    with pytest.raises(PackedFileError, match=r"net\.scnn: "):
+        to_onnx(plain, tmp_path / "never.onnx", x, codes=tmp_path / "net.scnn")
+    assert not (tmp_path / "never.onnx").exists()
 
 
 def test_names_that_are_taken(tmp_path):

@@ -10,7 +10,7 @@ from lightning_selfcompress.packing.content import (
     to_rows,
 )
 from lightning_selfcompress.packing.estimate import estimated_size
-from lightning_selfcompress.packing.reading import from_bytes
+from lightning_selfcompress.packing.reading import from_bytes, from_file
 from lightning_selfcompress.packing.structure import MAGIC, VERSION, PackedFileError
 from lightning_selfcompress.packing.writing import PackedSize, packed_size, stored_dtype, to_bytes
 
@@ -25,6 +25,7 @@ __all__ = [
     "as_it_is",
     "estimated_size",
     "from_bytes",
+    "from_file",
     "from_rows",
     "is_half",
     "packed_size",

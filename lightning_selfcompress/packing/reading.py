@@ -1,8 +1,10 @@
 """The inverse of writing: what a packed file holds, or why it cannot be one."""
 
 import math
+import os
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +33,25 @@ from lightning_selfcompress.packing.structure import (
     token_part,
 )
 from lightning_selfcompress.packing.tokens import TOKENS, extra_nbytes, join_tokens
+
+
+def from_file(path: str | os.PathLike[str]) -> Packed:
+    """What a packed file holds.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What was stored.
+
+    Raises:
+        PackedFileError: If it is damaged, of a later version, or no packed file.
+        OSError: If it cannot be read.
+    """
+    try:
+        return from_bytes(Path(path).read_bytes())
+    except PackedFileError as error:
+        raise PackedFileError(f"{os.fspath(path)}: {error}") from error
 
 
 def from_bytes(data: bytes) -> Packed:

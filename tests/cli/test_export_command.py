@@ -32,6 +32,9 @@ def test_state_dict(said):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert not any("bit_depth" in key for key in found)
+    assert said("export", "net.scnn", *MODEL, "-o", "packed.pt", "--to", "state-dict")[0] == 0
+    from_packed = torch.load("packed.pt", weights_only=True)
+    assert all(torch.equal(from_packed[key], expected[key]) for key in expected)
 
 
 def test_onnx(said, monkeypatch):
@@ -62,7 +65,7 @@ def test_onnx(said, monkeypatch):
     assert (status, lines) == (0, ["out.onnx: 4 bytes"])
     assert err == "words of the exporter\nselfcompress: this stays float\n"
     ((model, inputs, settings),) = seen
-    assert settings == {"round_to": 16, "weights": "multiply"}
+    assert settings == {"round_to": 16, "weights": "multiply", "codes": None}
     assert [(tuple(t.shape), t.dtype) for t in inputs] == [((1, 1, 8, 8), torch.float32), ((2, 3), torch.int64)]
     assert not model.training
 
@@ -81,6 +84,9 @@ def test_onnx_runs(said, folder):
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     expected = load_from_checkpoint(Lit, "net.ckpt").eval().net(images)
     torch.testing.assert_close(torch.from_numpy(found), expected.detach(), rtol=1e-4, atol=1e-4)
+    command[1], command[5] = "net.scnn", "packed.onnx"
+    assert said(*command, "--input", "1,1,8,8")[0] == 0
+    assert (folder / "packed.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
 
 
 def test_a_float_checkpoint_says_so(said):

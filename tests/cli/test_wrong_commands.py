@@ -97,6 +97,11 @@ EXPORT = ["export", "net.ckpt", *MODEL, "-o", "never.scnn"]
         ([*EXPORT, "--input", "1,1,8,8"], "with --to onnx and only there"),
         ([*EXPORT, "--to", "state-dict", "--float16"], "Expected --float16 with --to packed, got --to state-dict"),
         (["export", "net.scnn", *MODEL, "-o", "never.scnn"], "'net.scnn' is a packed file already"),
+        (
+            ["export", "net.scnn", "--model", "grouped:Wanting", "-o", "never.pt", "--to", "state-dict"],
+            "Take its check",
+        ),
+        (["export", "net.scnn", "--model", "networks:Gan", "-o", "never.pt", "--to", "state-dict"], "net.scnn: "),
         (["export", "net.ckpt", "-o", "never.scnn"], "the following arguments are required: --model"),
         (["inspect", "net.scnn", *MODEL], "'net.scnn' is a packed file already"),
         (["inspect"], "the following arguments are required: FILE. See selfcompress inspect --help."),
