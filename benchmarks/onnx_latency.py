@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import onnxruntime
 import torch
@@ -25,7 +26,10 @@ from lightning_selfcompress import load_from_checkpoint, size_report, to_onnx
 from lightning_selfcompress.demo import LeNet5
 from lightning_selfcompress.parameters import quantized_parameters
 
-TASKS = {"mnist": (LeNet5, (1, 1, 28, 28)), "cifar": (CifarNet, (1, 3, 32, 32))}
+TASKS: dict[str, tuple[type[pl.LightningModule], tuple[int, ...]]] = {
+    "mnist": (LeNet5, (1, 1, 28, 28)),
+    "cifar": (CifarNet, (1, 3, 32, 32)),
+}
 
 FORMS: dict[str, dict[str, Any]] = {
     "dequantize": {},

@@ -10,6 +10,7 @@ the whole test set: accuracy, and every logit to the bit. The same with float16 
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -24,7 +25,10 @@ from lightning_selfcompress.demo import LeNet5
 from lightning_selfcompress.packing import Packed, packed_size
 from lightning_selfcompress.parameters import quantized_parameters
 
-TASKS = {"mnist": (LeNet5, MnistData), "cifar": (CifarNet, CifarData)}
+TASKS: dict[str, tuple[type[pl.LightningModule], Callable[[Path], ImageData]]] = {
+    "mnist": (LeNet5, MnistData),
+    "cifar": (CifarNet, CifarData),
+}
 
 
 @torch.no_grad()
@@ -74,8 +78,8 @@ def main() -> None:
         print(
             f"  export {original / (written - start):.0f}, load {original / (read - written):.0f} MB/s of float weights"
         )
-        codes = [t.codes.reshape(-1) for t in packed.coded]
-        channels = sum(len(t.codes) for t in packed.coded)
+        rows = [t.codes for t in packed.coded if t.codes is not None]
+        codes, channels = [r.reshape(-1) for r in rows], sum(map(len, rows))
         by_layer, pooled = sum(map(order_0, codes)), order_0(np.concatenate(codes))
         for what, entropy in (("all codes together", pooled), ("layer by layer", by_layer)):
             bound = entropy + 2 * channels

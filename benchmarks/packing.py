@@ -30,6 +30,7 @@ from torch import nn
 
 from lightning_selfcompress import convert, load_from_checkpoint
 from lightning_selfcompress.packing import Packed, from_bytes, packed_size, rans, to_bytes
+from lightning_selfcompress.packing.bounds import bounds_of
 from lightning_selfcompress.packing.writing import classes_of
 from lightning_selfcompress.parameters import quantized_parameters
 
@@ -56,7 +57,8 @@ def with_random_codes(model: nn.Module, seed: int = 0) -> nn.Module:
 def from_checkpoint(path: str, model: str) -> nn.Module:
     """The network of a checkpoint."""
     module, _, name = model.partition(":")
-    return load_from_checkpoint(getattr(import_module(module), name), path, map_location="cpu")
+    model_class: type[nn.Module] = getattr(import_module(module), name)
+    return load_from_checkpoint(model_class, path, map_location="cpu")
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
@@ -88,9 +90,10 @@ def range_coded_nbytes(layers: list[Codes]) -> int:
 
 
 def class_nbytes(packed: Packed) -> float:
-    """Bytes that tell which table each channel's codes are coded with."""
-    classes = [classes_of(t.codes) for t in packed.coded if t.codes is not None]
-    parts = [rans.Part(np.zeros(len(c), np.uint8), 1, int(c.max(initial=0)) + 1, c) for c in classes]
+    """Bytes that tell how each channel's codes are coded: with which table, and what bounds they have."""
+    codes = [t.codes for t in packed.coded if t.codes is not None]
+    numbers = [number for c in codes for number in (classes_of(c, bounds_of(c)), bounds_of(c))]
+    parts = [rans.Part(np.zeros(len(n), np.uint8), 1, int(n.max(initial=0)) + 1, n) for n in numbers]
     return sum(rans.code_bits(parts)) / 8
 
 
@@ -122,7 +125,7 @@ def measure(name: str, model: nn.Module, repeats: int) -> None:
     print(f"{name}: {left:,} of {original:,} weights left")
     print(
         f"  {len(data):,} bytes: codes {size.code_nbytes:,}, channels {size.channel_nbytes:,}, "
-        f"everything else as it is {size.value_nbytes:,}, structure {size.structure_nbytes:,}"
+        f"everything else as it is {sum(size.values.values()):,}, structure {size.structure_nbytes:,}"
     )
     runs: dict[str, Callable[[], object]] = {
         "read the model": lambda: Packed.of(model),

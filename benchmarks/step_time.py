@@ -16,7 +16,7 @@ import time
 import warnings
 from itertools import accumulate
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -141,7 +141,7 @@ def train(model: pl.LightningModule, compress: bool, steps: int, options: argpar
             enable_model_summary=False,
             enable_checkpointing=False,
         )
-        trainer.fit(model, DataLoader([(images, labels)] * steps, batch_size=None))
+        trainer.fit(model, DataLoader(cast(Any, [(images, labels)] * steps), batch_size=None))
     return clock.seconds
 
 
@@ -176,7 +176,7 @@ def peak_nbytes(compress: bool, options: argparse.Namespace) -> int:
         train(Classifier(NETWORKS[options.network]()), compress, 2, options)
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-    return max(accumulate(changes))
+    return int(max(accumulate(changes)))
 
 
 def main() -> None:

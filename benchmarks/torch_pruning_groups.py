@@ -48,8 +48,9 @@ def dependency_graph(net: nn.Module, inputs: Inputs) -> tp.DependencyGraph:
 
 def attention_heads(net: nn.Module) -> dict[nn.Module, int]:
     """The argument ``num_heads``: torch's attention, and the joint projections of the zoo's own."""
-    torchs = {m: m.num_heads for m in net.modules() if isinstance(m, nn.MultiheadAttention)}
-    return torchs | {m.c_attn: m.n_head for m in net.modules() if hasattr(m, "c_attn")}
+    modules: list[Any] = list(net.modules())
+    torchs = {m: m.num_heads for m in modules if isinstance(m, nn.MultiheadAttention)}
+    return torchs | {m.c_attn: m.n_head for m in modules if hasattr(m, "c_attn")}
 
 
 def pruned_outputs(graph: tp.DependencyGraph, group: Any) -> Iterator[tuple[Any, list[int]]]:
@@ -116,7 +117,7 @@ def zero(node: Any, indices: list[int], count: int) -> None:
                 p.unflatten(0, (module.groups, -1))[i // p.shape[1], :, i % p.shape[1]] = 0
         else:  # an LSTM's gates, and queries, keys and values, lie one after the other
             p.unflatten(0, (-1, count))[:, indices] = 0
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.affine:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.affine and module.running_mean is not None:
         module.running_mean[indices] = 0
 
 
@@ -128,7 +129,8 @@ def dead(proposal: Proposal, net: nn.Module, inputs: Inputs) -> Callable[[], Non
         count = graph.get_out_channels(node)
         if count is not None:
             zero(node, [i for i in indices if 0 <= i < count], count)
-    return group.prune
+    remove: Callable[[], None] = group.prune
+    return remove
 
 
 def unsupported(name: str, net: nn.Module) -> str:

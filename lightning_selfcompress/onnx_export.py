@@ -116,7 +116,7 @@ def to_onnx(
     notes += stored.notes
     if not packed:
         notes.append(f"Nothing in this {type(model).__name__} is compressed: all its values are written as they are.")
-        if codes is None:
+        if codes is None and weights != "float":
             notes.append("If load() has filled it, codes= names the packed file.")
     if fold:
         _, left = fold_norms(plain, *inputs)

@@ -21,17 +21,14 @@ class Bytes:
         self.data, self.at = data, 0
 
     def take(self, count):
-        if self.at + count > len(self.data):
-            raise ValueError(f"Expected {count} bytes more at byte {self.at}.")
         self.at += count
+        if self.at > len(self.data):
+            raise ValueError(f"Expected a file of at least {self.at} bytes.")
         return self.data[self.at - count : self.at]
 
     def varint(self):
-        number, shift = 0, 0
-        while (byte := self.take(1)[0]) > 127:
-            number |= (byte & 127) << shift
-            shift += 7
-        return number | byte << shift
+        byte = self.take(1)[0]
+        return byte if byte < 128 else byte - 128 + 128 * self.varint()
 
     def name(self, path_before):
         word, shared = self.take(1)[0], self.varint()
@@ -53,7 +50,7 @@ def read(data):
         head = {"name": name, "type": TYPES[kind], "storage": storage}
         head["shape"] = tuple(file.varint() for _ in range(file.varint()))
         if storage == CODED:
-            for key in ("dim", "groups", "classes", "exponents", "tokens"):
+            for key in ("dim", "groups", "classes", "exponents", "bounds", "symbols"):
                 head[key] = file.varint()
             u = file.varint()
             head["first"] = -(u + 1) // 2 if u % 2 else u // 2
@@ -75,23 +72,26 @@ def read_codes(coded, streams, file):
     parts = []
     for h in coded:
         table = np.zeros(h["shape"][h["dim"]] * h["groups"], int)
-        parts += [(table, 1, h["classes"]), (table, 1, h["exponents"])]
+        parts += [(table, 1, h[key]) for key in ("classes", "exponents", "bounds")]
     symbols = decode(streams[0], parts)
     parts = []
-    for h, classes, exponents in zip(coded, symbols[::2], symbols[1::2], strict=True):
+    for h, classes, exponents, bounds in zip(coded, symbols[::3], symbols[1::3], symbols[2::3], strict=True):
         others = math.prod(n for d, n in enumerate(h["shape"]) if d != h["dim"])
         h["row"], h["alive"], h["e"] = others // h["groups"], classes > 0, exponents + h["first"]
-        parts.append((np.tile(classes[h["alive"]] - 1, h["row"]), max(h["classes"] - 1, 1), h["tokens"]))
-    for h, tokens in zip(coded, decode(streams[1], parts), strict=True):
+        h["k"] = np.tile(bounds[h["alive"]], h["row"])
+        parts.append((np.tile(classes[h["alive"]] - 1, h["row"]), max(h["classes"] - 1, 1), h["symbols"]))
+    for h, symbol in zip(coded, decode(streams[1], parts), strict=True):
+        tokens = np.maximum(symbol - 2 * (h["k"] > 0), 0)
         lengths = np.where(tokens < 15, 0, (tokens - 15) // 2 + 4)
         magnitude = np.where(tokens < 15, (tokens + 1) // 2, 1 << np.maximum(lengths - 1, 0))
-        bits = np.unpackbits(np.frombuffer(file.take(-(-int((lengths - 1).clip(0).sum()) // 8)), "u1"))
+        bits = np.unpackbits(np.frombuffer(file.take((int((lengths - 1).clip(0).sum()) + 7) // 8), "u1"))
         for place in range(int(lengths.max(initial=0)) - 1):
             which = np.flatnonzero(lengths - 1 > place)
             magnitude[which] += bits[: len(which)].astype(int) << place
             bits = bits[len(which) :]
         h["codes"] = np.zeros((len(h["e"]), h["row"]), int)
-        signed = np.where(tokens % 2, magnitude, -magnitude)
+        at_bound, ends = (h["k"] > 0) & (symbol < 2), np.where(symbol, h["k"] - 1, -h["k"])
+        signed = np.where(at_bound, ends, np.where(tokens % 2, magnitude, -magnitude))
         h["codes"][h["alive"]] = signed.reshape(h["row"], h["alive"].sum()).T
 
 

@@ -78,6 +78,20 @@ def large_codes(bits=24):
     return model
 
 
+def clipped():
+    """Channels that have most of their weights at the ends of narrow clip ranges and of wide ones, and dead ones."""
+    model = with_random_codes(
+        nn.Sequential(nn.Linear(64, 26), nn.Conv2d(4, 13, 5), nn.ConvTranspose2d(4, 26, 5, groups=2))
+    )
+    depths = [-1, 1, 1.6, 2, 2.6, 3, 4.7, 7.9, 8, 8.1, 12.9, 13, 14]
+    with torch.no_grad():
+        for p in quantized_parameters(model):
+            p.raw_depth.copy_(torch.tensor(depths).repeat(p.channels // len(depths)))
+            p.exponent.copy_(1.6 - p.raw_depth)
+            nn.init.normal_(p.latent)
+    return model
+
+
 def dead():
     model = with_random_codes(nn.Sequential(nn.Linear(5, 4), nn.Conv2d(3, 6, 3, groups=3)))
     with torch.no_grad():
@@ -127,6 +141,7 @@ SPECIAL = {
     "empty": nn.Module,
     "empty tensors": lambda: with_random_codes(empty_tensors()),
     "without channels": without_channels,
+    "clipped": clipped,
     "24 bits": large_codes,
     "31 bits in double": lambda: large_codes(31).double(),
     "dead": dead,

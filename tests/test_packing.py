@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from packed_networks import NETWORKS, large_codes, with_random_codes
 from torch import nn
 
+from lightning_selfcompress import convert
 from lightning_selfcompress.export import export
 from lightning_selfcompress.layers import ChannelAxis
 from lightning_selfcompress.packing import Packed, from_bytes, packed_size, to_bytes, varint
+from lightning_selfcompress.packing.bounds import at_bounds, bounds_of, put_bounds, to_symbols, to_tokens
 from lightning_selfcompress.packing.content import from_rows, to_rows
 from lightning_selfcompress.packing.structure import MOST_CLASSES
+from lightning_selfcompress.packing.tokens import extra_bits, join_tokens, tokens_of
 from lightning_selfcompress.packing.writing import classes_of
 from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.quantizer import step_size
@@ -130,6 +133,55 @@ def test_tables_take_less_than_they_gain():
     assert packed_size(Packed.of(model)).code_nbytes < entropy
 
 
+def test_clipped_channels_take_a_bit_for_a_weight():
+    """Where nearly all weights are at an end of their clip range, however wide that is in each channel."""
+    torch.manual_seed(0)
+    layer = nn.Linear(1000, 60)
+    convert(layer)
+    with torch.no_grad():
+        layer.bit_depth.copy_(torch.linspace(1.5, 10, 60))
+        layer.exponent.copy_(-layer.bit_depth - 6)
+        nn.init.normal_(layer._parameters["weight"])
+    size = packed_size(Packed.of(layer))
+    assert 1.0 <= 8 * size.code_nbytes / 60_000 < 1.15
+
+
+def test_bounds():
+    """A bound is that of all codes, if many lie at its ends; codes of -1 and 0, few, and very large ones have none."""
+    rows = [
+        [-3, 2] * 30,
+        [2] * 60,
+        [-3] * 60,
+        [-3, 2, 0] * 20,
+        [-3, 0, 0, 0, 1, 2] * 10,
+        [-1, 0] * 30,
+        [-4096, 4095] * 30,
+    ]
+    assert bounds_of(np.array(rows)).tolist() == [3, 3, 3, 3, 0, 0, 0]
+    assert bounds_of(np.array([[-4095, 4094], [127, 5]]).repeat(30, 1)).tolist() == [4095, 128]
+    assert bounds_of(np.array([[-3, 2] * 7])).tolist() == [0]
+    assert bounds_of(np.zeros((3, 0), np.int8)).tolist() == [0, 0, 0]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([-130, -128, 127, -3, -2, 0, 1, 2, 3, 9]), min_size=40, max_size=40), max_size=6)
+)
+def test_symbols_of_bounds(rows):
+    """Symbols and bounds give the codes back."""
+    codes = np.array(rows, np.int16).reshape(-1, 40)
+    bounds = bounds_of(codes)
+    columns = codes.T
+    tokens = tokens_of(columns.reshape(-1)).reshape(columns.shape)
+    symbols = to_symbols(tokens, columns, bounds)
+    within = np.where(at_bounds(codes, bounds).T, 0, columns)
+    back = to_tokens(symbols, bounds)
+    assert (back == tokens_of(within.reshape(-1)).reshape(columns.shape)).all()
+    joined = join_tokens(back.reshape(-1), extra_bits(within.reshape(-1))).reshape(columns.shape)
+    found = put_bounds(joined, symbols, bounds)
+    assert (found == columns).all()
+    assert found.dtype == (np.int8 if np.abs(codes).max(initial=0) < 128 else np.int16)
+
+
 def test_a_dead_layer_takes_next_to_nothing():
     """Codes that are all 0 are not stored."""
     alive, dead = with_random_codes(nn.Linear(400, 100, bias=False)), nn.Linear(4000, 100, bias=False)
@@ -228,7 +280,7 @@ def test_rows_of_channels(shape, data):
 def test_classes(scales, row):
     """Channels of one class have means within an octave, 0 is for zeros, and none below the largest is left out."""
     codes = np.array(scales, np.int32)[:, None] * np.array([1, -1, 0, 1, 2])[:row]
-    classes = classes_of(codes)
+    classes = classes_of(codes, np.zeros(len(codes), np.int64))
     mean = np.abs(codes).mean(1)
     assert ((classes == 0) == (mean == 0)).all()
     assert set(range(1, classes.max(initial=0) + 1)) <= set(classes.tolist())

@@ -170,7 +170,7 @@ def test_crafted_files_can_be_whole():
     packed = from_bytes(
         crafted(
             tensor(FLOAT32, (2,), called=name("a")),
-            tensor(FLOAT32 | CODED, (0, 3), 0, 1, 1, 1, 1, 0, called=name("b")),
+            tensor(FLOAT32 | CODED, (0, 3), 0, 1, 1, 1, 1, 1, 0, called=name("b")),
             attributes=[name("c") + numbers(5)],
             channels=IDLE,
             tokens=IDLE,
@@ -188,30 +188,32 @@ CLAIMS = {
     "a product beyond 2^63": tensor(FLOAT32, (HUGE, HUGE)),
     "a product beyond 2^63 with a 0": tensor(FLOAT32, (HUGE, 0, HUGE)),
     "a size beyond 2^40": tensor(FLOAT32, (HUGE + 1, 0)),
-    "a huge coded shape": tensor(CODED, (1 << 20, 1 << 20), 0, 1, 2, 1, 15, 0),
-    "many channels": tensor(CODED, (HUGE,), 0, 1, 1, 1, 1, 0),
-    "many channels without weights": tensor(CODED, (HUGE, 0), 0, 1, 1, 1, 1, 0),
+    "a huge coded shape": tensor(CODED, (1 << 20, 1 << 20), 0, 1, 2, 1, 1, 15, 0),
+    "many channels": tensor(CODED, (HUGE,), 0, 1, 1, 1, 1, 1, 0),
+    "many channels without weights": tensor(CODED, (HUGE, 0), 0, 1, 1, 1, 1, 1, 0),
     "many dimensions": tensor(FLOAT32, (0,) * 17),
     "very many dimensions": name("x") + bytes([0]) + numbers(HUGE),
-    "no dimension for channels": tensor(CODED, (), 0, 1, 1, 1, 1, 0),
-    "channels in a dimension that is not there": tensor(CODED, (2, 3), 2, 1, 1, 1, 1, 0),
-    "channels in a dimension far away": tensor(CODED, (2, 3), HUGE, 1, 1, 1, 1, 0),
-    "no groups": tensor(CODED, (4, 3), 1, 0, 1, 1, 1, 0),
-    "groups that do not divide": tensor(CODED, (4, 3), 1, 3, 1, 1, 1, 0),
-    "groups of dimension 0": tensor(CODED, (4, 3), 0, 2, 1, 1, 1, 0),
-    "huge groups of nothing": tensor(CODED, (0, 3), 1, HUGE, 1, 1, 1, 0),
-    "no classes": tensor(CODED, (2, 3), 0, 1, 0, 1, 1, 0),
-    "many classes": tensor(CODED, (2, 3), 0, 1, 65, 1, 1, 0),
-    "no exponents": tensor(CODED, (2, 3), 0, 1, 1, 0, 1, 0),
-    "many exponents": tensor(CODED, (2, 3), 0, 1, 1, 4097, 1, 0),
-    "exponents too large": tensor(CODED, (2, 3), 0, 1, 1, 2, 1, varint.zigzag(2047)),
-    "exponents too small": tensor(CODED, (2, 3), 0, 1, 1, 1, 1, varint.zigzag(-2049)),
-    "no tokens": tensor(CODED, (2, 3), 0, 1, 1, 1, 0, 0),
-    "many tokens": tensor(CODED, (2, 3), 0, 1, 1, 1, 72, 0),
+    "no dimension for channels": tensor(CODED, (), 0, 1, 1, 1, 1, 1, 0),
+    "channels in a dimension that is not there": tensor(CODED, (2, 3), 2, 1, 1, 1, 1, 1, 0),
+    "channels in a dimension far away": tensor(CODED, (2, 3), HUGE, 1, 1, 1, 1, 1, 0),
+    "no groups": tensor(CODED, (4, 3), 1, 0, 1, 1, 1, 1, 0),
+    "groups that do not divide": tensor(CODED, (4, 3), 1, 3, 1, 1, 1, 1, 0),
+    "groups of dimension 0": tensor(CODED, (4, 3), 0, 2, 1, 1, 1, 1, 0),
+    "huge groups of nothing": tensor(CODED, (0, 3), 1, HUGE, 1, 1, 1, 1, 0),
+    "no classes": tensor(CODED, (2, 3), 0, 1, 0, 1, 1, 1, 0),
+    "many classes": tensor(CODED, (2, 3), 0, 1, 65, 1, 1, 1, 0),
+    "no exponents": tensor(CODED, (2, 3), 0, 1, 1, 0, 1, 1, 0),
+    "many exponents": tensor(CODED, (2, 3), 0, 1, 1, 4097, 1, 1, 0),
+    "exponents too large": tensor(CODED, (2, 3), 0, 1, 1, 2, 1, 1, varint.zigzag(2047)),
+    "exponents too small": tensor(CODED, (2, 3), 0, 1, 1, 1, 1, 1, varint.zigzag(-2049)),
+    "no symbols": tensor(CODED, (2, 3), 0, 1, 1, 1, 1, 0, 0),
+    "no bounds": tensor(CODED, (2, 3), 0, 1, 1, 1, 0, 1, 0),
+    "many bounds": tensor(CODED, (2, 3), 0, 1, 1, 1, 4097, 1, 0),
+    "many symbols": tensor(CODED, (2, 3), 0, 1, 1, 1, 1, 74, 0),
     "a type that is not there": tensor(12, (0,)),
     "a storage that is not there": tensor(6 << 4, (0,)),
-    "codes of whole numbers": tensor(INT32 | CODED, (2, 3), 0, 1, 1, 1, 1, 0),
-    "codes of complex numbers": tensor(COMPLEX | CODED, (2, 3), 0, 1, 1, 1, 1, 0),
+    "codes of whole numbers": tensor(INT32 | CODED, (2, 3), 0, 1, 1, 1, 1, 1, 0),
+    "codes of complex numbers": tensor(COMPLEX | CODED, (2, 3), 0, 1, 1, 1, 1, 1, 0),
     "whole numbers as float16": tensor(INT32 | HALF, (0,)),
     "whole numbers stored no narrower": tensor(INT32 | INT32_STORED, (0,)),
     "a name that is no UTF-8": tensor(0, (0,), called=name(b"\xff\xfe")),
@@ -269,21 +271,22 @@ def test_names_cannot_grow_without_end():
     assert tracemalloc.get_traced_memory()[1] < 1 << 23
 
 
-def coded_file(classes, row, tokens, alphabet=71, groups=1, shape=None):
-    """A file with one coded tensor of these classes and of as many tokens as its living channels have."""
+def coded_file(classes, row, symbols, alphabet=73, groups=1, shape=None, bound=0):
+    """A file with one coded tensor of these classes and of as many symbols as its living channels have weights."""
     n = len(classes)
     zeros = np.zeros(n, np.uint8)
     parts = [rans.Part(zeros, 1, max(classes) + 1, np.array(classes)), rans.Part(zeros, 1, 1, zeros)]
+    parts.append(rans.Part(zeros, 1, bound + 1, np.full(n, bound)))
     contexts = np.tile(np.array([c - 1 for c in classes if c]), row)
-    coded = rans.Part(contexts, max(max(classes), 1), alphabet, tokens)
-    head = tensor(CODED, shape or (n, row), 0, groups, max(classes) + 1, 1, alphabet, 0)
+    coded = rans.Part(contexts, max(max(classes), 1), alphabet, symbols)
+    head = tensor(CODED, shape or (n, row), 0, groups, max(classes) + 1, 1, bound + 1, alphabet, 0)
     return head, rans.encode(parts), rans.encode([coded])
 
 
 def test_weights_that_are_not_there():
     """A living channel of more weights than the token stream has lanes for is refused before room is made for them."""
     head, channels, _ = coded_file([1], 1, np.zeros(1, int))
-    head = tensor(CODED, (1, 1 << 27), 0, 1, 2, 1, 71, 0)
+    head = tensor(CODED, (1, 1 << 27), 0, 1, 2, 1, 1, 71, 0)
     tracemalloc.start()
     with pytest.raises(PackedFileError, match="an even number, got 4"):
         from_bytes(crafted(head, channels=channels, tokens=IDLE))
@@ -302,10 +305,29 @@ def test_extra_bits_that_are_not_there():
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize(("symbol", "token", "bound"), [(1, 0, 4095), (22, 20, 3)])
+def test_bounds(symbol, token, bound):
+    """A bound has symbols of its own, whatever else the channel holds."""
+    head, channels, weights = coded_file([1, 1], 50, np.full(100, symbol), bound=bound)
+    extra = b"" if token < 15 else bytes(-(-100 * ((token - 15) // 2 + 3) // 8))
+    packed = from_bytes(crafted(head, channels=channels, tokens=weights, rest=extra))
+    assert (packed.tensors[0].codes == (bound - 1 if symbol == 1 else -32)).all()
+
+
+@pytest.mark.parametrize("symbol", [71, 72])
+def test_tokens_that_are_not_there(symbol):
+    """Channels without a bound have no symbols beyond those of tokens."""
+    head, channels, weights = coded_file([1, 1], 50, np.full(100, symbol))
+    with pytest.raises(PackedFileError, match="Expected tokens below 71"):
+        from_bytes(crafted(head, channels=channels, tokens=weights, rest=bytes(1000)))
+
+
+@pytest.mark.parametrize("bound", [0, 1, 200])
 @pytest.mark.parametrize("token", [0, 14, 20, 70])
-def test_memory_is_bounded_by_the_weights(token):
+def test_memory_is_bounded_by_the_weights(token, bound):
     """Reading takes less than ten times the float weights that a file claims, however few bytes or bits they take."""
-    head, channels, tokens = coded_file([1] * 1000, 1000, np.full(1_000_000, token))
+    symbol = token + 2 if bound else token
+    head, channels, tokens = coded_file([1] * 1000, 1000, np.full(1_000_000, symbol), bound=bound)
     extra = b"" if token < 15 else bytes(-(-1_000_000 * ((token - 15) // 2 + 3) // 8))
     data = crafted(head, channels=channels, tokens=tokens, rest=extra)
     tracemalloc.start()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import whole
 from lightning_selfcompress.packing import varint
+from lightning_selfcompress.packing.bounds import bounds_of, to_symbols, to_tokens
 from lightning_selfcompress.packing.content import as_it_is, attributes, to_rows
 from lightning_selfcompress.packing.rans import INCREMENT
 from lightning_selfcompress.packing.tokens import DIRECT, extra_bit_counts, tokens_of
@@ -57,7 +58,7 @@ def estimated_size(model: nn.Module) -> PackedSize:
         previous = name
         if id(tensor) in parameters:
             of_codes[name], of_channels[name] = _coded_bits(parameters[id(tensor)])
-            head += 7
+            head += 8
         else:
             values[name] = len(value_bytes(as_it_is(name, whole(tensor.detach()).cpu())))
     for name, number in attributes(model):
@@ -83,21 +84,27 @@ def _coded_bits(parameter: QuantizedParameter) -> tuple[float, float]:
     scale = rows.shape[1] / max(sample.shape[1], 1)
     depth, exponent = bit_depth(parameter.raw_depth.detach())[:, None], parameter.exponent.detach()[:, None]
     found = codes(sample.to(depth), depth, exponent).nan_to_num_(0).cpu().numpy().astype(np.int32)
-    classes = classes_of(found)
+    bounds = bounds_of(found)
+    classes = classes_of(found, bounds)
     alive = classes > 0
-    tokens = tokens_of(found[alive].reshape(-1)).astype(np.int64)
+    living = found[alive].T
+    tokens = tokens_of(living.reshape(-1)).reshape(living.shape)
+    symbols = to_symbols(tokens, living, bounds[alive]).astype(np.int64)
     bits = 0.0
-    if len(tokens):
-        alphabet = int(tokens.max()) + 1
-        places = np.repeat(classes[alive] - 1, found.shape[1]) * alphabet + tokens
-        counts = np.bincount(places, minlength=int(classes.max()) * alphabet).reshape(-1, alphabet)
-        bits = table_bits(counts * scale) + scale * float(
-            extra_bit_counts(tokens[tokens >= DIRECT]).sum(dtype=np.int64)
+    if symbols.size:
+        alphabet = int(symbols.max()) + 1
+        counts = np.bincount(
+            ((classes[alive] - 1) * alphabet + symbols).reshape(-1), minlength=int(classes.max()) * alphabet
+        )
+        large = to_tokens(symbols, bounds[alive])
+        bits = table_bits(counts.reshape(-1, alphabet) * scale) + scale * float(
+            extra_bit_counts(large[large >= DIRECT]).sum(dtype=np.int64)
         )
     sixteenths = _whole_numbers(exponent[:, 0] * EXPONENT_STEPS)[alive]
     relative = np.zeros(len(classes), np.int64)
     relative[alive] = sixteenths - sixteenths.min() if len(sixteenths) else 0
-    return bits, sum(table_bits(np.bincount(symbols)[None].astype(np.float64)) for symbols in (classes, relative))
+    kinds = (classes, relative, bounds)
+    return bits, sum(table_bits(np.bincount(kind)[None].astype(np.float64)) for kind in kinds)
 
 
 def _whole_numbers(values: Tensor) -> NDArray[np.int64]:

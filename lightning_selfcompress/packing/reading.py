@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_selfcompress.layers import ChannelAxis
 from lightning_selfcompress.packing import rans, varint
+from lightning_selfcompress.packing.bounds import LARGEST_BOUND, WITHIN, put_bounds, to_tokens
 from lightning_selfcompress.packing.content import DTYPES, EXPONENT_LIMIT, Packed, PackedTensor
 from lightning_selfcompress.packing.structure import (
     CODED,
@@ -24,13 +25,15 @@ from lightning_selfcompress.packing.structure import (
     MOST_DIMS,
     MOST_ENTRIES,
     NARROW,
+    PARTS,
     VERSION,
     WIDER,
+    Alphabets,
     Integers,
     PackedFileError,
     channel_parts,
     path_and_leaf,
-    token_part,
+    weight_part,
 )
 from lightning_selfcompress.packing.tokens import TOKENS, extra_nbytes, join_tokens
 
@@ -82,16 +85,20 @@ def _read(data: bytes) -> Packed:
     heads, attributes = reader.head()
     coded = [head for head in heads if head.axis is not None]
     lengths = reader.number(), reader.number()
-    of_channels, of_tokens = (reader.take(n) for n in lengths)
-    rans.check_length(of_channels, rans.lane_count(2 * sum(head.channels for head in coded)))
-    symbols = rans.decode(of_channels, [p for head in coded for p in channel_parts(head.alphabets, head.channels)])
-    classes = symbols[::2]
-    exponents = [s.astype(np.int64) + head.first_exponent for s, head in zip(symbols[1::2], coded, strict=True)]
+    of_channels, of_weights = (reader.take(n) for n in lengths)
+    rans.check_length(of_channels, rans.lane_count(PARTS * sum(head.channels for head in coded)))
+    found = rans.decode(of_channels, [p for head in coded for p in channel_parts(head.alphabets, head.channels)])
+    classes, bounds = found[::PARTS], found[2::PARTS]
+    exponents = [e.astype(np.int64) + head.first_exponent for e, head in zip(found[1::PARTS], coded, strict=True)]
 
     counts = [int(np.count_nonzero(c)) * head.row for c, head in zip(classes, coded, strict=True)]
-    rans.check_length(of_tokens, rans.lane_count(sum(counts)))
-    parts = [token_part(head.alphabets, c, head.row) for head, c in zip(coded, classes, strict=True)]
-    codes = [join_tokens(t, reader.take(extra_nbytes(t))) for t in rans.decode(of_tokens, parts)]
+    rans.check_length(of_weights, rans.lane_count(sum(counts)))
+    parts = [weight_part(head.alphabets, c, head.row) for head, c in zip(coded, classes, strict=True)]
+    symbols = rans.decode(of_weights, parts)
+    codes = [
+        _codes(s.reshape(head.row, np.count_nonzero(c)), b[c > 0].astype(np.int64), reader)
+        for s, b, c, head in zip(symbols, bounds, classes, coded, strict=True)
+    ]
 
     whole = {head.name: _rows(c, living, head.row) for head, c, living in zip(coded, classes, codes, strict=True)}
     steps = {head.name: e for head, e in zip(coded, exponents, strict=True)}
@@ -105,11 +112,23 @@ def _read(data: bytes) -> Packed:
     return Packed(tensors, attributes)
 
 
+def _codes(symbols: Integers, bounds: Integers, reader: "_Reader") -> Integers:
+    """The codes of symbols, ``(weights per channel, channels)``, whose extra bits come next."""
+    tokens = to_tokens(symbols, bounds)
+    if int(tokens.max(initial=0)) >= TOKENS:
+        raise PackedFileError(f"Expected tokens below {TOKENS}. {_ADVICE}")
+    codes = join_tokens(tokens.reshape(-1), reader.take(extra_nbytes(tokens)))
+    return put_bounds(codes.reshape(symbols.shape), symbols, bounds)
+
+
 def _rows(classes: Integers, living: Integers, row: int) -> Integers:
     """The codes of all channels from those that are not all 0."""
     codes = np.zeros((len(classes), row), living.dtype)  # takes no memory for channels that are not written to
-    codes[classes > 0] = living.reshape(row, np.count_nonzero(classes)).T
+    codes[classes > 0] = living.T
     return codes
+
+
+_NONE = Alphabets()
 
 
 @dataclass(frozen=True)
@@ -121,7 +140,7 @@ class _Head:
     storage: int
     shape: tuple[int, ...]
     axis: ChannelAxis | None = None
-    alphabets: tuple[int, int, int] = (1, 1, 1)
+    alphabets: Alphabets = _NONE
     first_exponent: int = 0
 
     @property
@@ -216,14 +235,15 @@ class _Reader:
         if storage != CODED:
             return _Head(name, dtype, storage, shape)
         axis = ChannelAxis(self.number(), self.number())
-        alphabets = self.number(MOST_CLASSES), self.number(2 * EXPONENT_LIMIT), self.number(TOKENS)
+        largest = MOST_CLASSES, 2 * EXPONENT_LIMIT, LARGEST_BOUND + 1, TOKENS + WITHIN
+        alphabets = Alphabets(*map(self.number, largest))
         first = varint.from_zigzag(self.number())
         if axis.dim >= len(shape) or axis.groups < 1 or (axis.groups > 1 and (axis.dim == 0 or shape[0] % axis.groups)):
             raise PackedFileError(f"Expected channels of {name!r} {shape}, got {axis}. {_ADVICE}")
-        if min(alphabets) < 1 or not -EXPONENT_LIMIT <= first <= EXPONENT_LIMIT - alphabets[1]:
+        if min(alphabets) < 1 or not -EXPONENT_LIMIT <= first <= EXPONENT_LIMIT - alphabets.exponents:
             raise PackedFileError(
                 f"Expected exponents of {name!r} from {-EXPONENT_LIMIT} to {EXPONENT_LIMIT - 1}, got {first} and "
-                f"{alphabets} different classes, exponents and tokens. {_ADVICE}"
+                f"{alphabets}. {_ADVICE}"
             )
         return _Head(name, dtype, storage, shape, axis, alphabets, first)
 

@@ -1,6 +1,6 @@
 """What writing and reading a packed file have in common. ``docs/format.md`` describes it for other readers."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,16 +41,28 @@ class PackedFileError(ValueError):
     """A packed file that is damaged, of a later version, or no packed file."""
 
 
-def channel_parts(alphabets: tuple[int, int, int], channels: int) -> tuple[rans.Part, rans.Part]:
-    """All classes of a tensor, then all exponents."""
+class Alphabets(NamedTuple):
+    """How many different classes, exponents, bounds and symbols of weights a tensor may have."""
+
+    classes: int = 1
+    exponents: int = 1
+    bounds: int = 1
+    symbols: int = 1
+
+
+PARTS = 3  # of each tensor in the channel stream
+
+
+def channel_parts(alphabets: Alphabets, channels: int) -> list[rans.Part]:
+    """All classes of a tensor, then all exponents, then all bounds."""
     contexts = np.zeros(channels, np.int32)
-    return rans.Part(contexts, 1, alphabets[0]), rans.Part(contexts, 1, alphabets[1])
+    return [rans.Part(contexts, 1, alphabet) for alphabet in alphabets[:PARTS]]
 
 
-def token_part(alphabets: tuple[int, int, int], classes: Integers, row: int) -> rans.Part:
-    """The tokens of a tensor, with a table for each class."""
+def weight_part(alphabets: Alphabets, classes: Integers, row: int) -> rans.Part:
+    """The weights of a tensor, with a table for each class."""
     contexts = np.tile((classes[classes > 0] - 1).astype(np.uint8), row)
-    return rans.Part(contexts, max(alphabets[0] - 1, 1), alphabets[2])
+    return rans.Part(contexts, max(alphabets.classes - 1, 1), alphabets.symbols)
 
 
 def path_and_leaf(name: str) -> tuple[str, int]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from lightning_selfcompress.packing import rans, varint
+from lightning_selfcompress.packing.bounds import at_bounds, bounds_of, to_symbols
 from lightning_selfcompress.packing.content import DTYPES, Packed, PackedTensor
 from lightning_selfcompress.packing.structure import (
     CODED,
@@ -20,15 +21,17 @@ from lightning_selfcompress.packing.structure import (
     MOST_CLASSES,
     MOST_DIMS,
     NARROW,
+    PARTS,
     RAW,
     VERSION,
     WIDER,
+    Alphabets,
     Integers,
     channel_parts,
     path_and_leaf,
-    token_part,
+    weight_part,
 )
-from lightning_selfcompress.packing.tokens import extra_bits, extra_nbytes, tokens_of
+from lightning_selfcompress.packing.tokens import extra_bits, tokens_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +43,9 @@ class _Coded:
         classes: Class of each channel, ``(channels,)``: 0 where all codes are 0; the others have a table each.
         first_exponent: The smallest exponent, in sixteenths.
         exponents: The exponents less the smallest one, ``(channels,)``; 0 in class 0.
-        codes: Of the channels that are not in class 0: first weights of all channels, second weights, ...
-        tokens: Their tokens.
+        bounds: The bound of each channel, ``(channels,)``; 0 where it has none.
+        symbols: Of the channels that are not in class 0: first weights of all channels, second weights, ...
+        extra: Lower bits of large codes.
         row: Weights of a channel.
     """
 
@@ -49,8 +53,9 @@ class _Coded:
     classes: Integers
     first_exponent: int
     exponents: Integers
-    codes: Integers
-    tokens: Integers
+    bounds: Integers
+    symbols: Integers
+    extra: bytes
     row: int
 
     @classmethod
@@ -58,45 +63,72 @@ class _Coded:
         codes, exponents = tensor.codes, tensor.exponents
         assert codes is not None
         assert exponents is not None
-        classes = classes_of(codes)
+        bounds = bounds_of(codes)
+        classes = classes_of(codes, bounds)
         alive = classes > 0
         first = int(exponents[alive].min()) if alive.any() else 0
-        living = codes[alive].T.reshape(-1)
-        relative = np.where(alive, exponents - first, 0)
-        return cls(tensor.name, classes, first, relative, living, tokens_of(living), codes.shape[1])
+        living = codes[alive].T
+        tokens = tokens_of(living.reshape(-1)).reshape(living.shape)
+        within = np.where(at_bounds(codes[alive], bounds[alive]).T, 0, living).reshape(-1)
+        return cls(
+            tensor.name,
+            classes,
+            first,
+            np.where(alive, exponents - first, 0),
+            bounds,
+            to_symbols(tokens, living, bounds[alive]).reshape(-1),
+            extra_bits(within),
+            codes.shape[1],
+        )
 
     @property
-    def alphabets(self) -> tuple[int, int, int]:
-        """How many different classes, exponents and tokens there may be."""
-        classes, exponents, tokens = (int(a.max(initial=0)) + 1 for a in (self.classes, self.exponents, self.tokens))
-        return classes, exponents, tokens
+    def alphabets(self) -> Alphabets:
+        """How many different numbers of each kind there may be."""
+        kinds = (self.classes, self.exponents, self.bounds, self.symbols)
+        return Alphabets(*(int(kind.max(initial=0)) + 1 for kind in kinds))
 
     @property
-    def channel_parts(self) -> tuple[rans.Part, rans.Part]:
+    def channel_parts(self) -> list[rans.Part]:
         """What is entropy-coded of the channels."""
-        classes, exponents = channel_parts(self.alphabets, len(self.classes))
-        return replace(classes, symbols=self.classes), replace(exponents, symbols=self.exponents)
+        parts = channel_parts(self.alphabets, len(self.classes))
+        kinds = (self.classes, self.exponents, self.bounds)
+        return [replace(part, symbols=kind) for part, kind in zip(parts, kinds, strict=True)]
 
     @property
-    def token_part(self) -> rans.Part:
+    def weight_part(self) -> rans.Part:
         """What is entropy-coded of the weights."""
-        return replace(token_part(self.alphabets, self.classes, self.row), symbols=self.tokens)
+        return replace(weight_part(self.alphabets, self.classes, self.row), symbols=self.symbols)
 
 
-def classes_of(codes: Integers) -> Integers:
-    """Puts channels of like codes in a class: by the mean of their magnitudes, in half octaves.
+def classes_of(
+    codes: Integers,  # (channels, weights per channel)
+    bounds: Integers,  # (channels,)
+) -> Integers:
+    """Puts channels of like codes in a class.
+
+    By the mean of their magnitudes, in half octaves; those that have a bound, by the share of their codes that are not
+    at it, in octaves.
 
     Args:
-        codes: ``(channels, weights per channel)``.
+        codes: Codes.
+        bounds: Bounds of the channels, or 0.
 
     Returns:
         ``(channels,)`` from 0 to 63; 0 where all codes are 0, and no class below the largest is empty.
     """
     sums, row = np.abs(codes).sum(1, dtype=np.int64), codes.shape[1]
-    halves = np.array([_half_octaves(int(n), row) for n in sums], np.int64)
+    within = row - at_bounds(codes, bounds).sum(1)
+    kinds = [
+        _BOUNDED + (_half_octaves(int(rest) + 1, row + 1) + 1 >> 1) if bound else _half_octaves(int(total), row)
+        for total, rest, bound in zip(sums, within, bounds, strict=True)
+    ]
     classes: Integers = np.zeros(len(codes), np.int64)
-    classes[sums > 0] = np.minimum(np.unique(halves[sums > 0], return_inverse=True)[1] + 1, MOST_CLASSES - 1)
+    alive = sums > 0
+    classes[alive] = np.minimum(np.unique(np.array(kinds)[alive], return_inverse=True)[1] + 1, MOST_CLASSES - 1)
     return classes
+
+
+_BOUNDED = 1 << 10  # apart from all means of magnitudes
 
 
 def _half_octaves(total: int, count: int) -> int:
@@ -111,20 +143,20 @@ class _Layout:
 
     head: bytes
     channels: bytes
-    tokens: bytes
+    weights: bytes
     extra: bytes
     values: bytes
 
     @classmethod
     def of(cls, packed: Packed, coded: Sequence[_Coded]) -> "_Layout":
         channels = rans.encode([part for c in coded for part in c.channel_parts])
-        tokens = rans.encode([c.token_part for c in coded])
-        head = _head(packed, coded) + varint.write(len(channels)) + varint.write(len(tokens))
-        extra = b"".join(extra_bits(c.codes) for c in coded)
-        return cls(head, channels, tokens, extra, b"".join(map(value_bytes, packed.tensors)))
+        weights = rans.encode([c.weight_part for c in coded])
+        head = _head(packed, coded) + varint.write(len(channels)) + varint.write(len(weights))
+        extra = b"".join(c.extra for c in coded)
+        return cls(head, channels, weights, extra, b"".join(map(value_bytes, packed.tensors)))
 
     def to_bytes(self) -> bytes:
-        content = b"".join((self.head, self.channels, self.tokens, self.extra, self.values))
+        content = b"".join((self.head, self.channels, self.weights, self.extra, self.values))
         return content + zlib.crc32(content).to_bytes(4, "little")
 
 
@@ -180,14 +212,13 @@ def packed_size(packed: Packed) -> PackedSize:
     """
     coded = [_Coded.of(t) for t in packed.coded]
     layout = _Layout.of(packed, coded)
-    of_tokens = rans.code_bits([c.token_part for c in coded])
-    of_channels = rans.code_bits([part for c in coded for part in c.channel_parts])
-    pairs = zip(of_channels[::2], of_channels[1::2], strict=True)
+    of_weights = rans.code_bits([c.weight_part for c in coded])
+    of_channels = np.reshape(rans.code_bits([part for c in coded for part in c.channel_parts]), (-1, PARTS)).sum(1)
     return PackedSize(
-        {c.name: round(bits / 8) + extra_nbytes(c.tokens) for c, bits in zip(coded, of_tokens, strict=True)},
-        {c.name: round(sum(pair) / 8) for c, pair in zip(coded, pairs, strict=True)},
+        {c.name: round(bits / 8) + len(c.extra) for c, bits in zip(coded, of_weights, strict=True)},
+        {c.name: round(bits / 8) for c, bits in zip(coded, of_channels.tolist(), strict=True)},
         {t.name: len(value_bytes(t)) for t in packed.tensors if t.codes is None},
-        len(layout.tokens) + len(layout.extra),
+        len(layout.weights) + len(layout.extra),
         len(layout.channels),
         len(layout.head) + 4,
     )
