@@ -181,10 +181,10 @@ class PackedSize:
 
     Args:
         codes: For each coded tensor the bytes of its codes, rounded.
-        channels: For each coded tensor the bytes of its channels' exponents and classes, rounded.
+        channels: For each coded tensor the bytes of its channels' exponents, bounds and classes, rounded.
         values: For each tensor that is not coded its bytes.
         code_nbytes: Bytes of all codes.
-        channel_nbytes: Bytes of the exponents and classes of all channels.
+        channel_nbytes: Bytes of the exponents, bounds and classes of all channels.
         structure_nbytes: Bytes of names, shapes and the checksum.
     """
 
