@@ -287,3 +287,14 @@ def test_classes(scales, row):
     assert classes.max(initial=0) < MOST_CLASSES
     for c in set(classes[classes > 0].tolist()):
         assert mean[classes == c].max() <= 2**0.51 * mean[classes == c].min()
+
+
+def test_classes_of_bounds():
+    """Channels that have a bound are apart from others, and in a class by how many of their codes are not at it."""
+    within = [0, 0, 1, 2, 16, 18]
+    rows = [([-k, k - 1] * 32)[: 64 - n] + [0] * n for n, k in zip(within, (3, 9, 2, 7, 5, 5), strict=True)]
+    codes = np.array([*rows, [1, 0, 0, 0] * 16, [0] * 64])
+    bounds = bounds_of(codes)
+    assert bounds.tolist() == [3, 9, 2, 7, 5, 5, 0, 0]
+    classes = classes_of(codes, bounds).tolist()
+    assert classes == [2, 2, 3, 4, 5, 5, 1, 0]
