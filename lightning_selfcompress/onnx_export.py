@@ -128,16 +128,7 @@ def to_onnx(
         notes.append(
             f"Dimension 0 of {', '.join(fixed)} is fixed at the size traced: the network's code depends on it."
         )
-    traced = _initializers(proto)
-    if fold:
-        fold_constants(proto)
-    stored.note_gone(traced, _initializers(proto))
-    store_narrow(proto, stored.bits)
-    if round_to > 1:
-        round_channels(proto, round_to)
-    flatten_matrices(proto, stored.bits)
-    (multiply_out if weights == "multiply" else add_zero_points)(proto, stored.bits)
-    drop_defaults(proto)
+    _rewrite(proto, stored, fold=fold, multiply=weights == "multiply", round_to=round_to)
     onnx.checker.check_model(proto, full_check=True)
     data = proto.SerializeToString(deterministic=True)
     write_beside(path, lambda part: part.write_bytes(data))
@@ -225,6 +216,20 @@ def _traced(plain: nn.Module, stored: CodedWeights, inputs: tuple[Any, ...], *, 
     proto.graph.ClearField("value_info")
     name_batch(proto)
     return proto
+
+
+def _rewrite(proto: Any, stored: CodedWeights, *, fold: bool, multiply: bool, round_to: int) -> None:
+    """Makes of the exporter's graph what is to be written, and notes which weights it does without."""
+    traced = _initializers(proto)
+    if fold:
+        fold_constants(proto)
+    stored.note_gone(traced, _initializers(proto))
+    store_narrow(proto, stored.bits)
+    if round_to > 1:
+        round_channels(proto, round_to)
+    flatten_matrices(proto, stored.bits)
+    (multiply_out if multiply else add_zero_points)(proto, stored.bits)
+    drop_defaults(proto)
 
 
 @contextmanager
