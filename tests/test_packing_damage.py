@@ -9,10 +9,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from packed_networks import Buffers, tied, with_random_codes
+from packed_networks import Buffers, clipped, tied, with_random_codes
 from torch import nn
 
 from lightning_selfcompress.packing import Packed, PackedFileError, from_bytes, rans, to_bytes, varint
+from lightning_selfcompress.packing.bounds import bounds_of
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def data():
         "conv": nn.Conv2d(2, 3, 2),
         "norm": nn.BatchNorm2d(3),
         "up": nn.ConvTranspose1d(4, 6, 2, groups=2),
-        "lin": nn.Linear(3, 4, bias=False),
+        "lin": nn.Linear(24, 4, bias=False),
         "größe": nn.Embedding(4, 3),
     }
     model = with_random_codes(nn.ModuleDict(layers))
@@ -31,7 +32,9 @@ def data():
         model["lin"].bit_depth.copy_(torch.tensor([0, 3, 20, 0]))
         model["lin"].exponent.fill_(-18)
     model.register_buffer("mask", torch.tensor([True, False]))
-    return to_bytes(Packed.of(model))
+    packed = Packed.of(model)
+    assert any(bounds_of(t.codes).any() for t in packed.coded)
+    return to_bytes(packed)
 
 
 def sealed(content):
@@ -364,7 +367,7 @@ def test_another_version(data, version):
             from_bytes(b"SCNN" + bytes([version]) + content)
 
 
-@pytest.mark.parametrize("make", [Buffers, tied])
+@pytest.mark.parametrize("make", [Buffers, tied, pytest.param(clipped, marks=pytest.mark.nightly)])
 def test_every_byte_flipped_with_a_checksum_that_fits(make):
     """Of networks of other kinds."""
     data = to_bytes(Packed.of(with_random_codes(make())))
