@@ -248,7 +248,9 @@ def _export(options: argparse.Namespace) -> int:
         raise ValueError(f"Expected a file in a folder that can be written, got -o {str(options.out)!r}.")
     packed = _is_packed(options.checkpoint, trusted=options.trust)
     if packed and options.to == "packed":
-        raise ValueError(f"Expected a checkpoint, {options.checkpoint!r} is a packed file already. Take --to.")
+        raise ValueError(
+            f"Expected a checkpoint, {options.checkpoint!r} is a packed file already, for --to onnx or state-dict."
+        )
     open_file = _open_packed if packed else partial(_open, trusted=options.trust)
     model = open_file(options.model, options.checkpoint).eval()
     with warnings.catch_warnings(record=True) as caught, redirect_stdout(sys.stderr):
