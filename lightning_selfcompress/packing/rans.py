@@ -6,6 +6,7 @@ made anew from all symbols seen, at steps both sides know; nothing of them is st
 Source: Duda, "Asymmetric numeral systems", 2013, arXiv 1311.2540; interleaved as in Giesen, arXiv 1402.3392.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,9 @@ WORD_BITS = 16  # a lane's state lies in [2^16, 2^32) and is filled up from word
 STEPS, MANY_STEPS = 2048, 16384  # symbols for one lane more, which costs 3 bytes, up to FEW_LANES and beyond them
 FEW_LANES = 64  # their first step is coded without anything learned; more lanes are for speed only
 INCREMENT = 3  # what a symbol seen adds to its count, which starts at 1
+SINGLY = 16  # fewer lanes than that go faster number by number than as arrays
 _LOWEST = 1 << WORD_BITS
-_SLOTS = (1 << TABLE_BITS) - 1
+_SLOTS, _WORD = (1 << TABLE_BITS) - 1, (1 << WORD_BITS) - 1
 _FULL_BITS = 2 * WORD_BITS - TABLE_BITS  # a state at or above f * 2^18 has no room for a symbol of frequency f
 
 
@@ -57,17 +59,8 @@ def encode(parts: Sequence[Part]) -> bytes:
     """
     lanes = lane_count(sum(len(part.contexts) for part in parts))
     state = np.full(lanes, _LOWEST, np.uint32)
-    words = []  # the last one first
-    for part in reversed(parts):
-        start, frequency = _intervals(part, lanes)
-        for first in reversed(range(0, len(start), lanes)):
-            f = frequency[first : first + lanes]
-            x = state[: len(f)]
-            full = x >> _FULL_BITS >= f
-            words.append(x[full].astype(np.uint16))
-            np.right_shift(x, WORD_BITS, out=x, where=full)
-            quotient, rest = np.divmod(x, f)
-            x[:] = (quotient << TABLE_BITS) + rest + start[first : first + lanes]
+    put = _put_singly if lanes < SINGLY else _put
+    words = [put(*_intervals(part, lanes), state) for part in reversed(parts)]
     stream = np.concatenate([*words[::-1], np.zeros(0, np.uint16)])
     return state.astype("<u4").tobytes() + stream.astype("<u2").tobytes()
 
@@ -128,34 +121,114 @@ def lane_count(symbols: int) -> int:
     return max(1, min(symbols // STEPS, FEW_LANES + symbols // MANY_STEPS))
 
 
+def _put(
+    start: Integers,  # (n,)
+    frequency: Integers,  # (n,)
+    state: Integers,  # (lanes,)
+) -> Integers:
+    """The words of a part whose symbols have these intervals, uint16; changes the states of the lanes."""
+    lanes = len(state)
+    words = [np.zeros(0, np.uint16)]  # the last one first
+    for first in reversed(range(0, len(start), lanes)):
+        f = frequency[first : first + lanes]
+        x = state[: len(f)]
+        full = x >> _FULL_BITS >= f
+        words.append(x[full].astype(np.uint16))
+        np.right_shift(x, WORD_BITS, out=x, where=full)
+        quotient, rest = np.divmod(x, f)
+        x[:] = (quotient << TABLE_BITS) + rest + start[first : first + lanes]
+    return np.concatenate(words[::-1])
+
+
+def _put_singly(
+    start: Integers,  # (n,)
+    frequency: Integers,  # (n,)
+    state: Integers,  # (lanes,)
+) -> Integers:
+    """The same as :func:`_put`, symbol by symbol."""
+    states, lanes = state.tolist(), len(state)
+    words = []  # the last one first
+    begins, lengths = start.tolist(), frequency.tolist()
+    for i in reversed(range(len(begins))):
+        x, f = states[i % lanes], lengths[i]
+        if x >> _FULL_BITS >= f:
+            words.append(x & _WORD)
+            x >>= WORD_BITS
+        states[i % lanes] = (x // f << TABLE_BITS) + x % f + begins[i]
+    state[:] = states
+    return np.array(words[::-1], np.uint16)
+
+
 def _decode_part(part: Part, state: Integers, words: Integers, used: int) -> tuple[Integers, int]:
     """The symbols of a part and how many words are used after it; changes the states of the lanes."""
     n, lanes = len(part.contexts), len(state)
+    take = _take_singly if lanes < SINGLY else _take
     symbols: Integers = np.zeros(n, np.uint8 if part.alphabet <= 1 << 8 else np.uint16)
     tables = _Tables(part)
     for first, last in _segments(n, lanes):
         contexts = part.contexts[first:last].astype(np.intp)
-        bases = (contexts << TABLE_BITS).astype(np.uint32)
-        places = np.zeros(last - first, np.intp)
-        for begin in range(0, last - first, lanes):
-            base = bases[begin : begin + lanes]
-            x = state[: len(base)]
-            slot = x & _SLOTS
-            place = tables.ends.searchsorted(base + slot, "right")
-            places[begin : begin + lanes] = place
-            x >>= TABLE_BITS
-            x *= tables.frequency.take(place)
-            x += slot
-            x -= tables.start.take(place)
-            empty = (x < _LOWEST).nonzero()[0]
-            if len(empty):
-                if used + len(empty) > len(words):
-                    raise DamagedStreamError(f"Expected more than {len(words)} words.")
-                x[empty] = x[empty] << WORD_BITS | words[used : used + len(empty)]
-                used += len(empty)
+        places, used = take(contexts, tables, state, words, used)
         tables.learn(places)
         symbols[first:last] = places - contexts * part.alphabet
     return symbols, used
+
+
+def _take(
+    contexts: Integers,  # (n,)
+    tables: "_Tables",
+    state: Integers,  # (lanes,)
+    words: Integers,
+    used: int,
+) -> tuple[Integers, int]:
+    """Places of the next symbols in the tables, and how many words are used then; changes the states of the lanes."""
+    lanes = len(state)
+    bases = (contexts << TABLE_BITS).astype(np.uint32)
+    places = np.zeros(len(contexts), np.intp)
+    for begin in range(0, len(contexts), lanes):
+        base = bases[begin : begin + lanes]
+        x = state[: len(base)]
+        slot = x & _SLOTS
+        place = tables.ends.searchsorted(base + slot, "right")
+        places[begin : begin + lanes] = place
+        x >>= TABLE_BITS
+        x *= tables.frequency.take(place)
+        x += slot
+        x -= tables.start.take(place)
+        empty = (x < _LOWEST).nonzero()[0]
+        if len(empty):
+            if used + len(empty) > len(words):
+                raise DamagedStreamError(f"Expected more than {len(words)} words.")
+            x[empty] = x[empty] << WORD_BITS | words[used : used + len(empty)]
+            used += len(empty)
+    return places, used
+
+
+def _take_singly(
+    contexts: Integers,  # (n,)
+    tables: "_Tables",
+    state: Integers,  # (lanes,)
+    words: Integers,
+    used: int,
+) -> tuple[Integers, int]:
+    """The same as :func:`_take`, symbol by symbol."""
+    states, lanes = state.tolist(), len(state)
+    ends, frequency, start = tables.ends.tolist(), tables.frequency.tolist(), tables.start.tolist()
+    coming = words[used : used + len(contexts)].tolist()  # a symbol takes one at most
+    places, first = [], used
+    for i, base in enumerate((contexts << TABLE_BITS).tolist()):
+        x = states[i % lanes]
+        slot = x & _SLOTS
+        place = bisect_right(ends, base + slot)
+        x = frequency[place] * (x >> TABLE_BITS) + slot - start[place]
+        if x < _LOWEST:
+            if used == len(words):
+                raise DamagedStreamError(f"Expected more than {len(words)} words.")
+            x = x << WORD_BITS | coming[used - first]
+            used += 1
+        states[i % lanes] = x
+        places.append(place)
+    state[:] = states
+    return np.array(places, np.intp), used
 
 
 def _intervals(part: Part, lanes: int) -> tuple[Integers, Integers]:
