@@ -29,7 +29,7 @@ from lightning_selfcompress.onnx_export import WEIGHTS, to_onnx
 from lightning_selfcompress.presentation import contents_text, contents_values, differences_text, differences_values
 from lightning_selfcompress.terminal import line_width
 
-TROUBLE = {"diff": 2}  # exit status of an error, where it is not 1
+DIFFERENT = 2  # exit status of diff where files differ; that of errors is 1, of all commands
 LONGEST_ERROR = 600  # characters; torch lists every key of a state dict that does not fit
 
 
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; None takes the process's own.
 
     Returns:
-        Exit status: 0; 1 where something was wrong; of ``diff`` 1 where files differ and 2 where something was wrong;
-        130 where the user broke off.
+        Exit status: 0; 1 where something was wrong; 2 where ``diff`` found that files differ; 130 where the user broke
+        off.
     """
     options = parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
@@ -51,20 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return TROUBLE.get(options.command, 1)
+        return 1
     except Exception as error:
         if options.debug:
             raise
         print(f"selfcompress: {_one_line(error)}", file=sys.stderr)
-        return TROUBLE.get(options.command, 1)
+        return 1
 
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, with the status of other errors."""
 
     def error(self, message: str) -> NoReturn:
-        command = self.prog.rpartition(" ")[2]
-        self.exit(TROUBLE.get(command, 1), f"{self.prog}: {message}. See {self.prog} --help.\n")
+        self.exit(1, f"{self.prog}: {message}. See {self.prog} --help.\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -178,7 +177,7 @@ def _add_diff(commands: "_Commands[_Parser]") -> None:
 What is compared is what packed files of both would hold: shapes, bits, bytes and values. Optimizers and learned
 bits are not compared.
 
-exit status: 0 if they hold the same network, 1 if they differ, 2 if something is wrong, as of diff(1)
+exit status: 0 if they hold the same network, 2 if they differ, 1 if something is wrong
 
 keys of --json: a and b (file, kind, nbytes, packed_nbytes), equal,
   differences: name, a and b (shape, dtype, stored_as, bits, nbytes; null where it is absent), largest
@@ -283,7 +282,7 @@ def _diff(options: argparse.Namespace) -> int:
         print(json.dumps(differences_values(a, b, found), indent=2), flush=True)
     else:
         print(differences_text(a, b, found, width=line_width()), flush=True)
-    return int(bool(found))
+    return DIFFERENT if found else 0
 
 
 def _is_packed(file: str, *, trusted: bool) -> bool:

@@ -19,9 +19,9 @@ def test_equal(said, pair):
 
 
 def test_other_values(said, folder):
-    """Rounded to float16, tensors differ in bytes and by so much; codes do not: status 1."""
+    """Rounded to float16, tensors differ in bytes and by so much; codes do not: status 2."""
     status, found = values(said, "diff", "net.scnn", "half.scnn")
-    assert (status, found["equal"]) == (1, False)
+    assert (status, found["equal"]) == (2, False)
     one, other = (load(f, Lit()).state_dict() for f in ("net.scnn", "half.scnn"))
     expected = {n: float((one[n].double() - other[n].double()).abs().max()) for n in one}
     assert {d["name"]: d["largest"] for d in found["differences"]} == {n: d for n, d in expected.items() if d}
@@ -34,7 +34,7 @@ def test_other_values(said, folder):
 def test_other_shapes(said):
     """Against the float network every layer has other widths or bits, shown side by side."""
     status, lines, _ = said("diff", "net.scnn", "float.ckpt")
-    assert status == 1
+    assert status == 2
     _, found = values(said, "diff", "net.scnn", "float.ckpt")
     by_name = {d["name"]: d for d in found["differences"]}
     shrunk = by_name["net.4.weight"]
@@ -59,7 +59,7 @@ def test_one_bit(said):
     assert before != after
     export(model, "other.scnn")
     status, found = values(said, "diff", "net.scnn", "other.scnn")
-    assert (status, [d["name"] for d in found["differences"]]) == (1, ["net.6.weight"])
+    assert (status, [d["name"] for d in found["differences"]]) == (2, ["net.6.weight"])
     assert found["differences"][0]["largest"] == pytest.approx(abs(before - after))
     assert said("diff", "net.scnn", "other.scnn")[1][-1] == "1 tensor differs."
 
@@ -69,7 +69,7 @@ def test_other_names(said):
     model = load_from_checkpoint(Lit, "net.ckpt")
     export(model.net, "inner.scnn")
     status, found = values(said, "diff", "inner.scnn", "net.scnn")
-    assert status == 1
+    assert status == 2
     assert {(d["a"] is None, d["b"] is None) for d in found["differences"]} == {(True, False), (False, True)}
     assert any("absent" in line for line in said("diff", "inner.scnn", "net.scnn")[1])
 
@@ -92,7 +92,7 @@ def test_not_a_number(said):
         torch.save({"state_dict": state, "pytorch-lightning_version": "2.6"}, f"{name}.ckpt")
     assert values(said, "diff", "nan.ckpt", "nan.ckpt")[0] == 0
     status, found = values(said, "diff", "nan.ckpt", "number.ckpt")
-    assert (status, found["differences"][0]["largest"]) == (1, None)
+    assert (status, found["differences"][0]["largest"]) == (2, None)
 
 
 def test_keys_and_statuses_are_in_the_help(said):
@@ -102,4 +102,4 @@ def test_keys_and_statuses_are_in_the_help(said):
     _, found = values(said, "diff", "net.scnn", "float.ckpt")
     rows = [found, found["a"], *found["differences"], found["differences"][0]["a"]]
     assert {key for row in rows for key in row} <= words | {"nbytes;"}
-    assert "0 if they hold the same network, 1 if they differ, 2 if something is wrong" in text
+    assert "0 if they hold the same network, 2 if they differ, 1 if something is wrong" in text
