@@ -69,14 +69,17 @@ def _shorten(graph: Any, names: Names, types: Mapping[str, "_Type"], constants: 
             node.input[i] = same.get(name, name)
         if node.output[0] in kept:
             continue
-        before = made_by.get(node.input[0]) if node.input else None
+        before, remaining = made_by.get(node.input[0]) if node.input else None, None
         if node.op_type == "Relu" and before is not None and before.op_type == "Relu":
-            same[node.output[0]] = node.input[0]
+            remaining = node.input[0]
         elif node.op_type == "Add" and constants & set(node.input):
             constant, other = sorted(node.input, key=lambda name: name not in constants)
-            alone = made_by.get(other) if uses[other] == 1 else None
-            if _absorbed(graph, names, alone, types[other], constant):
-                same[node.output[0]] = other
+            alone = made_by.get(other) if uses[other] == 1 and other not in kept else None
+            if other in types and _absorbed(graph, names, alone, types[other], constant):
+                remaining = other
+        if remaining is not None:
+            same[node.output[0]] = remaining
+            uses[remaining] += uses[node.output[0]] - 1
 
 
 def _absorbed(graph: Any, names: Names, layer: Any, output: "_Type", constant: str) -> bool:
@@ -89,8 +92,8 @@ def _absorbed(graph: Any, names: Names, layer: Any, output: "_Type", constant: s
         return True
     if layer is None or layer.op_type not in {"Conv", "ConvTranspose", "Gemm"}:
         return False
-    bias, channels = _bias(layer, stored, output), output.shape[-1 if layer.op_type == "Gemm" else 1]
-    if bias is None or not isinstance(channels, int):
+    bias, channels = _bias(layer, stored, output), output.shape[1]
+    if bias is None or not isinstance(channels, int) or not _by_channel(stored[constant], output):
         return False
     total = np.broadcast_to(np.asarray(bias + stored[constant]).reshape(-1), channels)
     inputs = [*layer.input[:2], _add(graph, names.new(f"{layer.output[0]}_bias"), np.ascontiguousarray(total))]
@@ -135,6 +138,7 @@ def _constants(proto: Any, types: dict[str, _Type]) -> dict[str, np.ndarray]:
             value = _bias(node, stored, types[node.output[0]]) if zeros & set(node.input[:2]) else None
         elif node.op_type in _POOLS and len(node.output) == 1:
             value = found.get(node.input[0])
+            value = value if value is not None and _by_channel(value, types.get(node.input[0])) else None
         elif node.op_type in _POINTWISE and any(name in found for name in node.input):
             known: dict[str, Any] = {name: found.get(name, stored.get(name)) for name in node.input if name}
             value = _evaluated(proto, node, known) if all(array is not None for array in known.values()) else None
@@ -144,6 +148,14 @@ def _constants(proto: Any, types: dict[str, _Type]) -> dict[str, np.ndarray]:
             found[node.output[0]] = value
             zeros |= {node.output[0]} if not value.any() else set()
     return found
+
+
+def _by_channel(value: np.ndarray, tensor: _Type | None) -> bool:
+    """Whether an array that broadcasts to a tensor is the same everywhere but for its channels, in dimension 1."""
+    if tensor is None:
+        return False
+    sizes = (1,) * (len(tensor.shape) - value.ndim) + value.shape
+    return all(n == 1 for dim, n in enumerate(sizes) if dim != 1)
 
 
 def _evaluated(proto: Any, node: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:

@@ -224,3 +224,43 @@ def test_dead_layers_anywhere(name, tmp_path):
         to_onnx(net, tmp_path / "net.onnx", *inputs, round_to=round_to)
         for once in (False, True):
             assert_close(run(session(tmp_path / "net.onnx", once=once), inputs), expected)
+
+
+class Around(nn.Module):
+    """A layer, and a branch that emits a constant by channels or by places, which meet in one of several ways."""
+
+    def __init__(self, meet):
+        super().__init__()
+        self.conv, self.dead, self.meet = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1), meet
+        self.places = nn.Parameter(torch.randn(5, 4, 4))
+        self.other = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.meet(self, self.conv(x), self.dead(x), x)
+
+
+MEETINGS = {
+    "used again, later": lambda net, y, c, x: (y + c).relu() + (y + net.dead(x)) * y,
+    "used again, by another name": lambda net, y, c, x: ((z := y + 0 * c) + c) * net.other(z),
+    "an output too": lambda net, y, c, x: (y, (y + c).relu()),
+    "of the input": lambda net, y, c, x: (x + c).relu() + y,
+    "by places": lambda net, y, c, x: (y + (c * net.places[0])).relu(),
+    "by places of one row": lambda net, y, c, x: (y + (c * net.places[0, :1])).relu(),
+    "maxima of places": lambda net, y, c, x: y + nn.functional.max_pool2d(c * net.places[0], 3, 1, 1),
+    "means of places": lambda net, y, c, x: y + nn.functional.adaptive_avg_pool2d(c * net.places[0], 1),
+}
+
+
+@pytest.mark.parametrize("weights", ["multiply", "float"])
+@pytest.mark.parametrize("name", MEETINGS)
+def test_where_constants_go(name, weights, tmp_path):
+    """Into a bias only where nobody else sees it, and where they are the same at all places."""
+    net = Around(MEETINGS[name])
+    convert(net)
+    net.dead.bit_depth.data.fill_(-1)
+    images = torch.randn(2, 4, 4, 4)
+    net.eval()
+    to_onnx(net, tmp_path / "net.onnx", images, weights=weights)
+    expected = net(images)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    assert_close(run(session(tmp_path / "net.onnx"), (images,)), [t.detach() for t in expected])
