@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -62,7 +63,8 @@ def test_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path):
     """Ctrl-C ends with the command that resumes; resumed, the run ends as if it had not been interrupted."""
     command = [sys.executable, "-m", "lightning_selfcompress.cli", "demo", "--no-progress"]
     start = [*command, "--epochs", "20", "--gamma", "0.5", "--out", str(tmp_path)]
-    process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell has its background jobs ignore it
+    process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     last = tmp_path / "digits-1" / "compressed" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
