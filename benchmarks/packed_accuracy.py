@@ -78,7 +78,7 @@ def main() -> None:
         print(
             f"  export {original / (written - start):.0f}, load {original / (read - written):.0f} MB/s of float weights"
         )
-        rows = [t.codes for t in packed.coded if t.codes is not None]
+        rows = [t.codes.rows for t in packed.coded if t.codes is not None]
         codes, channels = [r.reshape(-1) for r in rows], sum(map(len, rows))
         by_layer, pooled = sum(map(order_0, codes)), order_0(np.concatenate(codes))
         for what, entropy in (("all codes together", pooled), ("layer by layer", by_layer)):

@@ -91,7 +91,7 @@ def range_coded_nbytes(layers: list[Codes]) -> int:
 
 def class_nbytes(packed: Packed) -> float:
     """Bytes that tell how each channel's codes are coded: with which table, and what bounds they have."""
-    codes = [t.codes for t in packed.coded if t.codes is not None]
+    codes = [t.codes.rows for t in packed.coded if t.codes is not None]
     numbers = [number for c in codes for number in (classes_of(c, bounds_of(c)), bounds_of(c))]
     parts = [rans.Part(np.zeros(len(n), np.uint8), 1, int(n.max(initial=0)) + 1, n) for n in numbers]
     return sum(rans.code_bits(parts)) / 8
@@ -102,7 +102,7 @@ def sizes(packed: Packed) -> dict[str, float]:
     layers = []
     for tensor in packed.coded:
         assert tensor.codes is not None
-        layers.append(tensor.codes[tensor.codes.any(1)].reshape(-1))
+        layers.append(tensor.codes.living.reshape(-1))
     content = b"".join(codes.astype(np.int8 if codes.dtype == np.int8 else "<i2").tobytes() for codes in layers)
     return {
         "this package": packed_size(packed).code_nbytes + class_nbytes(packed),
@@ -120,7 +120,7 @@ def measure(name: str, model: nn.Module, repeats: int) -> None:
     original = sum(p.spec.original_numel for p in quantized_parameters(model))
     packed = Packed.of(model)
     data = to_bytes(packed)
-    left = sum(t.codes[t.codes.any(1)].size for t in packed.coded if t.codes is not None)
+    left = sum(t.codes.living.size for t in packed.coded if t.codes is not None)
     size = packed_size(packed)
     print(f"{name}: {left:,} of {original:,} weights left")
     print(

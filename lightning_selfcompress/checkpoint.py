@@ -13,18 +13,16 @@ from torch import Tensor, nn
 from lightning_selfcompress.convert import convert, plan_conversion
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import Quantized
+from lightning_selfcompress.shapes import CheckpointError, check_sizes, name_of, wrong_shape
 from lightning_selfcompress.surgery import replace_tensors
 
 MARK = (
     "open_with.lightning_selfcompress.load_from_checkpoint"  # torch names it where the plain network is given the file
 )
 FORMAT = 1
+VERSION_KEY = "pytorch-lightning_version"  # of Lightning's checkpoints
 
 Module = TypeVar("Module", bound=nn.Module)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read, or does not fit the module it is loaded into."""
 
 
 def load_from_checkpoint(
@@ -61,6 +59,11 @@ def load_from_checkpoint(
         _check_readable(lambda: torch.load(path, map_location="cpu", weights_only=kwargs.get("weights_only")), path)
         if isinstance(error, RuntimeError):
             raise _misfit(error, module_class, path) from error
+        if isinstance(error, KeyError) and VERSION_KEY in error.args:
+            raise CheckpointError(
+                f"Expected a checkpoint of a Lightning Trainer in {str(path)!r}, found one that does not tell its "
+                f"version. Weights alone go into a module by load_state_dict."
+            ) from error
         raise
     _check_intact(path)
     return module
@@ -119,7 +122,7 @@ def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix:
     _check_converted(module, saved)
     layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, Quantized)}
     if not any(
-        _name(path, spec.bit_depth) in saved for path, layer in layers.items() for spec in layer._quantized.values()
+        name_of(path, spec.bit_depth) in saved for path, layer in layers.items() for spec in layer._quantized.values()
     ):
         return
     _check_shapes(module, layers, own, saved)
@@ -207,7 +210,8 @@ def _check_readable(load: Callable[[], Any], path: Any) -> Any:
         raise
     except Exception as error:
         raise _unreadable(path, f"{type(error).__name__}: {str(error).partition('.')[0]}") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+    state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state_dict, dict) or not all(isinstance(key, str) for key in state_dict):
         found = "a dictionary without 'state_dict'" if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise CheckpointError(
             f"Expected a Lightning checkpoint in {str(path)!r}, found {found}. Weights alone go into a module by "
@@ -248,7 +252,7 @@ def _misfit(error: RuntimeError, module_class: type, path: Any = None) -> Runtim
 def _check_converted(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Every layer that was compressed has to be converted: it would be left with its latent weights otherwise."""
     named = module.named_modules(remove_duplicate=False)  # a layer may have several names
-    own = {_name(path, name) for path, m in named for name in m._parameters}
+    own = {name_of(path, name) for path, m in named for name in m._parameters}
     for key in saved:
         if key.endswith("bit_depth") and key not in own and f"{key.removesuffix('bit_depth')}exponent" in saved:
             layer = key.removesuffix("bit_depth").removesuffix("_").removesuffix(".")
@@ -265,62 +269,20 @@ def _check_shapes(
     shrunk = False
     for path, layer in layers.items():
         for name, spec in layer._quantized.items():
-            weight, depth = (saved.get(_name(path, n)) for n in (name, spec.bit_depth))
+            weight, depth = (saved.get(name_of(path, n)) for n in (name, spec.bit_depth))
             shrunk |= layer.latent(name).numel() < spec.original_numel
             if weight is None or depth is None:
                 continue
             if depth.dim() != 1 or weight.dim() != layer.latent(name).dim():
                 raise CheckpointError(
-                    _wrong_shape(_name(path, name), layer.latent(name), weight.shape, "the dimensions of")
+                    wrong_shape(name_of(path, name), layer.latent(name), weight.shape, "the dimensions of")
                 )
             along = weight.shape[spec.axis.dim]
             if depth.numel() % along if spec.axis.groups > 1 else depth.numel() != along:
                 raise CheckpointError(
-                    f"Expected {along} bit depths for {_name(path, name)!r} {tuple(weight.shape)}, got "
+                    f"Expected {along} bit depths for {name_of(path, name)!r} {tuple(weight.shape)}, got "
                     f"{depth.numel()}. The checkpoint is damaged; take an earlier one."
                 )
             if depth.numel() > spec.original_channels or weight.numel() > spec.original_numel:
-                raise CheckpointError(_wrong_shape(_name(path, name), layer.latent(name), weight.shape, "at most"))
+                raise CheckpointError(wrong_shape(name_of(path, name), layer.latent(name), weight.shape, "at most"))
     check_sizes(module, {name: tuple(t.shape) for name, t in saved.items()}, larger=shrunk)
-
-
-def check_sizes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, larger: bool = False) -> None:
-    """Whether shapes are those of a module's parameters and buffers, or of what is left of these after removals.
-
-    Args:
-        module: The module.
-        shapes: Name of a parameter or buffer -> its shape elsewhere.
-        larger: Whether they may be larger than the module's, which has shrunk itself.
-
-    Raises:
-        CheckpointError: If they are not.
-    """
-    for path, m in module.named_modules():
-        kept = _dims_that_stay(m)
-        for name, tensor in (*m._parameters.items(), *m._buffers.items()):
-            found = shapes.get(_name(path, name))
-            if tensor is None or found is None or found == tensor.shape:
-                continue
-            same_rank = len(found) == tensor.dim()
-            if not same_rank or any(found[d] != tensor.shape[d] for d in range(tensor.dim()) if d in kept):
-                raise CheckpointError(_wrong_shape(_name(path, name), tensor, found, "the dimensions of"))
-            if not larger and any(a > b for a, b in zip(found, tensor.shape, strict=True)):
-                raise CheckpointError(_wrong_shape(_name(path, name), tensor, found, "at most"))
-
-
-def _dims_that_stay(module: nn.Module) -> range:
-    """Dimensions of a module's weight that no removal makes smaller: kernels, and the tokens of an embedding."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return range(2, 5)
-    return range(1) if isinstance(module, nn.Embedding | nn.EmbeddingBag) else range(0)
-
-
-def _wrong_shape(name: str, tensor: Tensor, found: tuple[int, ...], what: str) -> str:
-    return (
-        f"Expected {what} {tuple(tensor.shape)} for {name!r}, got {tuple(found)}. It was saved from another "
-        f"network, or from this one with other arguments."
-    )
-
-
-def _name(path: str, name: str) -> str:
-    return f"{path}.{name}".lstrip(".")

@@ -23,10 +23,9 @@ def module_class(text: str) -> type[nn.Module]:
         ValueError: If there is none of that name, or it is no LightningModule.
     """
     module, colon, name = text.partition(":")
-    if not (module and colon and name):
+    if not (colon and name and all(part.isidentifier() for part in module.split("."))):
         raise ValueError(f"Expected --model as package.module:Class, got {text!r}.")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    look_here()
     try:
         found = import_module(module)
     except ModuleNotFoundError as error:
@@ -38,7 +37,7 @@ def module_class(text: str) -> type[nn.Module]:
         raise ValueError(
             f"Expected to import {module!r} for --model, but it needs {error.name!r}. Install it."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"Expected to import {module!r} for --model, got {type(error).__name__}: {error}. --debug shows where."
         ) from error
@@ -50,6 +49,12 @@ def module_class(text: str) -> type[nn.Module]:
     if not _is_lightning_module(chosen):
         raise ValueError(f"Expected a LightningModule in --model {text!r}, got {chosen!r:.80}. Name the class trained.")
     return cast("type[nn.Module]", chosen)
+
+
+def look_here() -> None:
+    """Has modules of the current folder found, as those of a command's user are."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _is_lightning_module(value: object) -> bool:

@@ -16,17 +16,19 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.checkpoint import CheckpointError, load_from_checkpoint
-from lightning_selfcompress.classes import module_class
+from lightning_selfcompress.checkpoint import load_from_checkpoint
+from lightning_selfcompress.classes import look_here, module_class
 from lightning_selfcompress.comparison import differences
 from lightning_selfcompress.data import DATA_VARIABLE, DataError
 from lightning_selfcompress.demo import TASKS, Settings, run_demo, summary
-from lightning_selfcompress.export import export, load
+from lightning_selfcompress.export import export
 from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import finalize
 from lightning_selfcompress.inspection import read_contents, with_network
+from lightning_selfcompress.load import load
 from lightning_selfcompress.onnx_export import WEIGHTS, to_onnx
 from lightning_selfcompress.presentation import contents_text, contents_values, differences_text, differences_values
+from lightning_selfcompress.shapes import CheckpointError
 from lightning_selfcompress.terminal import line_width
 
 DIFFERENT = 2  # exit status of diff where files differ; that of errors is 1, of all commands
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         off.
     """
     options = parser().parse_args(arguments)
+    if getattr(options, "trust", False):
+        look_here()  # where the classes of a checkpoint's objects may lie
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
@@ -229,7 +233,7 @@ def _inspect(options: argparse.Namespace) -> int:
             )
         contents = with_network(contents, _open(options.model, options.file, trusted=options.trust))
     if options.json:
-        print(json.dumps(contents_values(contents), indent=2), flush=True)
+        print(json.dumps(contents_values(contents), indent=2, allow_nan=False), flush=True)
     else:
         print(contents_text(contents, width=line_width()), flush=True)
     return 0
@@ -245,6 +249,8 @@ def _export(options: argparse.Namespace) -> int:
         raise ValueError("Expected --input SHAPE, such as --input 1,1,28,28, with --to onnx and only there.")
     if options.out.is_dir() or not os.access(options.out.parent, os.W_OK):
         raise ValueError(f"Expected a file in a folder that can be written, got -o {str(options.out)!r}.")
+    if options.out.exists() and options.out.samefile(options.checkpoint):
+        raise ValueError(f"Expected another file than the one that is read, got -o {str(options.out)!r}.")
     packed = _is_packed(options.checkpoint, trusted=options.trust)
     if packed and options.to == "packed":
         raise ValueError(
@@ -279,7 +285,7 @@ def _diff(options: argparse.Namespace) -> int:
     a, b = (read_contents(path, trusted=options.trust) for path in (options.a, options.b))
     found = differences(a, b)
     if options.json:
-        print(json.dumps(differences_values(a, b, found), indent=2), flush=True)
+        print(json.dumps(differences_values(a, b, found), indent=2, allow_nan=False), flush=True)
     else:
         print(differences_text(a, b, found, width=line_width()), flush=True)
     return DIFFERENT if found else 0
@@ -342,7 +348,7 @@ def _example(text: str) -> Tensor:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isascii() and text.isdigit() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
     return number

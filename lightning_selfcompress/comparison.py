@@ -63,7 +63,7 @@ def differences(a: Contents, b: Contents) -> tuple[Difference, ...]:
         sides = [None if t is None else _side(t, c) for t, c in ((left, a), (right, b))]
         largest = None
         if left is not None and right is not None and left.shape == right.shape:
-            largest = largest_difference(left.tensor(), right.tensor())
+            largest = 0.0 if _same_values(left, right) else largest_difference(left.tensor(), right.tensor())
         if sides[0] != sides[1] or largest or not _same_bits(left, right):
             found.append(Difference(name, sides[0], sides[1], largest))
     return tuple(found)
@@ -75,7 +75,7 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
     a, b = a.to(wide), b.to(wide)
     same = (a == b) | (a.isnan() & b.isnan())
     gaps = torch.where(same, 0.0, (a - b).abs())
-    return float(gaps.nan_to_num(nan=torch.inf).max()) if gaps.numel() else 0.0
+    return float(gaps.nan_to_num(nan=torch.inf, posinf=torch.inf).max()) if gaps.numel() else 0.0
 
 
 def _tensors(contents: Contents, *, numbers: bool) -> dict[str, PackedTensor]:
@@ -92,6 +92,11 @@ def _side(tensor: PackedTensor, contents: Contents) -> Side:
     bits = channel_bits(tensor).double()
     mean = float(bits.mean()) if len(bits) else 0.0
     return Side(tensor.shape, dtype, "codes", mean, size.codes[tensor.name] + size.channels[tensor.name])
+
+
+def _same_values(a: PackedTensor, b: PackedTensor) -> bool:
+    """Whether two weights are the same, as their codes tell, which need no memory where they are 0."""
+    return a.codes is not None and b.codes is not None and a.dtype == b.dtype and a.codes.same_as(b.codes)
 
 
 def _same_bits(a: PackedTensor | None, b: PackedTensor | None) -> bool:

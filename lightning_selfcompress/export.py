@@ -1,23 +1,16 @@
-"""Packed files of models: written whole or not at all, and loaded into a network of the user's class."""
+"""Packed files of models, written whole or not at all."""
 
 import os
 import warnings
-from collections.abc import Mapping
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_selfcompress.checkpoint import check_sizes
 from lightning_selfcompress.files import write_beside
-from lightning_selfcompress.finalize import make_plain
-from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import whole
-from lightning_selfcompress.packing import Packed, PackedFileError, from_file, is_half, to_bytes
+from lightning_selfcompress.packing import Packed, is_half, to_bytes
 from lightning_selfcompress.parameters import quantized_parameters
-from lightning_selfcompress.surgery import replace_tensors
-
-Module = TypeVar("Module", bound=nn.Module)
+from lightning_selfcompress.shapes import name_of, own_tensors
 
 
 def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtype = torch.float32) -> int:
@@ -38,7 +31,8 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtyp
         OSError: If the path cannot be written.
     """
     half = is_half(floats)
-    _check_values(model)
+    check_values(model)
+    _tell_extra_state(model)
     packed = Packed.of(model, half=half)
     _check_equal(model, packed)
     if not packed.coded:
@@ -52,49 +46,43 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtyp
     return len(data)
 
 
-def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> Module:
-    """Fills a network from a packed file: plain torch layers of the shapes stored, the same outputs to the bit.
-
-    Args:
-        path: A packed file.
-        into: A network of the class that was exported, of full size or of the sizes stored, float or converted. It
-            becomes plain, takes the shapes, and is filled.
-        strict: Whether the file has to hold all of the network's parameters and buffers, and nothing else.
-
-    Returns:
-        ``into``.
+def check_there(model: nn.Module) -> None:
+    """Whether all tensors of a model have values.
 
     Raises:
-        PackedFileError: If the file is damaged, or does not fit the network, which is unchanged then.
-        OSError: If it cannot be read.
+        ValueError: If there are lazy layers, or some are on the meta device.
     """
-    packed = from_file(path)
-    learned = {id(t) for p in quantized_parameters(into) for t in (p.raw_depth, p.exponent)}
-    own = {n: t for n, t in stored_tensors(into, transient=False).items() if id(t) not in learned}
-    _check(packed, into, own, strict=strict, path=os.fspath(path))
-    make_plain(into)
-    saved = {t.name: t.tensor() for t in packed.tensors if t.name in own}
-    _fill(into, own, saved, packed.attributes)
-    return into
-
-
-def _check_values(model: nn.Module) -> None:
-    """Whether all that is to be stored has values, and finite ones; buffers such as masks may hold infinities."""
     for path, module in model.named_modules():
-        for own, tensor in (*module._parameters.items(), *module._buffers.items()):
-            name = f"{path}.{own}".lstrip(".")
-            if tensor is None or own in module._non_persistent_buffers_set:
-                continue
-            if nn.parameter.is_lazy(tensor) or tensor.is_meta:
-                reason = "on the meta device" if not nn.parameter.is_lazy(tensor) else "of a lazy layer"
+        for own, tensor in own_tensors(module):
+            reason = "of a lazy layer" if nn.parameter.is_lazy(tensor) else "on the meta device" * tensor.is_meta
+            if reason:
+                name = name_of(path, own)
                 raise ValueError(f"Expected values in {name!r}, which is {reason}. Run or load the network first.")
+
+
+def check_values(model: nn.Module) -> None:
+    """Whether all values that are to be stored are there, and finite; buffers such as masks may hold infinities.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    check_there(model)
+    for path, module in model.named_modules():
+        for own, tensor in own_tensors(module):
+            if own in module._non_persistent_buffers_set:
+                continue
             if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
                 continue
             lost = tensor.isnan() if own in module._buffers else ~tensor.isfinite()
             if bool(lost.any()):
                 raise ValueError(
-                    f"Expected finite values, got NaN or infinity in {name!r}. Export a checkpoint from before that."
+                    f"Expected finite values, got NaN or infinity in {name_of(path, own)!r}. Export a checkpoint from "
+                    f"before that."
                 )
+
+
+def _tell_extra_state(model: nn.Module) -> None:
+    for path, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             warnings.warn(
                 f"The extra state of {path or 'the network'!r} is not stored: packed files hold tensors alone. "
@@ -108,50 +96,8 @@ def _check_equal(model: nn.Module, packed: Packed) -> None:
     written = {t.name: t for t in packed.coded}
     for p in quantized_parameters(model):
         weight = whole(getattr(p.layer, p.weight_name).detach()).cpu()
-        if not torch.equal(written[p.name].tensor(), weight):
+        if weight.numel() and not torch.equal(written[p.name].tensor(), weight):
             raise ValueError(
                 f"Expected codes of {p.name!r} below 2^31 and exponents from -128 to 127, got others. Its steps are "
                 f"far too small or too large; export an earlier checkpoint."
             )
-
-
-def _check(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, strict: bool, path: str) -> None:
-    shapes = {t.name: t.shape for t in packed.tensors}
-    missing, unknown = [n for n in own if n not in shapes], [n for n in shapes if n not in own]
-    if strict and (missing or unknown):
-        parts = [f"nothing for {_some(missing)}"] * bool(missing) + [f"{_some(unknown)} too"] * bool(unknown)
-        raise PackedFileError(
-            f"{path}: expected the parameters and buffers of a {type(into).__name__}, found {' and '.join(parts)}. "
-            f"Build the network as it was when it was exported; strict=False takes what fits."
-        )
-    try:
-        check_sizes(into, shapes)
-    except RuntimeError as error:
-        raise PackedFileError(f"{path}: {error}") from error
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-@torch.no_grad()
-def _fill(into: nn.Module, own: Mapping[str, Tensor], saved: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
-    fresh: dict[int, Tensor] = {}
-    for name, values in saved.items():
-        if values.shape != own[name].shape:
-            data = torch.empty(values.shape, dtype=own[name].dtype, device=own[name].device)
-            is_parameter = isinstance(own[name], nn.Parameter)
-            fresh[id(own[name])] = nn.Parameter(data, own[name].requires_grad) if is_parameter else data
-    replace_tensors(into, fresh)
-    now = stored_tensors(into, transient=False)
-    for name, values in saved.items():
-        now[name].copy_(values)
-    modules = dict(into.named_modules())
-    for name, groups in numbers.items():
-        module = modules.get(name.removesuffix(".groups"))
-        if isinstance(module, nn.modules.conv._ConvNd):
-            per_group = module.weight.shape[1]
-            module.groups = groups
-            setattr(module, "out_channels" if module.transposed else "in_channels", per_group * groups)
-    for module in modules.values():
-        module.__dict__.pop("_removed_nbytes", None)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +17,7 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) 
 
     Raises:
         IsADirectoryError: If the path is a folder's.
+        FileExistsError: If it is a device's, a pipe's or the like, which would be replaced.
         FileNotFoundError: If there is no folder to write it to.
         OSError: If it cannot be written.
     """
@@ -24,10 +26,16 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         raise IsADirectoryError(errno.EISDIR, "Expected a path for a file, this is a folder", os.fspath(path))
     if not place.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "There is no folder for this file, create it first", os.fspath(path))
+    if place.exists() and not place.is_file():
+        raise FileExistsError(errno.EEXIST, "Expected a path for a file, this is a device or a pipe", os.fspath(path))
     part = place.with_name(f"{place.name[:200]}.{uuid4().hex[:8]}.part")  # another's for each that writes this file
     try:
         write(part)
+        if place.exists():
+            shutil.copymode(place, part)
         part.replace(place)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is not None:  # that of the user, not the one beside it
+            raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
         raise

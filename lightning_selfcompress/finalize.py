@@ -2,8 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from lightning_selfcompress.checkpoint import take_shapes
 from lightning_selfcompress.convert import revert
+from lightning_selfcompress.layers import Quantized
 from lightning_selfcompress.parameters import quantized_parameters
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -57,7 +58,12 @@ def fold_batchnorm(model: nn.Module, *inputs: Any) -> int:
 
     Returns:
         Number of normalization layers folded.
+
+    Raises:
+        ValueError: If the model has quantized layers, or returns nothing with tensors in it.
     """
+    if any(isinstance(module, Quantized) for module in model.modules()):
+        raise ValueError("Expected a plain model to fold, got one with quantized layers. Take finalize(model).")
     folded, left = fold_norms(model, *inputs)
     if left:
         warnings.warn(f"{', '.join(left)} stay: {NOT_FOLDED}.", stacklevel=2)
@@ -163,6 +169,8 @@ def _neighbours(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[_Pair],
     finally:
         for handle in handles:
             handle.remove()
+    if not outputs:
+        raise ValueError(f"Expected outputs with tensors of {type(model).__name__}, to see that nothing has changed.")
     once = [(a, b) for a, b in found if a is not None and sum(a is c or b is d for c, d in found) == 1]
     children = [(m, name, child) for m in model.modules() for name, child in m.named_children()]
     return [_Pair(a, b, tuple((m, n) for m, n, child in children if child is b)) for a, b in once], outputs
@@ -185,5 +193,10 @@ def _still(model: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor]) ->
 def _tensors(out: Any) -> list[Tensor]:
     if isinstance(out, Tensor):
         return [out]
-    values = out.values() if isinstance(out, dict) else out if isinstance(out, list | tuple) else ()
+    if isinstance(out, Mapping):
+        values: Iterable[Any] = out.values()
+    elif is_dataclass(out) and not isinstance(out, type):
+        values = vars(out).values()
+    else:
+        values = out if isinstance(out, list | tuple) else ()
     return [t for value in values for t in _tensors(value)]

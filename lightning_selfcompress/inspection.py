@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.checkpoint import MARK, CheckpointError, read_checkpoint
+from lightning_selfcompress.checkpoint import MARK, read_checkpoint
 from lightning_selfcompress.layers import ChannelAxis
 from lightning_selfcompress.packing import (
     MAGIC,
@@ -23,6 +23,7 @@ from lightning_selfcompress.packing import (
     PackedFileError,
     PackedSize,
     PackedTensor,
+    as_bytes,
     as_codes,
     as_it_is,
     from_bytes,
@@ -31,6 +32,7 @@ from lightning_selfcompress.packing import (
 )
 from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.quantizer import bit_depth
+from lightning_selfcompress.shapes import CheckpointError
 from lightning_selfcompress.size import integer_bits
 
 
@@ -146,7 +148,7 @@ class Contents:
             int((bits > 0).sum()),
             len(bits),
             weights,
-            float(depths.double().mean()) if depths is not None and len(depths) else None,
+            float(depths.double().mean()) if depths is not None and len(depths) and depths.isfinite().all() else None,
             float(bits.double().mean()) if len(bits) else 0.0,
             int(bits.max()) if len(bits) else 0,
             self.size.codes[tensor.name] + self.size.channels[tensor.name],
@@ -156,10 +158,12 @@ class Contents:
 
 def channel_bits(tensor: PackedTensor) -> Tensor:
     """Whole bits that the codes of each channel need, ``(channels,)``, int64."""
-    codes = tensor.codes
-    assert codes is not None
-    low, high = codes.min(1, initial=0).astype(np.int64), codes.max(1, initial=0).astype(np.int64)
-    return integer_bits(torch.from_numpy(low), torch.from_numpy(high))
+    assert tensor.codes is not None
+    codes, alive = tensor.codes.living, tensor.codes.alive
+    low, high = codes.min(1).astype(np.int64), codes.max(1).astype(np.int64)
+    bits = torch.zeros(len(alive), dtype=torch.int64)
+    bits[torch.from_numpy(alive)] = integer_bits(torch.from_numpy(low), torch.from_numpy(high))
+    return bits
 
 
 def read_contents(path: str | os.PathLike[str], *, trusted: bool = False) -> Contents:
@@ -236,17 +240,20 @@ def _of_checkpoint(path: str, checkpoint: Mapping[str, Any]) -> Contents:
             rows = not name.endswith("weight") or (tensor.dim() == 2 and f"{name.removesuffix('weight')}bias" in saved)
             fit = raw_depth.shape == exponent.shape
             axes = channel_axes(tuple(tensor.shape), raw_depth.numel(), rows=rows) if fit else []
-            if axes:
+            if axes and tensor.numel():
                 tensors.append(as_codes(name, tensor, axes[0], raw_depth, exponent))
                 depths[name] = bit_depth(raw_depth)
             else:
                 tensors.append(as_it_is(name, tensor))
-                counts = f"{raw_depth.numel()} bit depths and {exponent.numel()} exponents"
-                notes[name] = f"codes not known, {counts} do not fit the shape; counted as it is"
-            if len(axes) > 1:
+                if not axes:
+                    counts = f"{raw_depth.numel()} bit depths and {exponent.numel()} exponents"
+                    notes[name] = f"codes not known, {counts} do not fit the shape; counted as it is"
+            if not all(bool(t.isfinite().all()) for t in (tensor, raw_depth, exponent)):
+                notes[name] = "holds NaN or infinity, counted as code 0"
+            elif len(axes) > 1:
                 notes[name] = f"channels taken along dimension {axes[0].dim}; shapes do not tell, --model does"
         elif name not in not_shown:
-            tensors.append(as_it_is(name, tensor))
+            tensors.append(as_it_is(name, as_bytes(tensor)))
     nbytes = Path(path).stat().st_size
     packed = Packed(tuple(tensors), {})
     return Contents(path, "checkpoint", nbytes, _facts(checkpoint), packed, False, depths, notes)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_selfcompress.export import check_values
 from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import NOT_FOLDED, finalize, fold_norms
 from lightning_selfcompress.layers import reading_through
@@ -98,8 +99,8 @@ def to_onnx(
     Raises:
         ModuleNotFoundError: If onnx or onnxscript is missing.
         RuntimeError: If torch is older than 2.8, or its exporter cannot export the network.
-        ValueError: If ``weights`` is none of these, or ``round_to`` is below 1, or the module has no ``forward`` or
-            does not take these inputs; if ``codes`` is a file of another network.
+        ValueError: If values are not finite or not there; if ``weights`` is none of these, or ``round_to`` is below 1,
+            or the module has no ``forward`` or does not take these inputs; if ``codes`` is a file of another network.
         PackedFileError: If ``codes`` is damaged.
         OSError: If the path cannot be written.
     """
@@ -108,6 +109,7 @@ def to_onnx(
         raise ValueError(f"Expected round_to >= 1 (channels), got {round_to}.")
     if weights not in WEIGHTS:
         raise ValueError(f"Expected weights to be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}.")
+    check_values(model)
     plain = finalize(model).cpu().eval()
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu(), inputs)
     outputs = _outputs(plain, inputs)

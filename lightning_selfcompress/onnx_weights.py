@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import Quantized, quantized_class
-from lightning_selfcompress.packing import Packed, PackedTensor, from_file, from_rows, to_rows
+from lightning_selfcompress.packing import Codes, Packed, PackedTensor, from_file, from_rows, to_rows
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, step_size
 
 WIDE_OPSET = 21  # the first with int4 and int16 in DequantizeLinear
@@ -111,7 +111,7 @@ class CodedWeights:
             traced: Names of its initializers as the exporter made it.
             folded: The same once constants are folded.
         """
-        codes = {place.packed.name: cast("np.ndarray", place.packed.codes) for place in self.places}
+        codes = {place.packed.name: _codes_of(place.packed).rows for place in self.places}
         for name, initializers in self.initializers.items():
             now = initializers & traced
             if name in codes and not now:  # the exporter stores equal ones once
@@ -161,11 +161,15 @@ def _unused(layer: nn.Module, name: str) -> str:
     return name
 
 
+def _codes_of(tensor: PackedTensor) -> Codes:
+    assert tensor.codes is not None
+    return tensor.codes
+
+
 def _width(tensor: PackedTensor, opset: int) -> tuple[int, str]:
     """Bits of the integer type that holds all codes, or why there is none."""
-    codes = tensor.codes
-    assert codes is not None
-    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
+    codes = _codes_of(tensor).living
+    low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
     fitting = [n for n in _BITS if -(1 << (n - 1)) <= low and high < 1 << (n - 1) and (n == 8 or opset >= WIDE_OPSET)]
     if tensor.dtype == torch.float64:
         return 0, "DequantizeLinear has no float64"
@@ -180,21 +184,20 @@ def _codes(packed: PackedTensor) -> Tensor:
     Matrices get one dimension more: ONNX Runtime takes dequantized matrices for an invitation to compute in int8, and
     to round what a layer is given.
     """
-    assert packed.codes is not None
-    assert packed.axis is not None
-    rows = torch.from_numpy(packed.codes)
-    codes = rows if packed.axis.groups > 1 else from_rows(rows, packed.axis, packed.shape)
+    of = _codes_of(packed)
+    bits, _ = _width(packed, WIDE_OPSET)
+    rows = torch.from_numpy(of.rows.astype(np.int8 if bits <= 8 else np.int16))  # int8 where -128 is the lowest, too
+    codes = rows if of.axis.groups > 1 else from_rows(rows, of.axis, packed.shape)
     return codes.unsqueeze(-1) if codes.dim() == 2 else codes
 
 
 def _scale(packed: PackedTensor) -> Tensor:
-    return step_size(torch.from_numpy(packed.exponents).float() / EXPONENT_STEPS)
+    return step_size(torch.from_numpy(_codes_of(packed).exponents).float() / EXPONENT_STEPS)
 
 
 def _factor(before: Tensor, after: Tensor, packed: PackedTensor) -> Tensor:
     """What batch normalization has multiplied each channel by: seen at its largest weight."""
-    assert packed.axis is not None
-    one, other = (to_rows(t.detach().float(), packed.axis) for t in (before, after))
+    one, other = (to_rows(t.detach().float(), _codes_of(packed).axis) for t in (before, after))
     largest = one.abs().argmax(1, keepdim=True)
     one, other = (t.gather(1, largest).squeeze(1) for t in (one, other))
     return torch.where(one == 0, 1.0, other / one)
@@ -212,11 +215,11 @@ def read_codes(layer: Quantized, name: str) -> Tensor:
     """
     place = cast("dict[str, _Place]", layer.__dict__["_onnx_places"])[name]
     packed, codes, scale = place.packed, layer.get_buffer(place.codes), layer.get_buffer(place.scale)
-    assert packed.axis is not None
-    along = 0 if packed.axis.groups > 1 else packed.axis.dim
+    axis = _codes_of(packed).axis
+    along = 0 if axis.groups > 1 else axis.dim
     value = torch.onnx.ops.symbolic(
         "DequantizeLinear", (codes, scale), {"axis": along}, dtype=torch.float32, shape=codes.shape
     )
-    if packed.axis.groups > 1:
-        value = from_rows(value.flatten(1), packed.axis, packed.shape)
+    if axis.groups > 1:
+        value = from_rows(value.flatten(1), axis, packed.shape)
     return value.reshape(packed.shape).to(packed.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_selfcompress.comparison import Difference, Side
 from lightning_selfcompress.inspection import Contents, LayerRow, PlainRow
-from lightning_selfcompress.terminal import histogram, table
+from lightning_selfcompress.terminal import histogram, printable, table
 
 DEFAULT_WIDTH = 80
 _LAYER_HEAD = ("layer", "shape", "channels", "of", "weights", "bits", "max bits", "learned bits", "bytes")
@@ -95,7 +95,7 @@ def differences_values(a: Contents, b: Contents, found: Sequence[Difference]) ->
 def _wrapped(lines: Iterable[str], width: int | None) -> str:
     return "\n".join(
         line if width is None else fill(line, max(width, 20), break_long_words=False, break_on_hyphens=False)
-        for line in lines
+        for line in map(printable, lines)
     )
 
 

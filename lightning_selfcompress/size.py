@@ -277,8 +277,8 @@ def layer_size(parameter: QuantizedParameter, packed: PackedSize) -> LayerSize:
         learned_bits=n * float(depth.double().sum()),
         max_bits=float(depth.max()),
         code_bits=n * int(whole_bits(parameter).sum()),
-        code_nbytes=packed.codes[parameter.name],
-        scale_nbytes=packed.channels[parameter.name],
+        code_nbytes=packed.codes.get(parameter.name, 0),  # a weight without entries has none
+        scale_nbytes=packed.channels.get(parameter.name, 0),
     )
 
 
@@ -296,7 +296,7 @@ def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = t
     Returns:
         The report; ``print`` shows it as a table.
     """
-    packed = packed_size(Packed.of(model, half=is_half(floats))) if exact else estimated_size(model)
+    packed = packed_size(Packed.of(model, half=is_half(floats), measured=True)) if exact else estimated_size(model)
     parameters = tuple(quantized_parameters(model))
     latent = {id(p.latent): p.spec.original_numel for p in parameters}
     learned = {id(t) for p in parameters for t in (p.raw_depth, p.exponent)}

@@ -115,11 +115,19 @@ def replace_tensors(model: nn.Module, replacements: Mapping[int, Tensor]) -> Non
         _replace(module, replacements)
 
 
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def empty_like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor of another shape, of the same type and device, and laid out alike."""
+    return torch.empty(*shape, dtype=tensor.dtype, device=tensor.device, memory_format=_memory_format(tensor))
+
+
 @torch.no_grad()
 def _smaller(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    data = shrink(tensor.detach(), kept)
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-        data = data.contiguous(memory_format=torch.channels_last)
+    data = shrink(tensor.detach(), kept).contiguous(memory_format=_memory_format(tensor))
     if not isinstance(tensor, nn.Parameter):
         return data
     new = nn.Parameter(data, requires_grad=tensor.requires_grad)

@@ -30,7 +30,7 @@ def table(
     Returns:
         The table, without a line's end at its end.
     """
-    lines = [head, *rows, *([total] if total is not None else [])]
+    lines = [[printable(text) for text in line] for line in (head, *rows, *([total] if total is not None else []))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     gaps = len(GAP) * (len(widths) - 1)
     while width is not None and sum(widths) + gaps > width and max(widths[:left]) > NARROWEST:
@@ -45,6 +45,11 @@ def table(
     if total is not None:
         texts.insert(-1, rule)
     return "\n".join(texts)
+
+
+def printable(text: str) -> str:
+    """A text without what would command a terminal: names in a file may hold anything."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def shorten(text: str, length: int) -> str:

@@ -14,6 +14,7 @@ TYPES = "<f4 <f8 <f2 bfloat16 <u1 <i1 <i2 <i4 <i8 bool <c8 <c16".split()  # noqa
 STORED = {1: "<f2", 3: "<i1", 4: "<i2", 5: "<i4"}
 CODED = 2
 WORDS = "weight bias running_mean running_var num_batches_tracked in_proj_weight in_proj_bias groups"
+WORDS += " num_features num_groups"
 
 
 class Bytes:

@@ -7,8 +7,9 @@ from test_opening import trained
 from torch import nn
 
 from lightning_selfcompress import SelfCompression, load_from_checkpoint
-from lightning_selfcompress.checkpoint import FORMAT, MARK, CheckpointError
+from lightning_selfcompress.checkpoint import FORMAT, MARK
 from lightning_selfcompress.graph import stored_tensors
+from lightning_selfcompress.shapes import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,10 @@
 """Packed files and plain networks: the same outputs to the bit, the size reported, whole or not at all."""
 
 import copy
+import os
 import pickle
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -205,6 +208,17 @@ def test_where_files_go(model, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_is_there_already(model, tmp_path):
+    """A pipe or a device is not replaced; a file keeps its mode; an error names the user's path."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="a device or a pipe"):
+        export(model, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "net.scnn").touch(mode=0o600)
+    export(model, tmp_path / "net.scnn")
+    assert (tmp_path / "net.scnn").stat().st_mode & 0o777 == 0o600
+
+
 def test_half_precision(model, tmp_path):
     """float16 for what is not quantized makes the file smaller, changes no value by more than a thousandth."""
     whole = export(model, tmp_path / "whole.scnn")
@@ -326,6 +340,42 @@ def test_folding_in_half_precision():
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)).bfloat16().eval()
     net[1].running_mean.normal_()
     assert fold_batchnorm(net, IMAGES.bfloat16()) == 1
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+
+
+class Returning(nn.Module):
+    """Uses the output of a convolution with and without its normalization."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.conv, self.norm, self.kind = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), kind
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.kind(self.norm(y) + y)
+
+
+@pytest.mark.parametrize("kind", [Output, lambda t: MappingProxyType({"logits": [t]})])
+def test_folding_sees_outputs_of_all_kinds(kind):
+    """Outputs in dataclasses and mappings are looked at too; where there are none, nothing is folded."""
+    net = Returning(kind).eval()
+    net.norm.running_mean.normal_()
+    with pytest.warns(UserWarning, match="norm stay"):
+        assert fold_batchnorm(net, IMAGES) == 0
+    with pytest.raises(ValueError, match="Expected outputs with tensors of Returning"):
+        fold_batchnorm(Returning(str), IMAGES)
+
+
+def test_folding_of_quantized_layers():
+    """They are to be made plain first."""
+    net = small_net()
+    convert(net)
+    with pytest.raises(ValueError, match=r"Take finalize\(model\)"):
+        fold_batchnorm(net, IMAGES)
 
 
 def test_folding_with_wrong_inputs():

@@ -67,6 +67,22 @@ def kinds(path):
     return {n.op_type for n in onnx.load(path).graph.node}
 
 
+def test_the_lowest_code_of_a_type(tmp_path):
+    """A layer whose codes go from -128 to 127 is int8, in the file as in the report, and in old opsets."""
+    net = nn.Sequential(nn.Linear(4, 2))
+    convert(net)
+    with torch.no_grad():
+        net[0].exponent.fill_(-4)
+        net[0].bit_depth.fill_(8)
+        net[0].latent("weight").copy_(torch.tensor([-128.0, 127, 3, 0]).div(16).expand(2, 4))
+    for opset in (19, 21):
+        report = to_onnx(net.eval(), tmp_path / "net.onnx", torch.eye(4), opset=opset)
+        assert (report.types, report.notes) == ({"0.weight": "int8"}, ())
+        stored = {t.name: t.data_type for t in onnx.load(tmp_path / "net.onnx").graph.initializer}
+        assert stored["0.weight_codes"] == onnx.TensorProto.INT8
+        assert_close(run(session(tmp_path / "net.onnx"), (torch.eye(4),)), [net(torch.eye(4)).detach()])
+
+
 @pytest.mark.parametrize("name", [n if n in SOON else pytest.param(n, marks=pytest.mark.nightly) for n in ZOO])
 def test_a_file_is_the_network(name, tmp_path):
     """Every network of the zoo has its weights to the bit, its outputs to 1e-4, and takes batches of other sizes."""
@@ -82,7 +98,7 @@ def test_a_file_is_the_network(name, tmp_path):
     for codes, value in values.items():
         packed = coded[codes.removesuffix("_codes").replace("lm_head", "wte")]  # tied
         expected = packed.tensor()
-        expected = to_rows(expected, packed.axis) if packed.axis.groups > 1 else expected
+        expected = to_rows(expected, packed.codes.axis) if packed.codes.axis.groups > 1 else expected
         assert torch.equal(value.reshape(expected.shape), expected)
     multiplied = to_onnx(net, tmp_path / "multiply.onnx", *inputs, fold=False, weights="multiply")
     assert (multiplied.types, multiplied.notes) == (report.types, ())

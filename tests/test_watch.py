@@ -96,6 +96,13 @@ def test_a_penalty_is_no_part_taken():
     assert channels.unseen == ("branch.weight", "branch.bias")
 
 
+def test_parameters_without_entries_may_be_unseen():
+    """There is nothing of them to be seen."""
+    net = nn.Linear(3, 2)
+    net.nothing = nn.Parameter(torch.zeros(0, 4))
+    assert watched(converted(net), torch.randn(2, 3, dtype=torch.float64))[0].unseen == ()
+
+
 def test_frozen_parameters_may_be_unseen():
     """A module that is frozen and unused is no obstacle."""
     net = converted(Branches())

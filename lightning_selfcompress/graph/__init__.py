@@ -1,6 +1,13 @@
 """The channel graph: which channels of a network live and die together, read off its own training steps."""
 
-from lightning_selfcompress.graph.channels import NORMS, Channels, Slot, size_attribute, stored_tensors
+from lightning_selfcompress.graph.channels import (
+    NORMS,
+    Channels,
+    Slot,
+    is_bare_norm,
+    size_attribute,
+    stored_tensors,
+)
 from lightning_selfcompress.graph.watch import Watcher
 
-__all__ = ["NORMS", "Channels", "Slot", "Watcher", "size_attribute", "stored_tensors"]
+__all__ = ["NORMS", "Channels", "Slot", "Watcher", "is_bare_norm", "size_attribute", "stored_tensors"]

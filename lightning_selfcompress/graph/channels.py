@@ -17,6 +17,11 @@ def tensors_of(module: nn.Module) -> list[Tensor | None]:
     return [*module._parameters.values(), *module._buffers.values()]
 
 
+def is_bare_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalization layer without tensors, whose size is a mere number."""
+    return isinstance(module, NORMS) and all(t is None for t in tensors_of(module))
+
+
 def size_attribute(module: nn.Module) -> str:
     """Name of the attribute of a normalization layer that says how many channels it has."""
     return "num_channels" if isinstance(module, nn.GroupNorm) else "num_features"

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_selfcompress.graph import moves, pointwise, products, reductions
 from lightning_selfcompress.graph.atoms import AtomStore, Axis, Dims, everywhere
 from lightning_selfcompress.graph.call import Call, Constant, Layout, Rule, Storage, tensors_in
-from lightning_selfcompress.graph.channels import NORMS, Channels, Slot, size_attribute, stored_tensors, tensors_of
+from lightning_selfcompress.graph.channels import Channels, Slot, is_bare_norm, size_attribute, stored_tensors
 from lightning_selfcompress.layers import Quantized, reading_through
 from lightning_selfcompress.parameters import QuantizedParameter, quantized_parameters
 
@@ -117,11 +117,13 @@ class Watcher:
             self._add_quantized(weight)
 
         for path, module in self.model.named_modules():
-            if isinstance(module, NORMS) and not any(t is not None for t in tensors_of(module)):
+            if is_bare_norm(module):
                 name = f"{path}.{size_attribute(module)}".lstrip(".")
                 size = getattr(module, size_attribute(module))
                 self._sizes[module] = Axis(self._store.new(size), np.ones(size, bool))
                 self._slots.append(Slot(name, 0, size, self._store.count - size, attribute=True))
+                if isinstance(module, nn.GroupNorm):  # opened again, it would take other channels together
+                    self._store.pin(self._sizes[module].atoms, f"{path!r} has groups of them, which no file could tell")
 
     def _recall(self, earlier: Channels) -> None:
         _, first, which = np.unique(earlier.group, return_index=True, return_inverse=True)
@@ -144,7 +146,7 @@ class Watcher:
         layout = Layout(tuple(dims), Storage(), constant=constant)
         self._stored[id(tensor)] = layout
         self._names.add(name)
-        if is_parameter:
+        if is_parameter and tensor.numel():
             self._unseen[id(tensor)] = name
 
     def _add_quantized(self, weight: QuantizedParameter) -> None:

@@ -1,8 +1,10 @@
 """What is stored of a model, and as which bytes."""
 
 from lightning_selfcompress.packing.content import (
+    Codes,
     Packed,
     PackedTensor,
+    as_bytes,
     as_codes,
     as_it_is,
     from_rows,
@@ -17,10 +19,12 @@ from lightning_selfcompress.packing.writing import PackedSize, packed_size, stor
 __all__ = [
     "MAGIC",
     "VERSION",
+    "Codes",
     "Packed",
     "PackedFileError",
     "PackedSize",
     "PackedTensor",
+    "as_bytes",
     "as_codes",
     "as_it_is",
     "estimated_size",

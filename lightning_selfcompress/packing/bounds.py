@@ -71,13 +71,14 @@ def put_bounds(
     symbols: Integers,  # (weights per channel, channels)
     bounds: Integers,  # (channels,)
 ) -> Integers:
-    """The codes, with those at a bound, which were 0, in the narrowest signed type for all of them."""
+    """The codes, with those at a bound, which were 0, in the narrowest signed type for all of them; may be in place."""
     largest = int(bounds.max(initial=0))
     if not largest:
         return codes
-    ends = bounds.astype(np.promote_types(codes.dtype, np.int8 if largest < 1 << 7 else np.int16))
-    found = np.where((ends > 0) & (symbols == LOW), -ends, codes)
-    found = np.where((ends > 0) & (symbols == HIGH), ends - 1, found)
+    found = codes.astype(np.promote_types(codes.dtype, np.int8 if largest < 1 << 7 else np.int16), copy=False)
+    ends = bounds.astype(found.dtype)
+    np.copyto(found, -ends, where=(ends > 0) & (symbols == LOW))
+    np.copyto(found, ends - found.dtype.type(1), where=(ends > 0) & (symbols == HIGH))
     if codes.dtype == np.int8 and largest == 1 << 7 and int(found.min()) > -largest:  # 127 is the end that is there
         return found.astype(np.int8)
     return found

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_selfcompress.graph import stored_tensors
+from lightning_selfcompress.graph import is_bare_norm, stored_tensors
 from lightning_selfcompress.layers import ChannelAxis, whole
 from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, codes, step_size
@@ -34,6 +34,36 @@ DTYPES = (
 
 
 @dataclass(frozen=True, eq=False)
+class Codes:
+    """The integer codes of a weight. Channels whose codes are all 0 take no memory here.
+
+    Args:
+        axis: Where the output channels lie.
+        alive: Which channels have a code that is not 0, ``(channels,)``, bool.
+        living: Codes of these channels, a row for each, ``(channels alive, weights per channel)``, integers.
+        exponents: log2 of the step between levels of each channel in sixteenths, ``(channels,)``, int16.
+    """
+
+    axis: ChannelAxis
+    alive: NDArray[Any]
+    living: NDArray[Any]
+    exponents: NDArray[Any]
+
+    @property
+    def rows(self) -> NDArray[Any]:
+        """The codes of all channels, ``(channels, weights per channel)``."""
+        rows = np.zeros((len(self.alive), self.living.shape[1]), self.living.dtype)
+        rows[self.alive] = self.living
+        return rows
+
+    def same_as(self, other: "Codes") -> bool:
+        """Whether both say the same of each weight of a shape."""
+        steps = self.exponents[self.alive], other.exponents[other.alive]
+        pairs = ((self.alive, other.alive), (self.living, other.living), steps)
+        return self.axis == other.axis and all(np.array_equal(a, b) for a, b in pairs)
+
+
+@dataclass(frozen=True, eq=False)
 class PackedTensor:
     """One parameter or buffer.
 
@@ -43,9 +73,7 @@ class PackedTensor:
         shape: Its shape there.
         values: Its values, unless it is coded.
         half: Whether the values are stored in float16.
-        axis: Where its output channels lie, if it is coded.
-        codes: Its codes, a row for each channel, ``(channels, weights per channel)``, integers.
-        exponents: log2 of the step between levels of each channel in sixteenths, ``(channels,)``, integers.
+        codes: Its codes, if it is coded.
     """
 
     name: str
@@ -53,19 +81,17 @@ class PackedTensor:
     shape: tuple[int, ...]
     values: Tensor | None = None
     half: bool = False
-    axis: ChannelAxis | None = None
-    codes: NDArray[Any] | None = None
-    exponents: NDArray[Any] | None = None
+    codes: Codes | None = None
 
     def tensor(self) -> Tensor:
         """The tensor itself, dequantized if it is coded."""
-        if self.codes is None or self.axis is None or self.exponents is None:
+        if self.codes is None:
             assert self.values is not None
             return self.values
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        step = step_size(torch.from_numpy(self.exponents).to(wide) / EXPONENT_STEPS)
-        rows = torch.from_numpy(self.codes).to(wide) * step[:, None]
-        return from_rows(rows.to(self.dtype), self.axis, self.shape)
+        step = step_size(torch.from_numpy(self.codes.exponents).to(wide) / EXPONENT_STEPS)
+        rows = torch.from_numpy(self.codes.rows).to(wide) * step[:, None]
+        return from_rows(rows.to(self.dtype), self.codes.axis, self.shape)
 
 
 def to_rows(weight: Tensor, axis: ChannelAxis) -> Tensor:
@@ -99,27 +125,29 @@ class Packed:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: nn.Module, *, half: bool = False) -> "Packed":
+    def of(cls, model: nn.Module, *, half: bool = False, measured: bool = False) -> "Packed":
         """Reads a model, converted or not.
 
         Args:
             model: Any module; buffers that are not persistent are left out.
             half: Whether float32 values that are not coded are rounded to float16, where that changes none of them
                 by more than a thousandth.
+            measured: Whether it is for the sizes alone: what no file could hold counts all the same.
 
         Raises:
-            ValueError: If weights are not finite, or of more than 31 bits.
+            ValueError: If the format has no place for a tensor, unless it is for the sizes alone.
         """
         parameters = tuple(quantized_parameters(model))
         coded = {id(p.latent): p for p in parameters}
         learned = {id(t) for p in parameters for t in (p.raw_depth, p.exponent)}
         found = []
         for name, tensor in stored_tensors(model, transient=False).items():
-            if id(tensor) in coded:
+            if id(tensor) in coded and tensor.numel():
                 p = coded[id(tensor)]
                 found.append(as_codes(name, p.latent, p.spec.axis, p.raw_depth, p.exponent))
             elif id(tensor) not in learned:
-                found.append(as_it_is(name, whole(tensor.detach()).cpu(), half=half))
+                values = whole(tensor.detach()).cpu()
+                found.append(as_it_is(name, as_bytes(values) if measured else values, half=half))
         return cls(tuple(found), dict(attributes(model)))
 
     @property
@@ -130,7 +158,7 @@ class Packed:
 
 def as_codes(
     name: str,
-    weight: Tensor,
+    weight: Tensor,  # with entries
     axis: ChannelAxis,
     raw_depth: Tensor,  # (channels,)
     exponent: Tensor,  # (channels,)
@@ -140,25 +168,22 @@ def as_codes(
     x, b, e = axis.arrange(latent, raw_depth.detach(), exponent)
     # a network that is lost, or has steps far too small, is still measured; export compares before it writes
     rows = to_rows(axis.join(codes(x, b, e)), axis).nan_to_num_(0).clamp_(-_WIDEST, _WIDEST).cpu()
-    widest = int(rows.abs().max()) if rows.numel() else 0
+    widest = int(rows.abs().max())
     dtype = np.int8 if widest < 128 else np.int16 if widest < 1 << 15 else np.int32
+    alive = rows.any(1)
     sixteenths = (exponent * EXPONENT_STEPS).round().clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT - 1)
-    return PackedTensor(
-        name,
-        latent.dtype,
-        tuple(latent.shape),
-        axis=axis,
-        codes=rows.numpy().astype(dtype),
-        exponents=sixteenths.cpu().numpy().astype(np.int64),
-    )
+    found = Codes(axis, alive.numpy(), rows[alive].numpy().astype(dtype), sixteenths.cpu().numpy().astype(np.int16))
+    return PackedTensor(name, latent.dtype, tuple(latent.shape), codes=found)
 
 
 def as_it_is(name: str, tensor: Tensor, *, half: bool = False) -> PackedTensor:
     """A tensor that is not coded: in float16 where that loses nothing, or little and ``half`` is wanted.
 
     Raises:
-        ValueError: If the format has no place for its dtype.
+        ValueError: If the format has no place for its dtype, or it is sparse.
     """
+    if tensor.layout != torch.strided:
+        raise ValueError(f"Expected {name!r} to be a dense tensor, got {tensor.layout}. Call to_dense() on it first.")
     if tensor.dtype not in DTYPES:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"Expected {name!r} of one of the types {known}, got {tensor.dtype}. Convert it first.")
@@ -171,11 +196,22 @@ def as_it_is(name: str, tensor: Tensor, *, half: bool = False) -> PackedTensor:
     return PackedTensor(name, values.dtype, tuple(values.shape), values)
 
 
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The tensor itself, or as many bytes if no file could hold it."""
+    if tensor.layout == torch.strided and tensor.dtype in DTYPES:
+        return tensor
+    return torch.zeros(tensor.numel() * tensor.element_size(), dtype=torch.uint8)
+
+
 def attributes(model: nn.Module) -> Iterator[tuple[str, int]]:
     """Whole numbers that a model's modules keep and shapes do not tell, by path."""
     for path, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
             yield f"{path}.groups".lstrip("."), module.groups
+        elif isinstance(module, nn.GroupNorm):
+            yield f"{path}.num_groups".lstrip("."), module.num_groups
+        elif is_bare_norm(module) and hasattr(module, "num_features"):
+            yield f"{path}.num_features".lstrip("."), cast(int, module.num_features)
 
 
 def is_half(floats: torch.dtype) -> bool:

@@ -11,7 +11,7 @@ from lightning_selfcompress.graph import stored_tensors
 from lightning_selfcompress.layers import whole
 from lightning_selfcompress.packing import varint
 from lightning_selfcompress.packing.bounds import bounds_of, to_symbols, to_tokens
-from lightning_selfcompress.packing.content import as_it_is, attributes, to_rows
+from lightning_selfcompress.packing.content import as_bytes, as_it_is, attributes, to_rows
 from lightning_selfcompress.packing.rans import INCREMENT
 from lightning_selfcompress.packing.tokens import DIRECT, extra_bit_counts, tokens_of
 from lightning_selfcompress.packing.writing import PackedSize, classes_of, name_bytes, value_bytes
@@ -56,11 +56,11 @@ def estimated_size(model: nn.Module) -> PackedSize:
             len(name_bytes(name, previous)) + 2 + sum(1 if n < 128 else 2 if n < 1 << 14 else 3 for n in tensor.shape)
         )
         previous = name
-        if id(tensor) in parameters:
+        if id(tensor) in parameters and tensor.numel():
             of_codes[name], of_channels[name] = _coded_bits(parameters[id(tensor)])
             head += 8
         else:
-            values[name] = len(value_bytes(as_it_is(name, whole(tensor.detach()).cpu())))
+            values[name] = len(value_bytes(as_it_is(name, as_bytes(whole(tensor.detach()).cpu()))))
     for name, number in attributes(model):
         head += len(name_bytes(name, previous)) + len(varint.write(number))
         previous = name

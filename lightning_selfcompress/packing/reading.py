@@ -4,7 +4,6 @@ import math
 import os
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from lightning_selfcompress.layers import ChannelAxis
 from lightning_selfcompress.packing import rans, varint
 from lightning_selfcompress.packing.bounds import LARGEST_BOUND, WITHIN, put_bounds, to_tokens
-from lightning_selfcompress.packing.content import DTYPES, EXPONENT_LIMIT, Packed, PackedTensor
+from lightning_selfcompress.packing.content import DTYPES, EXPONENT_LIMIT, Codes, Packed, PackedTensor
 from lightning_selfcompress.packing.structure import (
     CODED,
     HALF,
@@ -32,6 +31,7 @@ from lightning_selfcompress.packing.structure import (
     Integers,
     PackedFileError,
     channel_parts,
+    entries,
     path_and_leaf,
     weight_part,
 )
@@ -52,7 +52,9 @@ def from_file(path: str | os.PathLike[str]) -> Packed:
         OSError: If it cannot be read.
     """
     try:
-        return from_bytes(Path(path).read_bytes())
+        with open(path, "rb") as file:  # of a large file of another kind only the beginning is read
+            start = file.read(len(MAGIC))
+            return from_bytes(start + file.read() if start == MAGIC else start)
     except PackedFileError as error:
         raise PackedFileError(f"{os.fspath(path)}: {error}") from error
 
@@ -89,21 +91,19 @@ def _read(data: bytes) -> Packed:
     rans.check_length(of_channels, rans.lane_count(PARTS * sum(head.channels for head in coded)))
     found = rans.decode(of_channels, [p for head in coded for p in channel_parts(head.alphabets, head.channels)])
     classes, bounds = found[::PARTS], found[2::PARTS]
-    exponents = [e.astype(np.int64) + head.first_exponent for e, head in zip(found[1::PARTS], coded, strict=True)]
+    relative = (exponents.astype(np.int16) for exponents in found[1::PARTS])
+    exponents = [e + np.int16(head.first_exponent) for e, head in zip(relative, coded, strict=True)]
 
     counts = [int(np.count_nonzero(c)) * head.row for c, head in zip(classes, coded, strict=True)]
     rans.check_length(of_weights, rans.lane_count(sum(counts)))
     parts = [weight_part(head.alphabets, c, head.row) for head, c in zip(coded, classes, strict=True)]
     symbols = rans.decode(of_weights, parts)
-    codes = [
-        _codes(s.reshape(head.row, np.count_nonzero(c)), b[c > 0].astype(np.int64), reader)
-        for s, b, c, head in zip(symbols, bounds, classes, coded, strict=True)
-    ]
-
-    whole = {head.name: _rows(c, living, head.row) for head, c, living in zip(coded, classes, codes, strict=True)}
-    steps = {head.name: e for head, e in zip(coded, exponents, strict=True)}
+    known = {
+        head.name: _coded(head, c, e, _codes(s.reshape(head.row, np.count_nonzero(c)), b[c > 0], reader))
+        for head, c, e, b, s in zip(coded, classes, exponents, bounds, symbols, strict=True)
+    }
     tensors = tuple(
-        PackedTensor(h.name, h.dtype, h.shape, axis=h.axis, codes=whole[h.name], exponents=steps[h.name])
+        known[h.name]
         if h.axis is not None
         else PackedTensor(h.name, h.dtype, h.shape, reader.values(h), half=h.storage == HALF)
         for h in heads
@@ -113,19 +113,21 @@ def _read(data: bytes) -> Packed:
 
 
 def _codes(symbols: Integers, bounds: Integers, reader: "_Reader") -> Integers:
-    """The codes of symbols, ``(weights per channel, channels)``, whose extra bits come next."""
+    """The codes of symbols, whose extra bits come next, ``(channels, weights per channel)``."""
     tokens = to_tokens(symbols, bounds)
     if int(tokens.max(initial=0)) >= TOKENS:
         raise PackedFileError(f"Expected tokens below {TOKENS}. {_ADVICE}")
     codes = join_tokens(tokens.reshape(-1), reader.take(extra_nbytes(tokens)))
-    return put_bounds(codes.reshape(symbols.shape), symbols, bounds)
+    return np.ascontiguousarray(put_bounds(codes.reshape(symbols.shape), symbols, bounds).T)
 
 
-def _rows(classes: Integers, living: Integers, row: int) -> Integers:
-    """The codes of all channels from those that are not all 0."""
-    codes = np.zeros((len(classes), row), living.dtype)  # takes no memory for channels that are not written to
-    codes[classes > 0] = living.T
-    return codes
+def _coded(head: "_Head", classes: Integers, exponents: Integers, codes: Integers) -> PackedTensor:
+    """A coded tensor; channels of a class may have no other codes than 0 all the same."""
+    alive, living = classes > 0, codes.any(1)
+    if not living.all():
+        alive[alive], codes = living, codes[living]
+    assert head.axis is not None
+    return PackedTensor(head.name, head.dtype, head.shape, codes=Codes(head.axis, alive, codes, exponents))
 
 
 _NONE = Alphabets()
@@ -230,10 +232,12 @@ class _Reader:
         if not dtype.is_floating_point if storage == CODED else dtype not in WIDER.get(storage, DTYPES):
             raise PackedFileError(f"Expected {name!r} stored in a narrower type than {dtype}, got {kind}. {_ADVICE}")
         shape = tuple(self.number() for _ in range(self.number(MOST_DIMS)))
-        if math.prod(max(n, 1) for n in shape) > MOST_ENTRIES:
+        if entries(shape) > MOST_ENTRIES:
             raise PackedFileError(f"Expected a shape of {name!r} of at most 2^40 entries, got {shape}. {_ADVICE}")
         if storage != CODED:
             return _Head(name, dtype, storage, shape)
+        if 0 in shape:
+            raise PackedFileError(f"Expected entries in {name!r}, which has codes, got {shape}. {_ADVICE}")
         axis = ChannelAxis(self.number(), self.number())
         largest = MOST_CLASSES, 2 * EXPONENT_LIMIT, LARGEST_BOUND + 1, TOKENS + WITHIN
         alphabets = Alphabets(*map(self.number, largest))

@@ -1,5 +1,7 @@
 """What writing and reading a packed file have in common. ``docs/format.md`` describes it for other readers."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +30,8 @@ LEAVES = (
     "in_proj_weight",
     "in_proj_bias",
     "groups",
+    "num_features",
+    "num_groups",
 )
 MOST_CLASSES = 64
 MOST_DIMS = 16
@@ -55,7 +59,7 @@ PARTS = 3  # of each tensor in the channel stream
 
 def channel_parts(alphabets: Alphabets, channels: int) -> list[rans.Part]:
     """All classes of a tensor, then all exponents, then all bounds."""
-    contexts = np.zeros(channels, np.int32)
+    contexts = np.zeros(channels, np.uint8)
     return [rans.Part(contexts, 1, alphabet) for alphabet in alphabets[:PARTS]]
 
 
@@ -63,6 +67,11 @@ def weight_part(alphabets: Alphabets, classes: Integers, row: int) -> rans.Part:
     """The weights of a tensor, with a table for each class."""
     contexts = np.tile((classes[classes > 0] - 1).astype(np.uint8), row)
     return rans.Part(contexts, max(alphabets.classes - 1, 1), alphabets.symbols)
+
+
+def entries(shape: Sequence[int]) -> int:
+    """Entries of a tensor; sizes of 0 count as 1, so that the others are bounded too."""
+    return math.prod(max(n, 1) for n in shape)
 
 
 def path_and_leaf(name: str) -> tuple[str, int]:

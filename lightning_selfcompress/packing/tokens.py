@@ -15,6 +15,7 @@ DIRECT = 15  # tokens that are codes of their own
 _SHORTEST, _LONGEST = 4, 31  # bit lengths of codes that share their tokens
 TOKENS = DIRECT + 2 * (_LONGEST - _SHORTEST + 1)
 LARGEST_CODE = (1 << _LONGEST) - 1
+_BLOCK = 1 << 18  # codes that get their extra bits at a time, which takes several times their memory
 
 
 def _smallest() -> Integers:
@@ -69,18 +70,32 @@ def join_tokens(
     widest = int(tokens.max(initial=0))
     small = np.int8 if widest < DIRECT + 2 * (8 - _SHORTEST) else np.int16
     codes: Integers = _SMALLEST.astype(small if widest < DIRECT + 2 * (16 - _SHORTEST) else np.int32).take(tokens)
+    blocks = [slice(first, first + _BLOCK) for first in range(0, len(tokens), _BLOCK)]
+    counts = np.array([_codes_with_bit(tokens[block]) for block in blocks]).reshape(-1, _LONGEST - 1)
+    ends = counts.T.cumsum().reshape(counts.T.shape).T  # planes one after the other, each with its blocks in order
+    bits = np.frombuffer(extra, np.uint8)
+    for block, firsts, lasts in zip(blocks, ends - counts, ends, strict=True):
+        _add_bits(codes[block], tokens[block], bits, firsts, lasts)
+    return codes
+
+
+def _codes_with_bit(tokens: Integers) -> Integers:
+    """How many codes have an extra bit at each place, ``(places,)``."""
+    of_width: Integers = np.bincount(extra_bit_counts(tokens[tokens >= DIRECT]), minlength=_LONGEST)
+    return of_width[::-1].cumsum()[-2::-1]
+
+
+def _add_bits(codes: Integers, tokens: Integers, bits: Integers, firsts: Integers, lasts: Integers) -> None:
+    """Adds a block's extra bits, which lie from the first to the last of each plane, to its codes, in place."""
     which = np.flatnonzero(tokens >= DIRECT)
     widths = extra_bit_counts(tokens[which])
-    bits, used = np.frombuffer(extra, np.uint8), 0
     for place in range(int(widths.max(initial=0))):
         which = which[widths > place]
         widths = widths[widths > place]
-        first = used // 8
-        plane = np.unpackbits(bits[first : -(-(used + len(which)) // 8)])[used % 8 :][: len(which)]
-        used += len(which)
+        first, last = int(firsts[place]), int(lasts[place])
+        plane = np.unpackbits(bits[first // 8 : -(-last // 8)])[first % 8 :][: last - first]
         bit = plane.astype(codes.dtype) << place
         codes[which] += np.where(tokens[which] % 2 == 1, bit, -bit)
-    return codes
 
 
 def extra_bit_counts(

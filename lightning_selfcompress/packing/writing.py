@@ -20,6 +20,7 @@ from lightning_selfcompress.packing.structure import (
     MAGIC,
     MOST_CLASSES,
     MOST_DIMS,
+    MOST_ENTRIES,
     NARROW,
     PARTS,
     RAW,
@@ -28,6 +29,7 @@ from lightning_selfcompress.packing.structure import (
     Alphabets,
     Integers,
     channel_parts,
+    entries,
     path_and_leaf,
     weight_part,
 )
@@ -60,23 +62,21 @@ class _Coded:
 
     @classmethod
     def of(cls, tensor: PackedTensor) -> "_Coded":
-        codes, exponents = tensor.codes, tensor.exponents
-        assert codes is not None
-        assert exponents is not None
-        bounds = bounds_of(codes)
-        classes = classes_of(codes, bounds)
-        alive = classes > 0
+        assert tensor.codes is not None
+        codes, alive, exponents = tensor.codes.living, tensor.codes.alive, tensor.codes.exponents
+        of_living = bounds_of(codes)
+        classes, bounds = np.zeros((2, len(alive)), np.int16)
+        classes[alive], bounds[alive] = classes_of(codes, of_living), of_living
         first = int(exponents[alive].min()) if alive.any() else 0
-        living = codes[alive].T
-        tokens = tokens_of(living.reshape(-1)).reshape(living.shape)
-        within = np.where(at_bounds(codes[alive], bounds[alive]).T, 0, living).reshape(-1)
+        tokens = tokens_of(codes.T.reshape(-1)).reshape(codes.T.shape)
+        within = np.where(at_bounds(codes, of_living).T, 0, codes.T).reshape(-1)
         return cls(
             tensor.name,
             classes,
             first,
             np.where(alive, exponents - first, 0),
             bounds,
-            to_symbols(tokens, living, bounds[alive]).reshape(-1),
+            to_symbols(tokens, codes.T, of_living).reshape(-1),
             extra_bits(within),
             codes.shape[1],
         )
@@ -264,10 +264,13 @@ def _head(packed: Packed, coded: Sequence[_Coded]) -> bytes:
             raise ValueError(
                 f"Expected {tensor.name!r} of at most {MOST_DIMS} dimensions, got {len(tensor.shape)}. Flatten it."
             )
-        if tensor.axis is not None:
+        if entries(tensor.shape) > MOST_ENTRIES:
+            raise ValueError(f"Expected {tensor.name!r} of at most 2^40 entries, got {tuple(tensor.shape)}. Drop it.")
+        if tensor.codes is not None:
             one = by_name[tensor.name]
             first = varint.zigzag(one.first_exponent)
-            parts += map(varint.write, (tensor.axis.dim, tensor.axis.groups, *one.alphabets, first))
+            axis = tensor.codes.axis
+            parts += map(varint.write, (axis.dim, axis.groups, *one.alphabets, first))
         previous = tensor.name
     parts.append(varint.write(len(packed.attributes)))
     for name, value in packed.attributes.items():

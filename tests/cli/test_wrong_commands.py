@@ -40,7 +40,10 @@ def write_bad_files(folder):
         ("later.scnn", "later.scnn: Expected version 1 of the format, got 99. Open it with the version"),
         ("cut.ckpt", "Expected a checkpoint in 'cut.ckpt', found a file that cannot be read: it is damaged"),
         ("flipped.ckpt", "it is damaged"),
-        ("state.pt", "Expected a Lightning checkpoint in 'state.pt', found a dictionary without 'state_dict'"),
+        (
+            "state.pt",
+            "Expected a Lightning checkpoint in 'state.pt', found a dictionary without 'state_dict'",
+        ),
         ("objects.ckpt", "found objects that take code to make. Add --trust"),
     ],
 )
@@ -104,6 +107,10 @@ EXPORT = ["export", "net.ckpt", *MODEL, "-o", "never.scnn"]
         (["export", "net.scnn", "--model", "networks:Gan", "-o", "never.pt", "--to", "state-dict"], "net.scnn: "),
         (["export", "net.ckpt", "-o", "never.scnn"], "the following arguments are required: --model"),
         (["inspect", "net.scnn", *MODEL], "'net.scnn' is a packed file already"),
+        (["export", "net.ckpt", *MODEL, "-o", "net.ckpt"], "Expected another file than the one that is read"),
+        (["export", "net.ckpt", "--model", "./networks:Lit", "-o", "never.scnn"], "--model as package.module:Class"),
+        (["export", "net.ckpt", "--model", "leaves:Lit", "-o", "never.scnn"], "got SystemExit: 3"),
+        ([*EXPORT, "--to", "onnx", "--input", "1,1,8,8", "--round-to", "x"], "a whole number of at least 1, got x"),
         (["diff", "net.scnn"], "the following arguments are required: B"),
         (["inspect"], "the following arguments are required: FILE. See selfcompress inspect --help."),
         (["squeeze", "net.ckpt"], "invalid choice: 'squeeze'"),
@@ -115,6 +122,7 @@ def test_wrong_arguments(said, folder, command, reason):
     (folder / "grouped.py").write_text(GROUPED)
     (folder / "wants.py").write_text("import no_such_package\n")
     (folder / "raises.py").write_text("1 / 0\n")
+    (folder / "leaves.py").write_text("raise SystemExit(3)\n")
     status, lines, err = said(*command)
     err = err.replace("words of the module itself\n", "")
     assert (status, lines, err.count("\n")) == (1, [], 1)

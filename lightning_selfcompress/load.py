@@ -1,0 +1,169 @@
+"""Packed files loaded into a network of the user's class, which takes their shapes, or stays as it is."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_selfcompress.export import check_there
+from lightning_selfcompress.finalize import make_plain
+from lightning_selfcompress.graph import is_bare_norm, stored_tensors
+from lightning_selfcompress.packing import Packed, PackedFileError, from_file
+from lightning_selfcompress.parameters import quantized_parameters
+from lightning_selfcompress.shapes import check_sizes, name_of
+from lightning_selfcompress.surgery import empty_like, replace_tensors
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> Module:
+    """Fills a network from a packed file: plain torch layers of the shapes stored, the same outputs to the bit.
+
+    Args:
+        path: A packed file.
+        into: A network of the class that was exported, of full size or of the sizes stored, float or converted. It
+            becomes plain, takes the shapes, and is filled. Its tensors keep their types, which is warned of where they
+            are narrower than those stored.
+        strict: Whether the file has to hold all of the network's parameters and buffers, and nothing else.
+
+    Returns:
+        ``into``.
+
+    Raises:
+        TypeError: If ``into`` is no network.
+        PackedFileError: If the file is damaged, or does not fit the network, which is unchanged then.
+        ValueError: If the network's tensors have no values yet (lazy layers, the meta device).
+        OSError: If it cannot be read.
+    """
+    if not isinstance(into, nn.Module):
+        raise TypeError(f"Expected a network to load into, such as MyNet(), got {into!r:.80}.")
+    packed = from_file(path)
+    check_there(into)
+    learned = {id(t) for p in quantized_parameters(into) for t in (p.raw_depth, p.exponent)}
+    own = {n: t for n, t in stored_tensors(into, transient=False).items() if id(t) not in learned}
+    try:
+        _check_names(packed, into, own, strict=strict)
+        check_sizes(into, {t.name: t.shape for t in packed.tensors})
+        _check_attributes(packed, into, strict=strict)
+        rounded = _check_dtypes(packed, own)
+    except RuntimeError as error:
+        raise PackedFileError(f"{os.fspath(path)}: {error}") from error
+    make_plain(into)
+    saved = {t.name: t.tensor() for t in packed.tensors if t.name in own}
+    _fill(into, own, saved, packed.attributes)
+    if rounded:
+        warnings.warn(f"{_some(rounded)}: rounded to the types of the network.", stacklevel=2)
+    return into
+
+
+class _MisfitError(RuntimeError):
+    """A file of another network."""
+
+
+def _check_names(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, strict: bool) -> None:
+    shapes = {t.name for t in packed.tensors}
+    missing, unknown = [n for n in own if n not in shapes], [t.name for t in packed.tensors if t.name not in own]
+    if strict and (missing or unknown):
+        parts = [f"nothing for {_some(missing)}"] * bool(missing) + [f"{_some(unknown)} too"] * bool(unknown)
+        raise _MisfitError(
+            f"expected the parameters and buffers of a {type(into).__name__}, found {' and '.join(parts)}. "
+            f"Build the network as it was when it was exported; strict=False takes what fits."
+        )
+    if own and len(missing) == len(own):
+        raise _MisfitError(f"expected tensors of a {type(into).__name__}, found none. It is of another network.")
+
+
+def _check_attributes(packed: Packed, into: nn.Module, *, strict: bool) -> None:
+    """Whether numbers that modules keep can be those of this network's modules, and go with the shapes."""
+    shapes = {t.name: t.shape for t in packed.tensors}
+    known = set()
+    for path, module in into.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            name, weight = name_of(path, "groups"), shapes.get(name_of(path, "weight"))
+            groups, bias = packed.attributes.get(name, 1), shapes.get(name_of(path, "bias"))
+            fits = weight is None or _are_groups(groups, module, weight, bias)
+        elif isinstance(module, nn.GroupNorm):
+            name, weight = name_of(path, "num_groups"), shapes.get(name_of(path, "weight"))
+            per_group = module.num_channels // module.num_groups
+            channels = module.num_channels if weight is None else weight[0]
+            fits = packed.attributes.get(name, channels // per_group) * per_group == channels
+        elif is_bare_norm(module) and hasattr(module, "num_features"):
+            name = name_of(path, "num_features")
+            fits = 1 <= packed.attributes.get(name, 1) <= int(module.num_features)
+        else:
+            continue
+        known.add(name)
+        if not fits:
+            raise _MisfitError(
+                f"expected {name!r} to fit this {type(into).__name__} and its shapes, got "
+                f"{packed.attributes.get(name)}. Build the network as it was when it was exported."
+            )
+    unknown = [name for name in packed.attributes if name not in known]
+    if strict and unknown:
+        raise _MisfitError(
+            f"expected numbers of the modules of a {type(into).__name__}, found {_some(unknown)} too. Build the "
+            f"network as it was when it was exported; strict=False takes what fits."
+        )
+
+
+def _are_groups(
+    groups: int, module: nn.modules.conv._ConvNd, weight: tuple[int, ...], bias: tuple[int, ...] | None
+) -> bool:
+    """Whether a convolution's weight can have so many groups: of its own, or what is left of them."""
+    if not 1 <= groups <= module.groups or weight[0] % groups:
+        return False
+    along, most = weight[1] * groups, module.out_channels if module.transposed else module.in_channels
+    return along <= most and not (module.transposed and bias and bias[0] != along)
+
+
+def _check_dtypes(packed: Packed, own: Mapping[str, Tensor]) -> list[str]:
+    """Whether the network's types can hold what is stored; the names of those that hold it rounded."""
+    rounded = []
+    for tensor in (t for t in packed.tensors if t.name in own):
+        dtype = own[tensor.name].dtype
+        if not torch.can_cast(tensor.dtype, dtype):
+            raise _MisfitError(
+                f"expected {tensor.name!r} of a type that {dtype} can hold, got {tensor.dtype}. Build the network as "
+                f"it was when it was exported."
+            )
+        if torch.promote_types(tensor.dtype, dtype) != dtype:
+            rounded.append(tensor.name)
+    return rounded
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@torch.no_grad()
+def _fill(into: nn.Module, own: Mapping[str, Tensor], saved: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
+    fresh: dict[int, Tensor] = {}
+    for name, values in saved.items():
+        old = own[name]
+        expanded = any(n > 1 and stride == 0 for n, stride in zip(old.shape, old.stride(), strict=True))
+        if values.shape != old.shape or expanded:  # the entries of the latter share a place
+            data = empty_like(old, values.shape)
+            fresh[id(old)] = nn.Parameter(data, old.requires_grad) if isinstance(old, nn.Parameter) else data
+    replace_tensors(into, fresh)
+    now = stored_tensors(into, transient=False)
+    for name, values in saved.items():
+        now[name].copy_(values)
+    for path, module in into.named_modules():
+        module.__dict__.pop("_removed_nbytes", None)
+        for name, value in _numbers(path, module, saved, numbers):
+            setattr(module, name, value)
+
+
+def _numbers(
+    path: str, module: nn.Module, saved: Mapping[str, Tensor], numbers: Mapping[str, int]
+) -> Iterator[tuple[str, int]]:
+    """What a module has to know of itself that its tensors do not tell."""
+    if isinstance(module, nn.modules.conv._ConvNd) and name_of(path, "weight") in saved:
+        groups = numbers.get(name_of(path, "groups"), 1)
+        yield "groups", groups
+        yield "out_channels" if module.transposed else "in_channels", module.weight.shape[1] * groups
+    elif is_bare_norm(module) and hasattr(module, "num_features") and name_of(path, "num_features") in numbers:
+        yield "num_features", numbers[name_of(path, "num_features")]
