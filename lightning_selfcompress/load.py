@@ -47,7 +47,7 @@ def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> 
     try:
         _check_names(packed, into, own, strict=strict)
         check_sizes(into, {t.name: t.shape for t in packed.tensors})
-        _check_attributes(packed, into, strict=strict)
+        _check_attributes(packed, into, own, strict=strict)
         rounded = _check_dtypes(packed, own)
     except RuntimeError as error:
         raise PackedFileError(f"{os.fspath(path)}: {error}") from error
@@ -76,17 +76,17 @@ def _check_names(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, 
         raise _MisfitError(f"expected tensors of a {type(into).__name__}, found none. It is of another network.")
 
 
-def _check_attributes(packed: Packed, into: nn.Module, *, strict: bool) -> None:
+def _check_attributes(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, strict: bool) -> None:
     """Whether numbers that modules keep can be those of this network's modules, and go with the shapes."""
-    shapes = {t.name: t.shape for t in packed.tensors}
+    shapes = {id(own[t.name]): t.shape for t in packed.tensors if t.name in own}  # tied tensors have one name only
     known = set()
     for path, module in into.named_modules():
+        weight, bias = (shapes.get(id(module._parameters.get(name))) for name in ("weight", "bias"))
         if isinstance(module, nn.modules.conv._ConvNd):
-            name, weight = name_of(path, "groups"), shapes.get(name_of(path, "weight"))
-            groups, bias = packed.attributes.get(name, 1), shapes.get(name_of(path, "bias"))
-            fits = weight is None or _are_groups(groups, module, weight, bias)
+            name = name_of(path, "groups")
+            fits = weight is None or _are_groups(packed.attributes.get(name, 1), module, weight, bias)
         elif isinstance(module, nn.GroupNorm):
-            name, weight = name_of(path, "num_groups"), shapes.get(name_of(path, "weight"))
+            name = name_of(path, "num_groups")
             per_group = module.num_channels // module.num_groups
             channels = module.num_channels if weight is None else weight[0]
             fits = packed.attributes.get(name, channels // per_group) * per_group == channels
@@ -151,17 +151,16 @@ def _fill(into: nn.Module, own: Mapping[str, Tensor], saved: Mapping[str, Tensor
     now = stored_tensors(into, transient=False)
     for name, values in saved.items():
         now[name].copy_(values)
+    filled = {id(now[name]) for name in saved}
     for path, module in into.named_modules():
         module.__dict__.pop("_removed_nbytes", None)
-        for name, value in _numbers(path, module, saved, numbers):
+        for name, value in _numbers(path, module, filled, numbers):
             setattr(module, name, value)
 
 
-def _numbers(
-    path: str, module: nn.Module, saved: Mapping[str, Tensor], numbers: Mapping[str, int]
-) -> Iterator[tuple[str, int]]:
-    """What a module has to know of itself that its tensors do not tell."""
-    if isinstance(module, nn.modules.conv._ConvNd) and name_of(path, "weight") in saved:
+def _numbers(path: str, module: nn.Module, filled: set[int], numbers: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """What a module has to know of itself that its tensors do not tell; ``filled`` has the ids of those it got."""
+    if isinstance(module, nn.modules.conv._ConvNd) and id(module._parameters.get("weight")) in filled:
         groups = numbers.get(name_of(path, "groups"), 1)
         yield "groups", groups
         yield "out_channels" if module.transposed else "in_channels", module.weight.shape[1] * groups

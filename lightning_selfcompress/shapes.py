@@ -24,9 +24,15 @@ def check_sizes(module: nn.Module, shapes: Mapping[str, Shape], *, larger: bool 
     Raises:
         CheckpointError: If they are not.
     """
+    tied = {  # which may be stored once, under one of their names
+        id(tensor): shapes[name_of(path, name)]
+        for path, m in module.named_modules()
+        for name, tensor in own_tensors(m)
+        if name_of(path, name) in shapes
+    }
     for path, m in module.named_modules():
         for name, tensor in own_tensors(m):
-            found = shapes.get(name_of(path, name))
+            found = tied.get(id(tensor))
             if found is None or found == tensor.shape:
                 continue
             same_rank = len(found) == tensor.dim()
@@ -36,7 +42,7 @@ def check_sizes(module: nn.Module, shapes: Mapping[str, Shape], *, larger: bool 
             if not larger and any(a > b for a, b in zip(found, tensor.shape, strict=True)):
                 raise CheckpointError(wrong_shape(name_of(path, name), tensor, found, "at most"))
         own = {name: tuple(tensor.shape) for name, tensor in own_tensors(m)}
-        there = {name: shapes.get(name_of(path, name), shape) for name, shape in own.items()}
+        there = {name: tied.get(id(tensor), tuple(tensor.shape)) for name, tensor in own_tensors(m)}
         if _fit_together(m, own) and not _fit_together(m, there):
             raise CheckpointError(
                 f"Expected tensors of {path or 'the network'!r}, a {type(m).__name__}, that fit one another, got "

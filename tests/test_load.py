@@ -141,6 +141,26 @@ def test_groups_of_the_network_itself(tmp_path):
     assert load(one, nn.Conv2d(4, 4, 3, groups=4)).groups == 1
 
 
+def tied():
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=8))
+    net[1].weight = net[0].weight
+    return net
+
+
+@pytest.mark.parametrize("left", [1, 3])
+def test_groups_of_tied_convolutions(left, tmp_path):
+    """A weight that is stored once has its groups wherever it is used."""
+    small = nn.Sequential(*(nn.Conv2d(left, left, 3, groups=left) for _ in range(2)))
+    small[1].weight = small[0].weight
+    path = tmp_path / "net.scnn"
+    with pytest.warns(UserWarning, match="Nothing in this Sequential is compressed"):
+        export(small, path)
+    loaded, images = load(path, tied()), torch.randn(1, left, 7, 7)
+    assert str(loaded) == str(small)
+    assert loaded[1].weight is loaded[0].weight
+    assert torch.equal(loaded(images), small(images))
+
+
 def test_narrower_types_are_told(tmp_path):
     """A network keeps its types; where these hold less than is stored, that is said."""
     path = written(tmp_path / "net.scnn", nn.Linear(2, 2).double().state_dict())
