@@ -233,13 +233,23 @@ def _take_singly(
 
 def _intervals(part: Part, lanes: int) -> tuple[Integers, Integers]:
     """Start and length of each symbol's interval in the table of its context at its step, uint32."""
-    assert part.symbols is not None
-    start, frequency = np.zeros((2, len(part.symbols)), np.uint32)
-    tables = _Tables(part)
-    for first, last in _segments(len(part.symbols), lanes):
-        places = part.contexts[first:last].astype(np.intp) * part.alphabet + part.symbols[first:last]
-        start[first:last], frequency[first:last] = tables.start.take(places), tables.frequency.take(places)
-        tables.learn(places)
+    symbols = part.symbols
+    assert symbols is not None
+    stretches, size = list(_segments(len(symbols), lanes)), part.tables * part.alphabet
+
+    def places(first: int, last: int) -> Integers:
+        found: Integers = part.contexts[first:last].astype(np.intp) * part.alphabet + symbols[first:last]
+        return found
+
+    seen = np.zeros((len(stretches), size), np.int64)  # before each stretch; so all tables are made at once
+    for i, stretch in enumerate(stretches[:-1]):
+        seen[i + 1] = np.bincount(places(*stretch), minlength=size)
+    lengths = _frequencies(1 + INCREMENT * seen.cumsum(0).reshape(-1, part.alphabet))
+    starts = (lengths.cumsum(1) - lengths).reshape(-1, size)
+    start, frequency = np.zeros((2, len(symbols)), np.uint32)
+    for i, (first, last) in enumerate(stretches):
+        start[first:last] = starts[i].take(places(first, last))
+        frequency[first:last] = lengths.reshape(-1, size)[i].take(places(first, last))
     return start, frequency
 
 
@@ -271,11 +281,18 @@ class _Tables:
         self._make()
 
     def _make(self) -> None:
-        """Every symbol gets 1, the rest goes by counts, what is left over to the first of the most frequent."""
-        rest = (1 << TABLE_BITS) - self._counts.shape[1]
-        frequency = 1 + self._counts * rest // self._counts.sum(1, keepdims=True)
-        frequency[np.arange(len(frequency)), self._counts.argmax(1)] += (1 << TABLE_BITS) - frequency.sum(1)
+        frequency = _frequencies(self._counts)
         ends = frequency.cumsum(1)
         self.ends: Integers = (ends + self._bases).astype(np.uint32).reshape(-1)
         self.frequency: Integers = frequency.astype(np.uint32).reshape(-1)
         self.start: Integers = (ends - frequency).astype(np.uint32).reshape(-1)
+
+
+def _frequencies(
+    counts: Integers,  # (tables, alphabet)
+) -> Integers:
+    """Every symbol gets 1, the rest goes by counts, what is left over to the first of the most frequent; int64."""
+    rest = (1 << TABLE_BITS) - counts.shape[1]
+    frequency: Integers = 1 + counts * rest // counts.sum(1, keepdims=True)
+    frequency[np.arange(len(frequency)), counts.argmax(1)] += (1 << TABLE_BITS) - frequency.sum(1)
+    return frequency
