@@ -344,6 +344,8 @@ def _example(text: str) -> Tensor:
         sizes = []
     if not isinstance(dtype, torch.dtype) or not sizes or min(sizes) < 1:
         raise argparse.ArgumentTypeError(f"expected a shape such as 1,1,28,28 or 1,128:int64, got {text}")
+    if dtype.is_floating_point:  # of zeros much would look as if it could be folded
+        return torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(dtype)
     return torch.zeros(sizes, dtype=dtype)
 
 

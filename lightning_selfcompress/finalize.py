@@ -106,7 +106,9 @@ class _Pair:
         """Folds; returns what takes it back."""
         layer, parameters = self.layer, dict(self.layer._parameters)
         n = cast(nn.BatchNorm2d, self.norm)
-        known = (layer.weight, layer.bias, n.running_mean, n.running_var, n.eps, n.weight, n.bias)
+        mean = cast(Tensor, n.running_mean)
+        scale, shift = (torch.full_like(mean, i) if t is None else t for t, i in ((n.weight, 1), (n.bias, 0)))
+        known = (layer.weight, layer.bias, mean, n.running_var, n.eps, scale, shift)
         if isinstance(layer, nn.Linear):
             layer.weight, layer.bias = fuse_linear_bn_weights(*known)  # type: ignore[arg-type]
         else:
@@ -143,18 +145,19 @@ def _fold_all(pairs: Sequence[_Pair], unchanged: Callable[[], bool]) -> list[_Pa
 
 def _neighbours(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[_Pair], list[Tensor]]:
     """Layers, each with the normalization that gets its output and is called once; and the network's outputs."""
-    made_by: dict[int, nn.Module] = {}
+    made_by: dict[int, tuple[nn.Module, int]] = {}  # by outputs' ids, with their versions: not changed since in place
     kept: list[Any] = []  # so that no id is used again
     found: list[tuple[nn.Module | None, nn.Module]] = []
 
     def made(module: nn.Module, args: Any, out: Any) -> None:
         kept.append(out)
-        made_by[id(out)] = module
+        made_by[id(out)] = module, out._version
 
     def got(module: nn.Module, args: Any, kwargs: Any) -> None:
         given = (*args, *kwargs.values())[0]
         kept.append(given)
-        layer = made_by.get(id(given))
+        layer, version = made_by.get(id(given), (None, 0))
+        layer = layer if version == given._version else None
         features_last = isinstance(layer, nn.Linear) and given.dim() > 2  # others than those that it normalizes
         found.append((layer if not features_last else None, module))
 

@@ -90,6 +90,47 @@ def is_for(proto: Any, traced: Sequence[Tensor], inputs: Sequence[Tensor], outpu
     )
 
 
+def gives(proto: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether ONNX Runtime, if it is installed, makes of some inputs about what the network makes of them.
+
+    The tracer follows one branch where the network's code asks for the size of the batch, and unrolls loops over it.
+
+    Args:
+        proto: An ONNX model.
+        inputs: Some inputs.
+        outputs: What the network makes of these.
+
+    Returns:
+        False if it is something else; True also where ONNX Runtime has no such operator.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return True
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+    except Exception:  # it has no such operator, or not for this type
+        return True
+    names = [value.name for value in session.get_inputs()]
+    if len(names) != len(inputs) or len(session.get_outputs()) != len(outputs):
+        return True  # some are no tensors
+    try:
+        found = session.run(None, {n: t.numpy() for n, t in zip(names, inputs, strict=True)})
+    except Exception:  # for other sizes than these
+        return False
+    return all(_about(torch.from_numpy(a), b) for a, b in zip(found, outputs, strict=True))
+
+
+def _about(a: Tensor, b: Tensor) -> bool:
+    """Whether a tensor is another but for rounding; of whole numbers, which may go by it, only the shape."""
+    if a.shape != b.shape or not b.is_floating_point():
+        return a.shape == b.shape
+    scale = max(1.0, float(b.abs().nan_to_num(0, 0, 0).max())) if b.numel() else 1.0
+    return torch.allclose(a.double(), b.double(), rtol=0.01, atol=0.01 * scale, equal_nan=True)
+
+
 def _output_dims(proto: Any, inputs: Sequence[Tensor], *, strict: bool) -> list[list[int | None]] | None:
     """Sizes of all outputs for some inputs, None where they cannot be told; None in all if there is a contradiction."""
     import onnx

@@ -1,10 +1,11 @@
 """ONNX files of compressed networks: integer weights, dequantized by the standard operator, equal to torch's."""
 
+import copy
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning_selfcompress.export import check_values
 from lightning_selfcompress.files import write_beside
 from lightning_selfcompress.finalize import NOT_FOLDED, finalize, fold_norms
 from lightning_selfcompress.layers import reading_through
-from lightning_selfcompress.onnx_batch import fixed_inputs, grown_inputs, is_for, name_batch, tensors_of
+from lightning_selfcompress.onnx_batch import fixed_inputs, gives, grown_inputs, is_for, name_batch, tensors_of
 from lightning_selfcompress.onnx_constants import fold_constants
 from lightning_selfcompress.onnx_nodes import (
     add_zero_points,
@@ -29,6 +30,7 @@ from lightning_selfcompress.onnx_weights import WIDE_OPSET, CodedWeights, coded_
 from lightning_selfcompress.onnx_widths import round_channels
 
 WEIGHTS = ("dequantize", "multiply", "float")
+OLDEST_OPSET = 18  # that torch's exporter writes
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,17 @@ def to_onnx(
         OSError: If the path cannot be written.
     """
     onnx = _import_onnx()
-    if round_to < 1:
-        raise ValueError(f"Expected round_to >= 1 (channels), got {round_to}.")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"Expected round_to >= 1 (channels, a whole number), got {round_to!r}.")
+    newest = onnx.defs.onnx_opset_version()
+    if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
+        raise ValueError(f"Expected opset from {OLDEST_OPSET} to {newest}, got {opset!r}.")
     if weights not in WEIGHTS:
         raise ValueError(f"Expected weights to be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}.")
     check_values(model)
     plain = finalize(model).cpu().eval()
-    inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu(), inputs)
+    inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu().clone(), inputs)
+    buffers = [(module, dict(module._buffers), copy.deepcopy(module._buffers)) for module in plain.modules()]
     outputs = _outputs(plain, inputs)
     packed, notes = coded_weights(model, plain, codes)
     stored = CodedWeights.of(plain, packed, opset=opset, as_float=weights == "float")
@@ -124,6 +130,7 @@ def to_onnx(
         _, left = fold_norms(plain, *inputs)
         notes += [f"Batch normalization {', '.join(left)} stays: {NOT_FOLDED}."] if left else []
     grown = grown_inputs(plain, inputs) if dynamic_batch else None
+    _put_back(buffers)
     stored.put_into(plain)
     proto = _graph(plain, stored, inputs, grown, outputs, opset=opset)
     if dynamic_batch and (fixed := fixed_inputs(proto)):
@@ -137,6 +144,15 @@ def to_onnx(
     if notes:
         warnings.warn("\n".join(notes), stacklevel=2)
     return OnnxReport(len(data), stored.types, tuple(notes))
+
+
+def _put_back(buffers: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> None:
+    """Gives buffers, which calls may have written into, the values that they had: modules, buffers, copies of these."""
+    for module, own, values in buffers:
+        for name in own.keys() & module._buffers.keys():
+            if own[name] is not None and not torch.equal(own[name], values[name]):
+                own[name].copy_(values[name])
+            module._buffers[name] = own[name]
 
 
 def _import_onnx() -> Any:
@@ -184,9 +200,12 @@ def _graph(
 ) -> Any:
     """The graph as the exporter makes it: for any batch size, if there are longer inputs and it comes out right."""
     if grown is not None:
-        proto = _traced(plain, stored, grown, opset=opset, dynamic_batch=True)
-        if is_for(proto, tensors_of(grown), tensors_of(inputs), outputs):
-            return proto
+        with suppress(Exception):  # what is wrong with the network itself shows at a fixed size too
+            proto = _traced(plain, stored, grown, opset=opset, dynamic_batch=True)
+            if is_for(proto, tensors_of(grown), tensors_of(inputs), outputs) and gives(
+                proto, tensors_of(inputs), outputs
+            ):
+                return proto
     return _traced(plain, stored, inputs, opset=opset, dynamic_batch=False)
 
 
@@ -195,7 +214,7 @@ def _traced(plain: nn.Module, stored: CodedWeights, inputs: tuple[Any, ...], *, 
     if dynamic_batch:
         any_size = {0: torch.export.Dim.AUTO}
         shapes = pytree.tree_map(lambda t: any_size if isinstance(t, Tensor) and t.dim() else None, inputs)
-    if isinstance(inputs[-1], dict):
+    if inputs and isinstance(inputs[-1], dict):
         inputs = (*inputs, {})  # torch takes a dictionary at the end for keyword arguments
     with _quiet(), reading_through(read_codes), torch.no_grad():
         try:
@@ -206,8 +225,8 @@ def _traced(plain: nn.Module, stored: CodedWeights, inputs: tuple[Any, ...], *, 
             if not stored.places:
                 raise
             raise RuntimeError(
-                f"torch's exporter cannot trace this {type(plain).__name__} with integer weights, as where layers are "
-                f"called within torch.cond. Take weights='float', or change what it says: {error}"
+                f"torch's exporter cannot trace this {type(plain).__name__}. Where integer weights are what it cannot "
+                f"trace, as in torch.cond, weights='float' helps; otherwise change what it says: {error}"
             ) from error
     assert program is not None
     proto = program.model_proto

@@ -370,6 +370,22 @@ def test_folding_sees_outputs_of_all_kinds(kind):
         fold_batchnorm(Returning(str), IMAGES)
 
 
+def test_folding_looks_at_what_was_changed_in_place():
+    """A layer whose output an activation has overwritten is not the one before the normalization."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(3))
+    assert fold_batchnorm(net, torch.zeros(1, 1, 8, 8)) == 0
+
+
+def test_folding_without_scale():
+    """Normalization that learns nothing is folded too."""
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False)).eval()
+    net[1].running_mean.normal_()
+    x = torch.randn(5, 4)
+    expected = net(x)
+    assert fold_batchnorm(net, x) == 1
+    torch.testing.assert_close(net(x), expected)
+
+
 def test_folding_of_quantized_layers():
     """They are to be made plain first."""
     net = small_net()

@@ -338,7 +338,7 @@ def test_layers_that_cannot_be_traced_with_codes(tmp_path):
     net = LayersInBranches()
     convert(net)
     x = torch.randn(2, 4)
-    with pytest.raises(RuntimeError, match=r"LayersInBranches with integer weights.*weights='float'"):
+    with pytest.raises(RuntimeError, match=r"cannot trace this LayersInBranches.*weights='float' helps"):
         to_onnx(net, tmp_path / "net.onnx", x)
     to_onnx(net, tmp_path / "net.onnx", x, weights="float")
     assert_close(run(session(tmp_path / "net.onnx"), (x,)), outputs(net, (x,)))
@@ -562,3 +562,90 @@ def test_without_the_packages(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ModuleNotFoundError, match=rf"{missing} is missing.*lightning-selfcompress\[onnx\]"):
         to_onnx(nn.Linear(8, 4), "unused.onnx", torch.randn(2, 8))
+
+
+class Calls(nn.Module):
+    """Counts its calls in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.lin(x) + self.calls
+
+
+def test_buffers_that_are_written(tmp_path):
+    """What the network has counted while it was tried is forgotten."""
+    net = Calls()
+    convert(net)
+    to_onnx(net.eval(), tmp_path / "net.onnx", torch.zeros(2, 4))
+    assert net.calls == 0
+    assert_close(run(session(tmp_path / "net.onnx"), (torch.zeros(2, 4),)), [net(torch.zeros(2, 4)).detach()])
+
+
+class Rows(nn.Module):
+    """Code that asks for the size of the batch, in one way or another."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.lin, self.body = nn.Linear(4, 3), body
+
+    def forward(self, x):
+        return self.body(self.lin, x)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda lin, x: lin(x) - lin(x).mean(0) if x.shape[0] > 1 else lin(x),
+        lambda lin, x: lin(x) * 2 if x.shape[0] > 1 else lin(x),
+        lambda lin, x: sum(lin(row) for row in x),
+    ],
+)
+def test_code_that_asks_for_the_size_of_the_batch(body, tmp_path):
+    """The file is that of the example's size, and says so."""
+    net, x = Rows(body).eval(), torch.randn(1, 4)
+    convert(net)
+    with pytest.warns(UserWarning, match="Dimension 0 of x is fixed at the size traced"):
+        to_onnx(net, tmp_path / "net.onnx", x)
+    assert_close(run(session(tmp_path / "net.onnx"), (x,)), [net(x).detach()])
+
+
+class Many(nn.Module):
+    """Takes any number of arguments, also none."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Linear(4, 3)
+
+    def forward(self, *xs):
+        return self.weight(sum(xs)) if xs else self.weight.bias * 2
+
+
+@pytest.mark.filterwarnings("ignore:.*is fixed at the size traced")
+@pytest.mark.parametrize("n", [0, 2])
+def test_any_number_of_arguments(n, tmp_path):
+    """They are written one by one; none is a number too."""
+    net, xs = Many().eval(), [torch.randn(1, 4) for _ in range(n)]
+    convert(net)
+    to_onnx(net, tmp_path / "net.onnx", *xs)
+    assert_close(run(session(tmp_path / "net.onnx"), xs), [net(*xs).detach()])
+
+
+@pytest.mark.parametrize("opset", [-1, 17, 99, "21", None])
+def test_opsets_that_are_not_there(opset, tmp_path):
+    """An opset that cannot be written is refused, not replaced by another."""
+    with pytest.raises(ValueError, match="Expected opset from 18 to"):
+        to_onnx(nn.Linear(2, 2), tmp_path / "net.onnx", torch.zeros(1, 2), opset=opset)
+
+
+def test_inputs_are_left_alone(tmp_path):
+    """A network that writes into its input is given another."""
+    x = torch.ones(1, 4)
+    net = Rows(lambda lin, x: lin(x.mul_(2))).eval()
+    convert(net)
+    to_onnx(net, tmp_path / "net.onnx", x)
+    assert torch.equal(x, torch.ones(1, 4))
