@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 
 class Names:
     """Names for new tensors of a graph, which no other has.
@@ -39,7 +41,11 @@ def store_narrow(proto: Any, bits: Mapping[str, int]) -> None:
     for tensor in proto.graph.initializer:
         if bits.get(tensor.name) == 4:
             values = onnx.numpy_helper.to_array(tensor)
-            tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, values.shape, values.flatten()))
+            halves = np.zeros(-(-values.size // 2) * 2, np.uint8)  # the first is the lower half of a byte
+            halves[: values.size] = values.reshape(-1).astype(np.uint8) & 0xF
+            packed = (halves[::2] | halves[1::2] << 4).tobytes()  # make_tensor's own lists take a byte more from 128 on
+            four = onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, values.shape, packed, raw=True)
+            tensor.CopyFrom(four)
 
 
 def flatten_matrices(proto: Any, codes: Collection[str]) -> None:

@@ -202,6 +202,8 @@ def test_the_narrowest_integers(bits, opset, expected, tmp_path):
     assert [o.version for o in model.opset_import if not o.domain] == [opset]
     stored = {t.name: onnx.TensorProto.DataType.Name(t.data_type).lower() for t in model.graph.initializer}
     assert stored.get("weight_codes", "float") == expected
+    nbytes = {t.name: len(t.raw_data) for t in model.graph.initializer}.get("weight_codes", 0)
+    assert nbytes == (0 if expected == "float" else 40 * 8 * int(expected.removeprefix("int")) // 8)
     x = torch.randn(3, 40)
     assert_close(run(session(tmp_path / "net.onnx", once=True), (x,)), outputs(net, (x,)))
 
