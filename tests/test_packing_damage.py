@@ -328,8 +328,8 @@ def test_tokens_that_are_not_there(symbol):
         from_bytes(crafted(head, channels=channels, tokens=weights, rest=bytes(1000)))
 
 
-@pytest.mark.parametrize("channels", [1000, 250_000, 1_000_000])
-@pytest.mark.parametrize("bound", [0, 1, 200, 4095])
+@pytest.mark.parametrize("channels", [1000, 1_000_000])
+@pytest.mark.parametrize("bound", [0, 1, 4095])
 @pytest.mark.parametrize("token", [0, 14, 20, 70])
 def test_memory_is_bounded_by_the_weights(token, bound, channels):
     """Reading takes less than ten times the float weights that a file claims, however few bytes or bits they take."""
