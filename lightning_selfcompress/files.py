@@ -37,5 +37,5 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is not None:  # that of the user, not the one beside it
-            raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
+            error.filename = os.fspath(path)
         raise

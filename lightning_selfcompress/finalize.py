@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -78,7 +78,7 @@ def fold_norms(model: nn.Module, *inputs: Any) -> tuple[int, list[str]]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode have no versions
             pairs, expected = _neighbours(model, inputs)
             left = _fold_all(pairs, lambda: _still(model, inputs, expected))
         paths = [path for path, module in model.named_modules() if any(module is pair.norm for pair in left)]
@@ -199,7 +199,7 @@ def _tensors(out: Any) -> list[Tensor]:
     if isinstance(out, Mapping):
         values: Iterable[Any] = out.values()
     elif is_dataclass(out) and not isinstance(out, type):
-        values = vars(out).values()
+        values = (getattr(out, field.name) for field in fields(out))
     else:
         values = out if isinstance(out, list | tuple) else ()
     return [t for value in values for t in _tensors(value)]

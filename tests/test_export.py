@@ -214,6 +214,9 @@ def test_what_is_there_already(model, tmp_path):
     with pytest.raises(FileExistsError, match="a device or a pipe"):
         export(model, tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(OSError, match="File name too long") as caught:
+        export(model, tmp_path / ("x" * 300))
+    assert caught.value.filename == str(tmp_path / ("x" * 300))
     (tmp_path / "net.scnn").touch(mode=0o600)
     export(model, tmp_path / "net.scnn")
     assert (tmp_path / "net.scnn").stat().st_mode & 0o777 == 0o600
@@ -374,6 +377,13 @@ def test_folding_looks_at_what_was_changed_in_place():
     """A layer whose output an activation has overwritten is not the one before the normalization."""
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(3))
     assert fold_batchnorm(net, torch.zeros(1, 1, 8, 8)) == 0
+
+
+def test_folding_in_inference_mode():
+    """There, too, what was changed in place is told from what was not."""
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.BatchNorm2d(3))
+        assert fold_batchnorm(net, torch.randn(1, 1, 8, 8)) == 1
 
 
 def test_folding_without_scale():
