@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.convert import convert, plan_conversion
-from lightning_selfcompress.graph import stored_tensors
+from lightning_selfcompress.graph import name_of, stored_tensors
 from lightning_selfcompress.layers import Quantized
-from lightning_selfcompress.shapes import CheckpointError, check_sizes, name_of, wrong_shape
-from lightning_selfcompress.surgery import replace_tensors
+from lightning_selfcompress.shapes import CheckpointError, check_sizes, wrong_shape
+from lightning_selfcompress.surgery import replace_tensors, zeros_in_place_of
 
 MARK = (
     "open_with.lightning_selfcompress.load_from_checkpoint"  # torch names it where the plain network is given the file
@@ -129,9 +129,7 @@ def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix:
     fresh: dict[int, Tensor] = {}
     for name, tensor in own.items():
         if name in saved and saved[name].dim() > 0 and saved[name].shape != tensor.shape:
-            data = torch.zeros(saved[name].shape, dtype=tensor.dtype, device=tensor.device)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            fresh[id(tensor)] = nn.Parameter(data, requires_grad=tensor.requires_grad) if is_parameter else data
+            fresh[id(tensor)] = zeros_in_place_of(tensor, saved[name].shape)
     if fresh:
         replace_tensors(module, fresh)
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from lightning_selfcompress.files import write_beside
+from lightning_selfcompress.graph import name_of, own_tensors
 from lightning_selfcompress.layers import whole
 from lightning_selfcompress.packing import Packed, is_half, to_bytes
 from lightning_selfcompress.parameters import quantized_parameters
-from lightning_selfcompress.shapes import name_of, own_tensors
 
 
 def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtype = torch.float32) -> int:

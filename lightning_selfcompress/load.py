@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.export import check_there
 from lightning_selfcompress.finalize import make_plain
-from lightning_selfcompress.graph import is_bare_norm, stored_tensors
-from lightning_selfcompress.packing import Packed, PackedFileError, from_file
+from lightning_selfcompress.graph import name_of, stored_tensors
+from lightning_selfcompress.packing import Packed, PackedFileError, from_file, kept_number
 from lightning_selfcompress.parameters import quantized_parameters
-from lightning_selfcompress.shapes import check_sizes, name_of
-from lightning_selfcompress.surgery import empty_like, replace_tensors
+from lightning_selfcompress.shapes import CheckpointError, Shape, check_sizes
+from lightning_selfcompress.surgery import replace_tensors, zeros_in_place_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -49,7 +49,7 @@ def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> 
         check_sizes(into, {t.name: t.shape for t in packed.tensors})
         _check_attributes(packed, into, own, strict=strict)
         rounded = _check_dtypes(packed, own)
-    except RuntimeError as error:
+    except CheckpointError as error:
         raise PackedFileError(f"{os.fspath(path)}: {error}") from error
     make_plain(into)
     saved = {t.name: t.tensor() for t in packed.tensors if t.name in own}
@@ -59,21 +59,17 @@ def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> 
     return into
 
 
-class _MisfitError(RuntimeError):
-    """A file of another network."""
-
-
 def _check_names(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, strict: bool) -> None:
     shapes = {t.name for t in packed.tensors}
     missing, unknown = [n for n in own if n not in shapes], [t.name for t in packed.tensors if t.name not in own]
     if strict and (missing or unknown):
         parts = [f"nothing for {_some(missing)}"] * bool(missing) + [f"{_some(unknown)} too"] * bool(unknown)
-        raise _MisfitError(
+        raise CheckpointError(
             f"expected the parameters and buffers of a {type(into).__name__}, found {' and '.join(parts)}. "
             f"Build the network as it was when it was exported; strict=False takes what fits."
         )
     if own and len(missing) == len(own):
-        raise _MisfitError(f"expected tensors of a {type(into).__name__}, found none. It is of another network.")
+        raise CheckpointError(f"expected tensors of a {type(into).__name__}, found none. It is of another network.")
 
 
 def _check_attributes(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, strict: bool) -> None:
@@ -81,37 +77,38 @@ def _check_attributes(packed: Packed, into: nn.Module, own: Mapping[str, Tensor]
     shapes = {id(own[t.name]): t.shape for t in packed.tensors if t.name in own}  # tied tensors have one name only
     known = set()
     for path, module in into.named_modules():
-        weight, bias = (shapes.get(id(module._parameters.get(name))) for name in ("weight", "bias"))
-        if isinstance(module, nn.modules.conv._ConvNd):
-            name = name_of(path, "groups")
-            fits = weight is None or _are_groups(packed.attributes.get(name, 1), module, weight, bias)
-        elif isinstance(module, nn.GroupNorm):
-            name = name_of(path, "num_groups")
-            per_group = module.num_channels // module.num_groups
-            channels = module.num_channels if weight is None else weight[0]
-            fits = packed.attributes.get(name, channels // per_group) * per_group == channels
-        elif is_bare_norm(module) and hasattr(module, "num_features"):
-            name = name_of(path, "num_features")
-            fits = 1 <= packed.attributes.get(name, 1) <= int(module.num_features)
-        else:
+        kind = kept_number(module)
+        if not kind:
             continue
+        name = name_of(path, kind)
         known.add(name)
-        if not fits:
-            raise _MisfitError(
+        weight, bias = (shapes.get(id(module._parameters.get(n))) for n in ("weight", "bias"))
+        if not _fits(packed.attributes.get(name), module, weight, bias):
+            raise CheckpointError(
                 f"expected {name!r} to fit this {type(into).__name__} and its shapes, got "
                 f"{packed.attributes.get(name)}. Build the network as it was when it was exported."
             )
     unknown = [name for name in packed.attributes if name not in known]
     if strict and unknown:
-        raise _MisfitError(
+        raise CheckpointError(
             f"expected numbers of the modules of a {type(into).__name__}, found {_some(unknown)} too. Build the "
             f"network as it was when it was exported; strict=False takes what fits."
         )
 
 
-def _are_groups(
-    groups: int, module: nn.modules.conv._ConvNd, weight: tuple[int, ...], bias: tuple[int, ...] | None
-) -> bool:
+def _fits(number: int | None, module: nn.Module, weight: Shape | None, bias: Shape | None) -> bool:
+    """Whether a number in the file, or that there is none, can be what a module of these shapes keeps."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return weight is None or _are_groups(1 if number is None else number, module, weight, bias)
+    if number is None:
+        return True
+    if isinstance(module, nn.GroupNorm):
+        channels = module.num_channels if weight is None else weight[0]
+        return number * (module.num_channels // module.num_groups) == channels
+    return 1 <= number <= int(getattr(module, kept_number(module)))
+
+
+def _are_groups(groups: int, module: nn.modules.conv._ConvNd, weight: Shape, bias: Shape | None) -> bool:
     """Whether a convolution's weight can have so many groups: of its own, or what is left of them."""
     if not 1 <= groups <= module.groups or weight[0] % groups:
         return False
@@ -125,7 +122,7 @@ def _check_dtypes(packed: Packed, own: Mapping[str, Tensor]) -> list[str]:
     for tensor in (t for t in packed.tensors if t.name in own):
         dtype = own[tensor.name].dtype
         if not torch.can_cast(tensor.dtype, dtype):
-            raise _MisfitError(
+            raise CheckpointError(
                 f"expected {tensor.name!r} of a type that {dtype} can hold, got {tensor.dtype}. Build the network as "
                 f"it was when it was exported."
             )
@@ -145,8 +142,7 @@ def _fill(into: nn.Module, own: Mapping[str, Tensor], saved: Mapping[str, Tensor
         old = own[name]
         expanded = any(n > 1 and stride == 0 for n, stride in zip(old.shape, old.stride(), strict=True))
         if values.shape != old.shape or expanded:  # the entries of the latter share a place
-            data = empty_like(old, values.shape)
-            fresh[id(old)] = nn.Parameter(data, old.requires_grad) if isinstance(old, nn.Parameter) else data
+            fresh[id(old)] = zeros_in_place_of(old, values.shape)
     replace_tensors(into, fresh)
     now = stored_tensors(into, transient=False)
     for name, values in saved.items():
@@ -164,5 +160,5 @@ def _numbers(path: str, module: nn.Module, filled: set[int], numbers: Mapping[st
         groups = numbers.get(name_of(path, "groups"), 1)
         yield "groups", groups
         yield "out_channels" if module.transposed else "in_channels", module.weight.shape[1] * groups
-    elif is_bare_norm(module) and hasattr(module, "num_features") and name_of(path, "num_features") in numbers:
+    elif kept_number(module) == "num_features" and name_of(path, "num_features") in numbers:
         yield "num_features", numbers[name_of(path, "num_features")]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.graph import stored_tensors
+from lightning_selfcompress.graph import name_of, stored_tensors
 from lightning_selfcompress.layers import Quantized, quantized_class
 from lightning_selfcompress.packing import Codes, Packed, PackedTensor, from_file, from_rows, to_rows
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, step_size
@@ -74,7 +74,7 @@ class CodedWeights:
                 if found is None:
                     continue
                 buffers = [_unused(layer, f"{name}_{what}") for what in ("codes", "scale")]
-                written, codes = (f"{path}.{n}".lstrip(".") for n in (name, buffers[0]))
+                written, codes = (name_of(path, n) for n in (name, buffers[0]))
                 weights.initializers.setdefault(found.name, set()).update((written, codes))
                 if weights.types[found.name] != "float":
                     weights.places.append(_Place(path, name, cast(Tensor, parameter), found, *buffers))

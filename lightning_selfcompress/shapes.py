@@ -1,10 +1,10 @@
 """Shapes of a network that was shrunk: whether those in a file can be what came of a module."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lightning_selfcompress.graph import NORMS
+from lightning_selfcompress.graph import NORMS, name_of, own_tensors
 
 Shape = tuple[int, ...]
 
@@ -50,13 +50,6 @@ def check_sizes(module: nn.Module, shapes: Mapping[str, Shape], *, larger: bool 
             )
 
 
-def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A module's own parameters and buffers by name, those that are there."""
-    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None:
-            yield name, tensor
-
-
 _FIXED = (nn.RNNBase, nn.RNNCellBase)  # but for their inputs
 
 
@@ -96,8 +89,3 @@ def wrong_shape(name: str, tensor: Tensor, found: Shape, what: str) -> str:
         f"Expected {what} {tuple(tensor.shape)} for {name!r}, got {tuple(found)}. It was saved from another "
         f"network, or from this one with other arguments."
     )
-
-
-def name_of(path: str, name: str) -> str:
-    """The name of a module's own tensor in the network."""
-    return f"{path}.{name}".lstrip(".")

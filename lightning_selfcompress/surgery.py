@@ -120,9 +120,10 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def empty_like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """A tensor of another shape, of the same type and device, and laid out alike."""
-    return torch.empty(*shape, dtype=tensor.dtype, device=tensor.device, memory_format=_memory_format(tensor))
+def zeros_in_place_of(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros of another shape for a tensor: a parameter if it is one, of its type and device, and laid out alike."""
+    data = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device).contiguous(memory_format=_memory_format(tensor))
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
 @torch.no_grad()

@@ -32,6 +32,16 @@ def test_a_network_takes_the_shapes_of_a_checkpoint(name):
         target.train()
 
 
+def test_weights_stay_laid_out_as_they_are():
+    """A network whose channels lie last has them last in its smaller shapes too."""
+    nets = [torch.nn.Sequential(torch.nn.Conv2d(3, n, 3)).to(memory_format=torch.channels_last) for n in (4, 8)]
+    for net in nets:
+        convert(net)
+    nets[1].register_load_state_dict_pre_hook(take_shapes)
+    nets[1].load_state_dict(nets[0].state_dict())
+    assert nets[1][0].latent("weight").stride() == nets[0][0].latent("weight").stride()
+
+
 def test_the_state_of_a_float_network_changes_no_shape():
     """Without bit depths there is nothing to go by: a mismatch stays an error."""
     net, other = (torch.nn.Sequential(torch.nn.Linear(4, n)) for n in (3, 5))

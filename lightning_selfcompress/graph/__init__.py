@@ -5,9 +5,21 @@ from lightning_selfcompress.graph.channels import (
     Channels,
     Slot,
     is_bare_norm,
+    name_of,
+    own_tensors,
     size_attribute,
     stored_tensors,
 )
 from lightning_selfcompress.graph.watch import Watcher
 
-__all__ = ["NORMS", "Channels", "Slot", "Watcher", "is_bare_norm", "size_attribute", "stored_tensors"]
+__all__ = [
+    "NORMS",
+    "Channels",
+    "Slot",
+    "Watcher",
+    "is_bare_norm",
+    "name_of",
+    "own_tensors",
+    "size_attribute",
+    "stored_tensors",
+]

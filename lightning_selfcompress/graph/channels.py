@@ -1,6 +1,6 @@
 """Channels: what of a network's tensors lives and dies together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
@@ -12,14 +12,21 @@ from torch import Tensor, nn
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
-def tensors_of(module: nn.Module) -> list[Tensor | None]:
-    """A module's own parameters and buffers."""
-    return [*module._parameters.values(), *module._buffers.values()]
+def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own parameters and buffers by name, those that are there."""
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None:
+            yield name, tensor
+
+
+def name_of(path: str, name: str) -> str:
+    """The name in the network of what a module at a path calls so."""
+    return f"{path}.{name}".lstrip(".")
 
 
 def is_bare_norm(module: nn.Module) -> bool:
     """Whether a module is a normalization layer without tensors, whose size is a mere number."""
-    return isinstance(module, NORMS) and all(t is None for t in tensors_of(module))
+    return isinstance(module, NORMS) and not any(True for _ in own_tensors(module))
 
 
 def size_attribute(module: nn.Module) -> str:
@@ -41,15 +48,10 @@ def stored_tensors(model: nn.Module, *, transient: bool = True) -> dict[str, Ten
     seen: set[int] = set()
     for path, module in model.named_modules():
         left_out = () if transient else module._non_persistent_buffers_set
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if (
-                tensor is not None
-                and name not in left_out
-                and id(tensor) not in seen
-                and not nn.parameter.is_lazy(tensor)
-            ):
+        for name, tensor in own_tensors(module):
+            if name not in left_out and id(tensor) not in seen and not nn.parameter.is_lazy(tensor):
                 seen.add(id(tensor))
-                found[f"{path}.{name}".lstrip(".")] = tensor
+                found[name_of(path, name)] = tensor
     return found
 
 

@@ -18,7 +18,14 @@ from torch.utils.hooks import RemovableHandle
 from lightning_selfcompress.graph import moves, pointwise, products, reductions
 from lightning_selfcompress.graph.atoms import AtomStore, Axis, Dims, everywhere
 from lightning_selfcompress.graph.call import Call, Constant, Layout, Rule, Storage, tensors_in
-from lightning_selfcompress.graph.channels import Channels, Slot, is_bare_norm, size_attribute, stored_tensors
+from lightning_selfcompress.graph.channels import (
+    Channels,
+    Slot,
+    is_bare_norm,
+    name_of,
+    size_attribute,
+    stored_tensors,
+)
 from lightning_selfcompress.layers import Quantized, reading_through
 from lightning_selfcompress.parameters import QuantizedParameter, quantized_parameters
 
@@ -118,7 +125,7 @@ class Watcher:
 
         for path, module in self.model.named_modules():
             if is_bare_norm(module):
-                name = f"{path}.{size_attribute(module)}".lstrip(".")
+                name = name_of(path, size_attribute(module))
                 size = getattr(module, size_attribute(module))
                 self._sizes[module] = Axis(self._store.new(size), np.ones(size, bool))
                 self._slots.append(Slot(name, 0, size, self._store.count - size, attribute=True))

@@ -9,6 +9,7 @@ from lightning_selfcompress.packing.content import (
     as_it_is,
     from_rows,
     is_half,
+    kept_number,
     to_rows,
 )
 from lightning_selfcompress.packing.estimate import estimated_size
@@ -32,6 +33,7 @@ __all__ = [
     "from_file",
     "from_rows",
     "is_half",
+    "kept_number",
     "packed_size",
     "stored_dtype",
     "to_bytes",

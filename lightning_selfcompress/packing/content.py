@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_selfcompress.graph import is_bare_norm, stored_tensors
+from lightning_selfcompress.graph import is_bare_norm, name_of, stored_tensors
 from lightning_selfcompress.layers import ChannelAxis, whole
 from lightning_selfcompress.parameters import quantized_parameters
 from lightning_selfcompress.quantizer import EXPONENT_STEPS, codes, step_size
@@ -206,12 +206,19 @@ def as_bytes(tensor: Tensor) -> Tensor:
 def attributes(model: nn.Module) -> Iterator[tuple[str, int]]:
     """Whole numbers that a model's modules keep and shapes do not tell, by path."""
     for path, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
-            yield f"{path}.groups".lstrip("."), module.groups
-        elif isinstance(module, nn.GroupNorm):
-            yield f"{path}.num_groups".lstrip("."), module.num_groups
-        elif is_bare_norm(module) and hasattr(module, "num_features"):
-            yield f"{path}.num_features".lstrip("."), cast(int, module.num_features)
+        name = kept_number(module)
+        value = int(getattr(module, name)) if name else 1
+        if value > 1 or name not in ("", "groups"):  # 1 group goes without saying
+            yield name_of(path, name), value
+
+
+def kept_number(module: nn.Module) -> str:
+    """Name of the whole number that a module keeps and shapes do not tell; empty if there is none."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "groups"
+    if isinstance(module, nn.GroupNorm):
+        return "num_groups"
+    return "num_features" if is_bare_norm(module) else ""
 
 
 def is_half(floats: torch.dtype) -> bool:
