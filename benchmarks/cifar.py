@@ -25,8 +25,8 @@ from step_time import Block
 from torch import Tensor, nn
 
 from lightning_selfcompress import SelfCompression, size_report
-from lightning_selfcompress.data import ImageData
-from lightning_selfcompress.demo import Classifier
+from lightning_selfcompress.demo.data import ImageData
+from lightning_selfcompress.demo.networks import Classifier
 
 DEPTHS = {
     "resnet18": (64, (64, 64, 128, 128, 256, 256, 512, 512)),

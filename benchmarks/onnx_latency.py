@@ -23,8 +23,8 @@ import torch
 from cifar import CifarNet
 
 from lightning_selfcompress import load_from_checkpoint, size_report, to_onnx
-from lightning_selfcompress.demo import LeNet5
-from lightning_selfcompress.parameters import quantized_parameters
+from lightning_selfcompress.demo.networks import LeNet5
+from lightning_selfcompress.quantize.parameters import quantized_parameters
 
 TASKS: dict[str, tuple[type[pl.LightningModule], tuple[int, ...]]] = {
     "mnist": (LeNet5, (1, 1, 28, 28)),

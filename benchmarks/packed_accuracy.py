@@ -20,10 +20,10 @@ from cifar import CifarData, CifarNet
 from torch import Tensor
 
 from lightning_selfcompress import export, load, load_from_checkpoint, size_report
-from lightning_selfcompress.data import ImageData, MnistData
-from lightning_selfcompress.demo import LeNet5
+from lightning_selfcompress.demo.data import ImageData, MnistData
+from lightning_selfcompress.demo.networks import LeNet5
 from lightning_selfcompress.packing import Packed, packed_size
-from lightning_selfcompress.parameters import quantized_parameters
+from lightning_selfcompress.quantize.parameters import quantized_parameters
 
 TASKS: dict[str, tuple[type[pl.LightningModule], Callable[[Path], ImageData]]] = {
     "mnist": (LeNet5, MnistData),

@@ -32,7 +32,7 @@ from lightning_selfcompress import convert, load_from_checkpoint
 from lightning_selfcompress.packing import Packed, from_bytes, packed_size, rans, to_bytes
 from lightning_selfcompress.packing.bounds import bounds_of
 from lightning_selfcompress.packing.writing import classes_of
-from lightning_selfcompress.parameters import quantized_parameters
+from lightning_selfcompress.quantize.parameters import quantized_parameters
 
 Codes = NDArray[Any]
 

@@ -33,14 +33,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.convert import convert
-from lightning_selfcompress.graph import Channels, Watcher, stored_tensors
-from lightning_selfcompress.prune import plan_removal
-from lightning_selfcompress.surgery import remove
+from lightning_selfcompress.channels.channels import Channels
+from lightning_selfcompress.channels.watch import Watcher
+from lightning_selfcompress.quantize.convert import convert
+from lightning_selfcompress.removal.plan import plan_removal
+from lightning_selfcompress.removal.surgery import remove
+from lightning_selfcompress.tensors import stored_tensors
 
 if importlib.util.find_spec("torch_pruning") is None:
     sys.exit("Expected Torch-Pruning, the peer to compare with. Install it: pip install torch-pruning==1.6.1")
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import torch_pruning_groups as peer
 from zoo import ZOO
 

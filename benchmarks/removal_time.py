@@ -30,13 +30,15 @@ from step_time import resnet18
 from torch import Tensor, nn
 
 from lightning_selfcompress import SelfCompression, convert, revert, size_report
-from lightning_selfcompress.checkpoint import take_shapes
-from lightning_selfcompress.data import MnistData
-from lightning_selfcompress.demo import LeNet5, Objective, Settings
-from lightning_selfcompress.dryrun import prove
-from lightning_selfcompress.graph import Watcher, stored_tensors
-from lightning_selfcompress.prune import plan_removal
-from lightning_selfcompress.surgery import remove
+from lightning_selfcompress.channels.watch import Watcher
+from lightning_selfcompress.demo.data import MnistData
+from lightning_selfcompress.demo.networks import LeNet5
+from lightning_selfcompress.demo.run import Objective, Settings
+from lightning_selfcompress.files.checkpoint import take_shapes
+from lightning_selfcompress.removal.dry_run import prove
+from lightning_selfcompress.removal.plan import plan_removal
+from lightning_selfcompress.removal.surgery import remove
+from lightning_selfcompress.tensors import stored_tensors
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -1,38 +1,65 @@
-"""Networks that compress themselves while they train: learned bit depths per output channel, in PyTorch Lightning."""
+"""Networks that compress themselves while they train: learned bit depths per output channel, in PyTorch Lightning.
 
-from lightning_selfcompress.callback import SelfCompression
-from lightning_selfcompress.checkpoint import load_from_checkpoint, take_shapes
-from lightning_selfcompress.convert import ConversionPlan, convert, plan_conversion, revert
-from lightning_selfcompress.dryrun import prove
-from lightning_selfcompress.export import export
-from lightning_selfcompress.finalize import finalize, fold_batchnorm
-from lightning_selfcompress.graph import Channels, Watcher
-from lightning_selfcompress.load import load
-from lightning_selfcompress.metrics import BitsPerWeight, NBytes
-from lightning_selfcompress.onnx_export import OnnxReport, to_onnx
-from lightning_selfcompress.optim import shrink_optimizer
-from lightning_selfcompress.packing import PackedFileError
-from lightning_selfcompress.prune import RemovalPlan, plan_removal
-from lightning_selfcompress.quantizer import bit_depth, q
-from lightning_selfcompress.shapes import CheckpointError
-from lightning_selfcompress.size import SizeReport, size_report
-from lightning_selfcompress.surgery import remove
+The folders, in the order in which a weight passes through them; each imports only those before it:
+
+- ``quantize``: the quantizer and the layers that apply it, converted in place.
+- ``packing``: the integer codes of a network, as bytes and back.
+- ``channels``: which channels live and die together, read off the steps that a network runs.
+- ``size``: the price of a network while it trains, and the report of its size.
+- ``removal``: dead channels taken out of a network and of its optimizers, after a dry run.
+- ``files``: checkpoints, packed files, and plain networks.
+- ``onnx``: ONNX files with integer weights.
+- ``training``: everything that touches Lightning, for the callback in ``callback.py``.
+- ``cli`` and ``demo``: the command ``selfcompress``, and its demonstration on real images.
+
+Every public name is imported when it is first asked for, so that loading a packed file needs torch and numpy alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_selfcompress.callback import SelfCompression
+    from lightning_selfcompress.errors import CheckpointError, PackedFileError, SelfCompressError
+    from lightning_selfcompress.files.checkpoint import load_from_checkpoint
+    from lightning_selfcompress.files.export import export
+    from lightning_selfcompress.files.finalize import finalize
+    from lightning_selfcompress.files.fold_batchnorm import fold_batchnorm
+    from lightning_selfcompress.files.load import load
+    from lightning_selfcompress.metrics import BitsPerWeight, NBytes
+    from lightning_selfcompress.onnx.export import to_onnx
+    from lightning_selfcompress.quantize.conversion_plan import plan_conversion
+    from lightning_selfcompress.quantize.convert import convert, revert
+    from lightning_selfcompress.size.report import size_report
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "BitsPerWeight": "metrics",
+    "CheckpointError": "errors",
+    "NBytes": "metrics",
+    "PackedFileError": "errors",
+    "SelfCompressError": "errors",
+    "SelfCompression": "callback",
+    "convert": "quantize.convert",
+    "export": "files.export",
+    "finalize": "files.finalize",
+    "fold_batchnorm": "files.fold_batchnorm",
+    "load": "files.load",
+    "load_from_checkpoint": "files.checkpoint",
+    "plan_conversion": "quantize.conversion_plan",
+    "revert": "quantize.convert",
+    "size_report": "size.report",
+    "to_onnx": "onnx.export",
+}
+
 __all__ = [
     "BitsPerWeight",
-    "Channels",
     "CheckpointError",
-    "ConversionPlan",
     "NBytes",
-    "OnnxReport",
     "PackedFileError",
-    "RemovalPlan",
+    "SelfCompressError",
     "SelfCompression",
-    "SizeReport",
-    "Watcher",
-    "bit_depth",
     "convert",
     "export",
     "finalize",
@@ -40,13 +67,20 @@ __all__ = [
     "load",
     "load_from_checkpoint",
     "plan_conversion",
-    "plan_removal",
-    "prove",
-    "q",
-    "remove",
     "revert",
-    "shrink_optimizer",
     "size_report",
-    "take_shapes",
     "to_onnx",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name from its file, at its first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -14,17 +14,20 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_selfcompress.checkpoint import follow_shapes, guard_strategy
-from lightning_selfcompress.conversion import Conversion, let_train
-from lightning_selfcompress.layers import Quantized
-from lightning_selfcompress.neighbours import averages, refuse
-from lightning_selfcompress.optim import DepthOptimizer, cooldown_factor, shrink_optimizer, take_out
-from lightning_selfcompress.parameters import quantized_parameters
-from lightning_selfcompress.removal import Removal, step_arguments
-from lightning_selfcompress.report import layer_scalars, log_histogram, scalars
-from lightning_selfcompress.size import ModelSize, size_report
-from lightning_selfcompress.strategies import check_strategy, gradient_average, shards_parameters
-from lightning_selfcompress.surgery import Shrunk, remove
+from lightning_selfcompress.files.checkpoint import follow_shapes
+from lightning_selfcompress.quantize.layers import Quantized
+from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
+from lightning_selfcompress.removal.surgery import Shrunk, remove
+from lightning_selfcompress.size.price import ModelSize
+from lightning_selfcompress.size.report import size_report
+from lightning_selfcompress.training.depth_optimizer import DepthOptimizer, cooldown_factor, take_out
+from lightning_selfcompress.training.module_setup import Conversion, let_train
+from lightning_selfcompress.training.other_callbacks import averages, refuse
+from lightning_selfcompress.training.removal_schedule import Removal, step_arguments
+from lightning_selfcompress.training.scalars import layer_scalars, log_histogram, scalars
+from lightning_selfcompress.training.strategies import check_strategy, gradient_average, shards_parameters
+from lightning_selfcompress.training.strategy_guard import guard_strategy
 
 Gamma = float | Callable[[int], float]
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_selfcompress.size import ModelSize, size_report
+from lightning_selfcompress.size.price import ModelSize
+from lightning_selfcompress.size.report import size_report
 
 
 class _SizeMetric(Metric):

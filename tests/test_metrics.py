@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from lightning_selfcompress.convert import convert
 from lightning_selfcompress.metrics import BitsPerWeight, NBytes
 from lightning_selfcompress.packing import Packed, to_bytes
-from lightning_selfcompress.size import ModelSize, size_report
+from lightning_selfcompress.quantize.convert import convert
+from lightning_selfcompress.size.price import ModelSize
+from lightning_selfcompress.size.report import size_report
 
 METRICS = pytest.mark.parametrize("metric_type", [BitsPerWeight, NBytes])
 

@@ -29,7 +29,7 @@ def test_make_targets_exist():
 
 def test_selfcompress_commands_parse():
     """Every ``selfcompress`` command of the README is understood by the command line."""
-    from lightning_selfcompress.cli import parser
+    from lightning_selfcompress.cli.main import parser
 
     commands = re.findall(r"^selfcompress (.+)$", README, re.M)
     assert commands

@@ -14,7 +14,7 @@ from lightning_selfcompress.packing.content import (
 )
 from lightning_selfcompress.packing.estimate import estimated_size
 from lightning_selfcompress.packing.reading import from_bytes, from_file
-from lightning_selfcompress.packing.structure import MAGIC, VERSION, PackedFileError
+from lightning_selfcompress.packing.structure import MAGIC, VERSION
 from lightning_selfcompress.packing.writing import PackedSize, packed_size, stored_dtype, to_bytes
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "VERSION",
     "Codes",
     "Packed",
-    "PackedFileError",
     "PackedSize",
     "PackedTensor",
     "as_bytes",

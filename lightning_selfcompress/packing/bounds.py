@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 Integers = NDArray[Any]
 
+
 LARGEST_BOUND = (1 << 12) - 1
+
+
 LOW, HIGH, WITHIN = 0, 1, 2  # symbols of a channel that has a bound: at either end; at this one and above, tokens
 
 

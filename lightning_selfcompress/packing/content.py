@@ -9,13 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_selfcompress.graph import is_bare_norm, name_of, stored_tensors
-from lightning_selfcompress.layers import ChannelAxis, whole
-from lightning_selfcompress.parameters import quantized_parameters
-from lightning_selfcompress.quantizer import EXPONENT_STEPS, codes, step_size
+from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, codes, step_size
+from lightning_selfcompress.quantize.layers import ChannelAxis, whole
+from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.tensors import is_bare_norm, name_of, stored_tensors
 
 _WIDEST = 2147483520.0  # the largest code in float32 that tokens have room for
+
+
 EXPONENT_LIMIT = 128 * EXPONENT_STEPS  # exponents are sixteenths from -limit to limit - 1, as ``step_size`` has them
+
 
 DTYPES = (
     torch.float32,

@@ -7,16 +7,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_selfcompress.graph import stored_tensors
-from lightning_selfcompress.layers import whole
 from lightning_selfcompress.packing import varint
 from lightning_selfcompress.packing.bounds import bounds_of, to_symbols, to_tokens
 from lightning_selfcompress.packing.content import as_bytes, as_it_is, attributes, to_rows
 from lightning_selfcompress.packing.rans import INCREMENT
 from lightning_selfcompress.packing.tokens import DIRECT, extra_bit_counts, tokens_of
 from lightning_selfcompress.packing.writing import PackedSize, classes_of, name_bytes, value_bytes
-from lightning_selfcompress.parameters import QuantizedParameter, quantized_parameters
-from lightning_selfcompress.quantizer import EXPONENT_STEPS, bit_depth, codes
+from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, bit_depth, codes
+from lightning_selfcompress.quantize.layers import whole
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
+from lightning_selfcompress.tensors import stored_tensors
 
 SAMPLE = 1 << 14  # weights looked at of each layer
 

@@ -16,14 +16,31 @@ from numpy.typing import NDArray
 
 Integers = NDArray[Any]  # of any width
 
+
 TABLE_BITS = 14  # the frequencies of a context add up to 2^14
+
+
 WORD_BITS = 16  # a lane's state lies in [2^16, 2^32) and is filled up from words of 16 bits
+
+
 STEPS, MANY_STEPS = 2048, 16384  # symbols for one lane more, which costs 3 bytes, up to FEW_LANES and beyond them
+
+
 FEW_LANES = 64  # their first step is coded without anything learned; more lanes are for speed only
+
+
 INCREMENT = 3  # what a symbol seen adds to its count, which starts at 1
+
+
 SINGLY = 16  # fewer lanes than that go faster number by number than as arrays
+
+
 _LOWEST = 1 << WORD_BITS
+
+
 _SLOTS, _WORD = (1 << TABLE_BITS) - 1, (1 << WORD_BITS) - 1
+
+
 _FULL_BITS = 2 * WORD_BITS - TABLE_BITS  # a state at or above f * 2^18 has no room for a symbol of frequency f
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_selfcompress.layers import ChannelAxis
+from lightning_selfcompress.errors import PackedFileError
 from lightning_selfcompress.packing import rans, varint
 from lightning_selfcompress.packing.bounds import LARGEST_BOUND, WITHIN, put_bounds, to_tokens
 from lightning_selfcompress.packing.content import DTYPES, EXPONENT_LIMIT, Codes, Packed, PackedTensor
@@ -29,13 +29,13 @@ from lightning_selfcompress.packing.structure import (
     WIDER,
     Alphabets,
     Integers,
-    PackedFileError,
     channel_parts,
     entries,
     path_and_leaf,
     weight_part,
 )
 from lightning_selfcompress.packing.tokens import TOKENS, extra_nbytes, join_tokens
+from lightning_selfcompress.quantize.layers import ChannelAxis
 
 
 def from_file(path: str | os.PathLike[str]) -> Packed:

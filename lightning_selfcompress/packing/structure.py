@@ -11,15 +11,25 @@ from numpy.typing import NDArray
 from lightning_selfcompress.packing import rans
 
 MAGIC = b"SCNN"
+
+
 VERSION = 1
+
+
 RAW, HALF, CODED, INT8, INT16, INT32 = range(6)  # how a tensor is stored: as it is, in a narrower type, as codes
+
+
 NARROW = {HALF: torch.float16, INT8: torch.int8, INT16: torch.int16, INT32: torch.int32}
+
+
 WIDER = {
     HALF: (torch.float32,),
     INT8: (torch.int16, torch.int32, torch.int64),
     INT16: (torch.int32, torch.int64),
     INT32: (torch.int64,),
 }
+
+
 LEAVES = (
     "",  # any other
     "weight",
@@ -33,16 +43,21 @@ LEAVES = (
     "num_features",
     "num_groups",
 )
+
+
 MOST_CLASSES = 64
+
+
 MOST_DIMS = 16
+
+
 MOST_ENTRIES = 1 << 40
+
+
 LONGEST_NAME = 1 << 10  # bytes, so that names of shared beginnings cannot grow without end
 
+
 Integers = NDArray[Any]
-
-
-class PackedFileError(ValueError):
-    """A packed file that is damaged, of a later version, or no packed file."""
 
 
 class Alphabets(NamedTuple):

@@ -11,10 +11,19 @@ from numpy.typing import NDArray
 
 Integers = NDArray[Any]
 
+
 DIRECT = 15  # tokens that are codes of their own
+
+
 _SHORTEST, _LONGEST = 4, 31  # bit lengths of codes that share their tokens
+
+
 TOKENS = DIRECT + 2 * (_LONGEST - _SHORTEST + 1)
+
+
 LARGEST_CODE = (1 << _LONGEST) - 1
+
+
 _BLOCK = 1 << 18  # codes that get their extra bits at a time, which takes several times their memory
 
 

@@ -8,7 +8,7 @@ from fits import SCHEDULE, Kill
 from networks import Lit, batches, make_trainer
 
 from lightning_selfcompress import SelfCompression, export, size_report
-from lightning_selfcompress.cli import main
+from lightning_selfcompress.cli.main import main
 
 
 @pytest.fixture(scope="module")

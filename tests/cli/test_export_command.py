@@ -6,6 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import networks
 import pytest
 import torch
 from commands import MODEL
@@ -102,7 +103,7 @@ def test_by_the_console_script(folder, tmp_path):
     (tmp_path / "mine.py").write_text("from networks import Lit\n\n\nclass Mine(Lit):\n    pass\n")
     script = shutil.which("selfcompress", path=str(Path(sys.executable).parent))
     command = [script] if script else [sys.executable, "-m", "lightning_selfcompress.cli"]
-    path = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    path = [str(Path(networks.__file__).parent), str(Path(__file__).parents[2])]
     done = subprocess.run(
         [*command, "export", str(folder / "net.ckpt"), "--model", "mine:Mine", "-o", "net.scnn"],
         cwd=tmp_path,

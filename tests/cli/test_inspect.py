@@ -12,8 +12,8 @@ from torch import nn
 from zoo import ZOO
 
 from lightning_selfcompress import convert, export, load_from_checkpoint, size_report
-from lightning_selfcompress.inspection import read_contents
-from lightning_selfcompress.parameters import quantized_parameters
+from lightning_selfcompress.cli.contents import read_contents
+from lightning_selfcompress.quantize.parameters import quantized_parameters
 
 
 def test_a_packed_file(said, folder):

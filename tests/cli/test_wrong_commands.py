@@ -8,7 +8,7 @@ import torch
 from commands import GROUPED, MODEL
 from networks import Lit
 
-from lightning_selfcompress.cli import main
+from lightning_selfcompress.cli.main import main
 
 
 class NotPlain:
@@ -149,7 +149,7 @@ def test_debug_shows_the_traceback(command, folder):
 
 def test_a_reader_that_leaves(folder):
     """`| head` ends the command without an error of its own."""
-    command = [sys.executable, "-c", "import sys; from lightning_selfcompress.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from lightning_selfcompress.cli.main import main; sys.exit(main())"]
     process = subprocess.Popen(
         [*command, "inspect", "net.scnn"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, text=True
     )

@@ -1,0 +1,260 @@
+"""One operation as the rules see it: its arguments by name, and what is known of its tensors."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_selfcompress.channels.atoms import UNIFORM, Atoms, AtomStore, Axis, Dim, Dims, Flags, Uniform
+from lightning_selfcompress.tensors import tensors_in
+
+Result = list[Dims | None]  # for each tensor that an operation returns, what its dimensions are; None: nothing known
+
+
+Rule = Callable[["Call"], Result]
+
+
+class Storage:
+    """What all views of one piece of memory share.
+
+    Attributes:
+        views: Tensors known to look at it.
+        written: Whether anything was written through one of them, so that no dimension is uniform any more.
+        zero_lost: Whether something that is not zero was written through one of them.
+        lost: Whether other channels were written through one of them, so that nothing is known any more.
+    """
+
+    def __init__(self) -> None:
+        self.views, self.written, self.zero_lost, self.lost = 0, False, False, False
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Where a tensor comes from that was computed from parameters alone.
+
+    In a penalty such a tensor is harmless. Once it meets data, its parameters took part in the step, and what it owes
+    is due.
+
+    Args:
+        parameters: Ids of the parameters.
+        owed: Atoms that were reduced over, each with the reason why they have to stay.
+        reduced: Whether there was any reduction.
+    """
+
+    parameters: frozenset[int] = frozenset()
+    owed: tuple[tuple[Atoms, str], ...] = ()
+    reduced: bool = False
+
+
+class Layout:
+    """What is known of one tensor.
+
+    Args:
+        dims: Its dimensions.
+        storage: Shared with its views.
+        constant: Where it comes from, if it was computed from parameters alone.
+        produced: The depths of a quantized weight whose output channels lie along more than one dimension.
+    """
+
+    def __init__(
+        self, dims: Dims, storage: Storage, *, constant: Constant | None = None, produced: Axis | None = None
+    ) -> None:
+        self._dims = tuple(None if isinstance(d, Axis) and len(d) == 1 else d for d in dims)
+        self.storage, self.constant, self.produced = storage, constant, produced
+        storage.views += 1
+
+    @property
+    def dims(self) -> Dims:
+        """Its dimensions, less what writes through other views of its memory have undone."""
+        if self.storage.lost:
+            return (None,) * len(self._dims)
+        dims = never_zero(self._dims) if self.storage.zero_lost else self._dims
+        return tuple(None if isinstance(d, Uniform) else d for d in dims) if self.storage.written else dims
+
+
+@cache
+def name_of(func: Any) -> str:
+    """The name of an operation, without its namespace and its overload."""
+    name: str = func._schema.name
+    return name.partition("::")[2]
+
+
+@cache
+def _declared(func: Any) -> dict[str, tuple[int, Any]]:
+    """Position and default of every argument of an operation, by name."""
+    return {declared.name: (i, declared.default_value) for i, declared in enumerate(func._schema.arguments)}
+
+
+def never_zero(dims: Dims) -> Dims:
+    """The same channels, none of them known to be zero when dead."""
+    return tuple(d.with_zero(False) if isinstance(d, Axis) else d for d in dims)
+
+
+class Call:
+    """An operation that has just run.
+
+    Args:
+        func: The ATen operation.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        out: What it returned.
+        store: Where ties and pins go.
+        layout_of: What is known of a tensor.
+
+    Attributes:
+        inputs: All tensors among the arguments, in order.
+        layouts: What is known of each of them.
+        outputs: The tensors that it returned.
+    """
+
+    def __init__(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+        store: AtomStore,
+        layout_of: Callable[[Tensor], "Layout | None"],
+    ) -> None:
+        self.func, self.args, self.kwargs, self.store = func, args, kwargs, store
+        self.inputs = tensors_in((args, kwargs))
+        self.layouts = [layout_of(t) for t in self.inputs]
+        self.outputs = tensors_in(out)
+        self._layout_of = layout_of
+        self._owed: list[tuple[Atoms, str]] = []
+        self.name = name_of(func)
+        self.reduces = False
+
+    def __getitem__(self, argument: str) -> Any:
+        """The value of an argument, or its default."""
+        i, default = _declared(self.func)[argument]
+        return self.args[i] if i < len(self.args) else self.kwargs.get(argument, default)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the first tensor returned."""
+        return tuple(self.outputs[0].shape)
+
+    def dims(self, tensor: Tensor) -> Dims:
+        """What is known of the dimensions of one of the tensors; all None if nothing is."""
+        layout = self._layout_of(tensor)
+        return (None,) * tensor.dim() if layout is None else layout.dims
+
+    def produced(self, weight: Tensor) -> Axis | None:
+        """The depths of a quantized weight whose output channels lie along more than one dimension."""
+        layout = self._layout_of(weight)
+        return None if layout is None else layout.produced
+
+    @property
+    def constant(self) -> Constant | None:
+        """Where the results come from, if all tensors among the arguments were computed from parameters alone."""
+        found = []
+        for layout in self.layouts:
+            if layout is None or layout.constant is None:
+                return None
+            found.append(layout.constant)
+        return Constant(
+            frozenset().union(*(c.parameters for c in found)),
+            (*{id(debt): debt for c in found for debt in c.owed}.values(), *self._owed),
+            self.reduces or any(c.reduced for c in found),
+        )
+
+    def why(self, text: str) -> str:
+        """A reason that names the operation."""
+        return f"{self.name} {text}"
+
+    def pin(self, dim: Dim, text: str = "needs all its channels") -> None:
+        """Whatever channels lie along a dimension stay."""
+        if isinstance(dim, Axis):
+            self.store.pin(dim.atoms, self.why(text))
+
+    def pin_or_owe(self, dim: Dim, text: str = "needs all its channels") -> None:
+        """Whatever channels lie along a dimension stay: of a value computed from parameters, once it meets data."""
+        if isinstance(dim, Axis) and self.constant is not None:
+            self._owed.append((dim.atoms, self.why(text)))
+        else:
+            self.pin(dim, text)
+
+    def pin_all(self, text: str) -> Result:
+        """Whatever channels any of the arguments has stay; nothing is known of the results."""
+        for tensor in self.inputs:
+            for dim in self.dims(tensor):
+                self.pin(dim, text)
+        return [None] * len(self.outputs)
+
+    def tie(self, one: Atoms, other: Atoms) -> None:
+        """Atoms at equal positions live and die together."""
+        self.store.tie(one, other, self.why("joins it with values that belong to no channel"))
+
+    def align(self, axis: Axis, rows: int) -> Axis:
+        """Ties an axis across ``rows`` equal stretches of it; returns the first one, zero where all of them are."""
+        atoms, zero = axis.atoms.reshape(rows, -1), axis.zero.reshape(rows, -1)
+        for row in atoms[1:]:
+            self.tie(atoms[0], row)
+        return Axis(atoms[0], np.asarray(zero.all(0)))
+
+    def meet(self, dims: Sequence[Dim], sizes: Sequence[int], *, zero: Callable[[Flags], bool]) -> Dim:
+        """One dimension of an elementwise result.
+
+        Args:
+            dims: That dimension of each operand.
+            sizes: Its size in each operand; 1 where it is broadcast.
+            zero: Says whether the result is zero, given for each operand whether it is.
+
+        Returns:
+            The dimension of the result.
+        """
+        if not any(dims):
+            return None
+        size = max(sizes)
+        axes = [d for d in dims if isinstance(d, Axis) and len(d) == size > 1]
+        if not axes:
+            alone = UNIFORM in dims and all(n == 1 or d is UNIFORM for d, n in zip(dims, sizes, strict=True))
+            return UNIFORM if alone else None
+        if any(d is None and n > 1 for d, n in zip(dims, sizes, strict=True)):
+            for axis in axes:
+                self.pin(axis, "joins it with values that belong to no channel")
+            return None
+        for axis in axes[1:]:
+            self.tie(axes[0].atoms, axis.atoms)
+        known = np.array([d.zero if isinstance(d, Axis) and len(d) > 1 else np.zeros(size, bool) for d in dims])
+        if (known == known[:, :1]).all():  # the common case: nothing is zero in some of the positions alone
+            return axes[0].with_zero(zero(known[:, 0]))
+        patterns, where = np.unique(known, axis=1, return_inverse=True)
+        return axes[0].with_zero(np.array([zero(p) for p in patterns.T])[where.reshape(-1)])
+
+    def broadcast(self, operands: list[Dims], shapes: list[tuple[int, ...]], zero: Callable[[Flags], bool]) -> Dims:
+        """The dimensions of an elementwise result, operands aligned at their last dimension."""
+        rank = max(map(len, shapes))
+        rows = [(None,) * (rank - len(dims)) + dims for dims in operands]
+        sizes = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+        columns = zip(zip(*rows, strict=True), zip(*sizes, strict=True), strict=True)
+        return tuple(self.meet(dims, size, zero=zero) for dims, size in columns)
+
+    def contract(self, one: Dim, other: Dim) -> None:
+        """Two dimensions whose products are summed: their channels go together, and the dead have to be zero."""
+        if not isinstance(one, Axis) or not isinstance(other, Axis):
+            if one is None or other is None:
+                self.pin(one, "sums it with values that belong to no channel")
+                self.pin(other, "sums it with values that belong to no channel")
+            for dim in (one, other):
+                self.sum_over(dim)
+            return
+        self.tie(one.atoms, other.atoms)
+        self.sum_over(one.with_zero(one.zero | other.zero))
+
+    def sum_over(self, dim: Dim) -> None:
+        """A sum over a dimension: its dead channels have to be zero."""
+        if isinstance(dim, Axis) and not dim.zero.all():
+            self.pin_or_owe(dim[np.flatnonzero(~dim.zero)], "sums over it, and it is not zero when dead")
+
+    def add_bias(self, result: Dims, bias: Tensor | None, dim: int) -> Dims:
+        """The result after a bias ``(channels,)`` was added along one of its dimensions."""
+        if bias is None:
+            return result
+        size = bias.shape[0]
+        joined = self.meet([result[dim], self.dims(bias)[0]], [size, size], zero=lambda known: bool(known.all()))
+        return (*never_zero(result[:dim]), joined, *never_zero(result[dim + 1 :]))

@@ -1,0 +1,1 @@
+"""How the channels of an operation's inputs meet those of its output: one rule for each operation of torch."""

@@ -1,0 +1,137 @@
+"""Elementwise operations: equal positions meet, and whether zero stays zero is found out by trying."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_selfcompress.channels.atoms import UNIFORM, Axis, Flags
+from lightning_selfcompress.channels.call import Call, Result, Rule, name_of, never_zero
+
+# elementwise, but not tagged as such in every torch that is supported
+UNTAGGED = frozenset(
+    (
+        *("_prelu_kernel", "celu", "elu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish"),
+        *("log_sigmoid_forward", "selu", "softplus", "softshrink", "threshold", "clamp", "clamp_max", "clamp_min"),
+        *("_to_copy", "alias", "alias_copy", "copy", "detach", "detach_copy", "lift_fresh", "lift_fresh_copy"),
+        *("conj_physical", "fill", "positive", "real", "zero", "fake_quantize_per_tensor_affine_cachemask"),
+    )
+)
+
+
+_ARBITRARY = (-3.25, 1.5, 0.375, 6.5, -0.5, 2.25, -1.125, 4.0)
+
+
+_zeros: dict[tuple[Any, ...], tuple[bool, bool]] = {}
+
+
+@cache
+def is_pointwise(func: Any) -> bool:
+    """Whether an operation computes every element from the elements at the same position."""
+    base = name_of(func).rstrip("_")
+    return (torch.Tag.pointwise in func.tags or base in UNTAGGED) and torch.Tag.nondeterministic_seeded not in func.tags
+
+
+def pointwise(call: Call) -> Result:
+    """Every elementwise operation that draws no random numbers."""
+    operands = call.inputs
+    dims = [call.dims(t) for t in operands]
+
+    def zero(known: Flags) -> bool:
+        is_zero, is_finite = _on_zeros(call, tuple(known.tolist()))
+        if not is_finite and known.any():
+            for one in dims:
+                for dim in one:
+                    call.pin(dim, "is not finite where it is zero")
+        return is_zero
+
+    result = call.broadcast(dims, [tuple(t.shape) for t in operands], zero)
+    others = [never_zero(result) if tuple(t.shape) == call.shape else None for t in call.outputs[1:]]
+    return [result, *others]
+
+
+def _on_zeros(call: Call, known: tuple[bool, ...]) -> tuple[bool, bool]:
+    """Whether the result is zero, and whether it is finite, where the operands in ``known`` are zero."""
+    scalars = [repr(a) if not isinstance(a, Tensor) else "" for a in (*call.args, *call.kwargs.values())]
+    key = (call.func, known, tuple(_kind(t) for t in call.inputs), *call.kwargs, *scalars)
+    if key not in _zeros:
+        _zeros[key] = _probe(call, known)
+    return _zeros[key]
+
+
+def _kind(tensor: Tensor) -> torch.dtype:
+    if tensor.dtype == torch.bool:
+        return torch.bool
+    return torch.float64 if tensor.is_floating_point() else torch.int64
+
+
+def _probe(call: Call, known: tuple[bool, ...]) -> tuple[bool, bool]:
+    operands = iter(enumerate(known))
+
+    def replace(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            i, is_zero = next(operands)
+            probe = torch.zeros(8, dtype=torch.float64, device="cpu") if is_zero else _arbitrary(i)
+            return (probe > 0) if value.dtype == torch.bool else probe.to(_kind(value))
+        if isinstance(value, (list, tuple)):
+            return type(value)(replace(v) for v in value)
+        return value
+
+    args = [replace(a) for a in call.args]
+    kwargs = {k: replace(v) for k, v in call.kwargs.items() if k not in ("device", "layout", "pin_memory")}
+    try:
+        results = call.func(*args, **kwargs)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False, True
+    first = results[0] if isinstance(results, (list, tuple)) else results
+    return not bool(first.any()), bool(torch.isfinite(first).all())
+
+
+def _arbitrary(i: int) -> Tensor:
+    return torch.tensor(_ARBITRARY, dtype=torch.float64, device="cpu").roll(3 * i)
+
+
+def dropout(call: Call) -> Result:
+    """Operations that draw random numbers and keep what is zero: ``native_dropout``, ``rrelu_with_noise``."""
+    dims = call.dims(call.inputs[0])
+    return [dims, *[never_zero(dims)] * (len(call.outputs) - 1)]
+
+
+def random_fill(call: Call) -> Result:
+    """Random or constant numbers in the shape of tensors: the same positions, not zero."""
+    operands = call.inputs
+    dims = call.broadcast([call.dims(t) for t in operands], [tuple(t.shape) for t in operands], lambda _: False)
+    if call.name == "bernoulli_" and len(dims) > 2 and max(call.shape[2:]) == 1 and not any(dims):
+        return [(dims[0], UNIFORM, *dims[2:])]  # Dropout2d makes its noise from a shape: any channel's is as good
+    return [dims]
+
+
+def unknown(call: Call) -> Result:
+    """New tensors that take no more than their type from another one."""
+    return [None] * len(call.outputs)
+
+
+def zeros_like(call: Call) -> Result:
+    """Zeros in the shape of a tensor."""
+    return [tuple(d.with_zero(True) if isinstance(d, Axis) else d for d in call.dims(call.inputs[0]))]
+
+
+def glu(call: Call) -> Result:
+    """One half times the sigmoid of the other: both halves go together."""
+    dims, dim = list(call.dims(call["self"])), call["dim"]
+    axis = dims[dim]
+    dims[dim] = call.align(axis, 2) if isinstance(axis, Axis) else None
+    return [tuple(dims)]
+
+
+RULES: dict[str, Rule] = {
+    "native_dropout": dropout,
+    "rrelu_with_noise": dropout,
+    "glu": glu,
+    "zeros_like": zeros_like,
+    **dict.fromkeys(("new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full"), unknown),
+    **dict.fromkeys(("empty_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"), random_fill),
+    **dict.fromkeys(("bernoulli", "bernoulli_", "uniform", "normal", "exponential", "random"), random_fill),
+    **dict.fromkeys(("geometric", "log_normal", "cauchy"), random_fill),
+}

@@ -1,0 +1,199 @@
+"""Sums of products: matrix products, convolutions, attention, embeddings and recurrent layers."""
+
+from typing import Any
+
+from torch import Tensor
+
+from lightning_selfcompress.channels.atoms import Axis, Dim, Dims
+from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
+
+
+def matrix_product(call: Call) -> Result:
+    """``mm``, ``bmm``, ``mv``, ``dot``, ``linear`` and the forms that add something to the product."""
+    tensors = [*call.inputs]
+    added = tensors.pop(0) if call.name.rstrip("_") in ("addmm", "baddbmm", "addmv", "_addmm_activation") else None
+    one, other = (call.dims(t) for t in tensors[:2])
+    if call.name == "linear":
+        other = other[::-1]
+        added = tensors[2] if len(tensors) > 2 else None
+    call.contract(one[-1], other[-2] if len(other) > 1 else other[-1])
+    rows, columns = one[:-1], other[-1:] if len(other) > 1 else ()
+    if call.name.rstrip("_") in ("bmm", "baddbmm"):
+        batch = call.meet([one[0], other[0]], [tensors[0].shape[0], tensors[1].shape[0]], zero=_any)
+        rows = (batch, *rows[1:])
+    result: Dims = (*rows, *columns)
+    if added is not None:
+        result = call.broadcast([result, call.dims(added)], [call.shape, tuple(added.shape)], _all)
+    return [result]
+
+
+def _any(known: Any) -> bool:
+    return bool(known.any())
+
+
+def _all(known: Any) -> bool:
+    return bool(known.all())
+
+
+def trilinear(call: Call) -> Result:
+    """``nn.Bilinear``: three operands, spread out, multiplied and summed over some dimensions."""
+    operands, shapes = [], []
+    for i in ("1", "2", "3"):
+        tensor: Tensor = call[f"i{i}"]
+        dims, shape = list(call.dims(tensor)), list(tensor.shape)
+        for d in call[f"expand{i}"]:
+            dims.insert(d, None)
+            shape.insert(d, 1)
+        operands.append(tuple(dims))
+        shapes.append(tuple(shape))
+    product = call.broadcast(operands, shapes, _any)
+    for d in call["sumdim"]:
+        call.sum_over(product[d])
+    return [tuple(dim for d, dim in enumerate(product) if d not in call["sumdim"])]
+
+
+CONVOLUTIONS = ("convolution", "convolution_overrideable")
+
+
+def convolution(call: Call) -> Result:
+    """Every convolution: plain, grouped, depthwise and transposed, in any number of dimensions."""
+    x, weight = call.dims(call["input"]), call.dims(call["weight"])
+    for dim in (*x[2:], *weight[2:]):
+        call.pin(dim, "slides over it")
+    groups, shape = call["groups"], tuple(call["weight"].shape)
+    produced = call.produced(call["weight"])
+    if produced is not None and (groups == 1 or not call["transposed"]):
+        for dim in (*weight[:2], produced):
+            call.pin(dim, "reads a weight in other groups")
+    channels = call["input"].shape[1]
+    if groups == 1:
+        call.contract(x[1], weight[0] if call["transposed"] else weight[1])
+        out = weight[1] if call["transposed"] else weight[0]
+    elif groups == channels:
+        out = _depthwise(call, x[1], weight, shape)
+    else:
+        out = _grouped(call, x[1], weight, shape)
+    result: Dims = (x[0], out, *[None] * len(x[2:]))
+    return [call.add_bias(result, call["bias"], 1)]
+
+
+def _depthwise(call: Call, x: Dim, weight: Dims, shape: tuple[int, ...]) -> Dim:
+    """Each input channel has outputs of its own, which go with it."""
+    groups = call["groups"]
+    produced = call.produced(call["weight"])
+    rows = weight[0]
+    if call["transposed"]:  # weight (groups, outputs per group, ...)
+        call.pin(weight[1], "has so many outputs for each channel")
+        if not isinstance(rows, Axis):
+            return None
+        if isinstance(produced, Axis):
+            call.tie(rows.repeat(shape[1]).atoms, produced.atoms)
+        out = produced if isinstance(produced, Axis) else rows.repeat(shape[1]).with_zero(False)
+    elif isinstance(rows, Axis):  # weight (groups * outputs per group, 1, ...)
+        out = rows
+    else:
+        call.pin(x, "multiplies it with values that belong to no channel")
+        return None
+    if not isinstance(x, Axis):
+        call.pin(out, "multiplies it with values that belong to no channel")
+        return None
+    spread = x.repeat(len(out) // groups)
+    call.tie(spread.atoms, out.atoms)
+    return out.with_zero(spread.zero | out.zero)
+
+
+def _grouped(call: Call, x: Dim, weight: Dims, shape: tuple[int, ...]) -> Dim:
+    """Groups shrink alike: position j of every group lives and dies together."""
+    groups = call["groups"]
+    inside = call.align(x, groups) if isinstance(x, Axis) else None
+    if not call["transposed"]:
+        call.contract(inside, weight[1])
+        rows = weight[0]
+        return rows.with_zero(call.align(rows, groups).tile(groups).zero) if isinstance(rows, Axis) else None
+    rows = weight[0]
+    call.contract(inside, call.align(rows, groups) if isinstance(rows, Axis) else None)
+    columns, produced = weight[1], call.produced(call["weight"])
+    if not isinstance(columns, Axis):
+        return None
+    if not isinstance(produced, Axis):
+        return columns.tile(groups).with_zero(False)
+    call.tie(columns.tile(groups).atoms, produced.atoms)
+    return produced
+
+
+def attention(call: Call) -> Result:
+    """Fused scaled dot product attention: (batch, heads, positions, features)."""
+    q, k, v = (call.dims(call[name]) for name in ("query", "key", "value"))
+    if call["scale"] is None:
+        call.pin(q[-1], "scales by the number of channels")
+    call.contract(q[-1], k[-1])
+    for dim in (k[-2], v[-2]):
+        call.pin(dim, "takes its channels for positions")
+    lead: list[Dim] = []
+    sizes = [tuple(call[name].shape) for name in ("query", "key", "value")]
+    for d in range(len(q) - 2):
+        here = [dims[d] for dims in (q, k, v)]
+        lead.append(call.meet(here, [shape[d] for shape in sizes], zero=lambda known: bool(known[2])))
+    for extra in ("attn_mask", "attn_bias"):
+        mask = _optional(call, extra)
+        for dim in call.dims(mask) if mask is not None else ():
+            call.pin(dim, "takes its channels for positions")
+    rows = q[-2].with_zero(False) if isinstance(q[-2], Axis) else q[-2]
+    return [(*lead, rows, v[-1]), *[None] * (len(call.outputs) - 1)]
+
+
+def _optional(call: Call, name: str) -> Any:
+    try:
+        return call[name]
+    except KeyError:
+        return None
+
+
+def embedding(call: Call) -> Result:
+    """Rows picked by numbers: the columns are the channels."""
+    rows, columns = call.dims(call["weight"])
+    call.pin(rows, "picks rows by their numbers")
+    return [(*never_zero(call.dims(call["indices"])), columns)]
+
+
+def embedding_bag(call: Call) -> Result:
+    """Sums, means or maxima of rows picked by numbers."""
+    rows, columns = call.dims(call["weight"])
+    for dim in (rows, *(d for t in call.inputs[1:] for d in call.dims(t))):
+        call.pin(dim, "picks rows by their numbers")
+    return [(None, columns), *[None] * (len(call.outputs) - 1)]
+
+
+def recurrent_layer(call: Call) -> Result:
+    """A fused recurrent layer: its input is summed over, its hidden state stays."""
+    x, weight = call.dims(call["input"]), call.dims(call["weight0"])
+    call.contract(x[-1], weight[1])
+    call.pin(weight[0], "keeps a hidden state")
+    for tensor in call.inputs[2:]:
+        for dim in call.dims(tensor):
+            call.pin(dim, "keeps a hidden state")
+    for dim in x[:-1]:
+        call.pin(dim, "takes its channels for positions")
+    return [None] * len(call.outputs)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot", "linear", "_addmm_activation"), matrix_product
+    ),
+    "_trilinear": trilinear,
+    **dict.fromkeys(CONVOLUTIONS, convolution),
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_fused_attention_overrideable",
+        ),
+        attention,
+    ),
+    "embedding": embedding,
+    **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), embedding_bag),
+    "mkldnn_rnn_layer": recurrent_layer,
+}

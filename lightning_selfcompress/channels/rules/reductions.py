@@ -1,0 +1,183 @@
+"""Operations over positions: normalization, pooling, softmax and reductions."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_selfcompress.channels.atoms import Axis, Dim, Dims, Flags
+from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
+
+
+def batch_norm(call: Call) -> Result:
+    """Batch normalization: every channel with its own scale, shift and running statistics."""
+    dims = list(call.dims(call["input"]))
+    for d in (0, *range(2, len(dims))):
+        call.pin(dims[d], "normalizes over it")
+    joined = _normalized(call, dims[1], ("weight", "bias", "running_mean", "running_var"))
+    return [(None, joined, *[None] * len(dims[2:])), *[None] * (len(call.outputs) - 1)]
+
+
+def _normalized(call: Call, channels: Dim, names: tuple[str, ...]) -> Dim:
+    """Channels after their normalization: zero where the scale is, or the input and the running mean; and the shift."""
+    given = {name: call[name] for name in names if call[name] is not None}
+    size = call["input"].shape[1]
+
+    def zero(known: Flags) -> bool:
+        of: dict[str, bool] = dict(zip(("input", *given), known.tolist(), strict=True))
+        return (of.get("weight", False) or (of["input"] and of.get("running_mean", True))) and of.get("bias", True)
+
+    rows = [channels, *(call.dims(t)[0] for t in given.values())]
+    return call.meet(rows, [size] * len(rows), zero=zero)
+
+
+def layer_norm(call: Call) -> Result:
+    """Layer normalization: the dimensions it normalizes over stay, with its weights."""
+    dims, n = call.dims(call["input"]), len(call["normalized_shape"])
+    for dim in dims[-n:]:
+        call.pin(dim)
+    for name in ("weight", "bias"):
+        tensor = _argument(call, name, default=None)
+        for dim in call.dims(tensor) if tensor is not None else ():
+            call.pin(dim)
+    others = dims[:-n] if _argument(call, "bias", default=None) is None else never_zero(dims[:-n])
+    return [(*others, *[None] * n), *[None] * (len(call.outputs) - 1)]
+
+
+def group_norm(call: Call) -> Result:
+    """Group normalization: a group goes as a whole or not at all."""
+    dims, groups = call.dims(call["input"]), call["group"]
+    for dim in dims[2:]:
+        call.pin(dim, "normalizes over it")
+    size = call["input"].shape[1]
+    joined = _normalized(call, dims[1], ("weight", "bias"))
+    if isinstance(joined, Axis) and size > groups:
+        members = joined.atoms.reshape(groups, -1)
+        for column in members.T[1:]:
+            call.tie(members[:, 0], column)
+        joined = joined.with_zero(np.repeat(joined.zero.reshape(groups, -1).all(1), size // groups))
+    batch = dims[:1] if call["bias"] is None else never_zero(dims[:1])
+    return [(*batch, joined, *[None] * len(dims[2:])), *[None] * (len(call.outputs) - 1)]
+
+
+def softmax(call: Call) -> Result:
+    """Softmax: the dimension it is taken over stays; nothing is zero after it."""
+    dims = list(call.dims(call["self"]))
+    call.pin(dims[call["dim"]])
+    dims[call["dim"]] = None
+    return [never_zero(tuple(dims))]
+
+
+def spatial(count: int) -> Rule:
+    """Pooling, interpolation and padding over the last ``count`` dimensions: the others pass, zero stays zero."""
+
+    def rule(call: Call) -> Result:
+        source, *others = call.inputs
+        dims = call.dims(source)
+        for dim in (*dims[-count:], *(d for t in others for d in call.dims(t))):
+            call.pin(dim, "takes its channels for positions in space")
+        result: Dims = (*dims[:-count], *[None] * count)
+        return _values_and_indices(call, result)
+
+    return rule
+
+
+def _values_and_indices(call: Call, dims: Dims) -> Result:
+    """Results of the same shape, of which those that are no values may be anything."""
+    return [dims if t.is_floating_point() else never_zero(dims) for t in call.outputs]
+
+
+ALONG_KEEP_ZERO = ("cumsum", "sort", "topk")
+
+
+ALONG = (*ALONG_KEEP_ZERO, "cumprod", "logcumsumexp", "cummax", "cummin")
+
+
+REDUCE_KEEP_ZERO = ("sum", "mean", "amax", "amin", "max", "min", "prod", "norm", "linalg_vector_norm", "var", "std")
+
+
+REDUCE = (*REDUCE_KEEP_ZERO, "logsumexp", "argmax", "argmin", "all", "any", "count_nonzero", "median", "mode")
+
+
+def reduction(call: Call) -> Result:
+    """Sums, means, norms, extremes: dimensions that are reduced pin, but for a sum of what is zero when dead.
+
+    A penalty on parameters pins nothing: what it was reduced over is owed, and due when the result meets data.
+    """
+    tensor: Tensor = call["self"]
+    dims = call.dims(tensor)
+    reduced = _reduced(call, tensor.dim())
+    call.reduces = True
+    for d in reduced:
+        if call.name == "sum":
+            call.sum_over(dims[d])
+        else:
+            call.pin_or_owe(dims[d])
+    keepdim = bool(_argument(call, "keepdim", default=False))
+    kept = tuple(None if d in reduced else dim for d, dim in enumerate(dims) if keepdim or d not in reduced)
+    return _values_and_indices(call, kept if call.name in REDUCE_KEEP_ZERO else never_zero(kept))
+
+
+def _reduced(call: Call, rank: int) -> set[int]:
+    dim = _argument(call, "dim", default=None)
+    if dim is None or (isinstance(dim, (list, tuple)) and not dim):
+        return set(range(rank))
+    return {d % rank for d in ([dim] if isinstance(dim, int) else dim)} if rank else set()
+
+
+def _argument(call: Call, name: str, *, default: Any) -> Any:
+    try:
+        return call[name]
+    except KeyError:
+        return default
+
+
+def along(call: Call) -> Result:
+    """Running sums, sorting and transforms along a dimension: that one pins, the others pass."""
+    dims = list(call.dims(call["self"]))
+    for d in _reduced(call, len(dims)):
+        call.pin(dims[d])
+        dims[d] = None
+    return _values_and_indices(call, tuple(dims) if call.name in ALONG_KEEP_ZERO else never_zero(tuple(dims)))
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        (
+            "native_batch_norm",
+            "_native_batch_norm_legit",
+            "_native_batch_norm_legit_functional",
+            "cudnn_batch_norm",
+            "miopen_batch_norm",
+            "_batch_norm_with_update",
+        ),
+        batch_norm,
+    ),
+    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), layer_norm),
+    "native_group_norm": group_norm,
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
+    **dict.fromkeys(REDUCE, reduction),
+    **dict.fromkeys(ALONG, along),
+}
+
+
+for _n in (1, 2, 3):
+    _names = ("upsample_nearest{}d", "_upsample_nearest_exact{}d", "reflection_pad{}d", "replication_pad{}d")
+    RULES |= {name.format(_n): spatial(_n) for name in _names}
+
+
+for _n in (2, 3):
+    _names = ("max_pool{}d_with_indices", "avg_pool{}d", "_adaptive_avg_pool{}d", "adaptive_max_pool{}d")
+    RULES |= {name.format(_n): spatial(_n) for name in _names}
+
+
+RULES |= {
+    "upsample_linear1d": spatial(1),
+    **dict.fromkeys(
+        ("max_pool2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "fractional_max_pool2d"),
+        spatial(2),
+    ),
+    "upsample_trilinear3d": spatial(3),
+    "grid_sampler_2d": spatial(2),
+    "grid_sampler_3d": spatial(3),
+}

@@ -1,0 +1,397 @@
+"""Watching: the operations of real training steps, as they run, tell which channels belong together."""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.hooks import RemovableHandle
+
+from lightning_selfcompress.channels.atoms import AtomStore, Axis, Dims, everywhere
+from lightning_selfcompress.channels.call import Call, Constant, Layout, Rule, Storage
+from lightning_selfcompress.channels.channels import Channels, Slot
+from lightning_selfcompress.channels.rules import moves, pointwise, products, reductions
+from lightning_selfcompress.quantize.layers import Quantized, reading_through
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
+from lightning_selfcompress.tensors import is_bare_norm, name_of, size_attribute, stored_tensors, tensors_in
+
+RULES: dict[str, Rule] = {**pointwise.RULES, **moves.RULES, **products.RULES, **reductions.RULES}
+
+
+_ADDING = frozenset({"add", "sub", "stack", "cat"})  # how a penalty comes to the loss
+
+
+_COPIES = frozenset({"_to_copy", "clone", "detach", "alias"})
+
+
+_BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers"}  # hooks and the like, which hold no tensors
+
+
+_LAYOUT = "_selfcompress_layout"  # the attribute of a tensor that says what is known of it; ids are used again
+
+
+class Watcher:
+    """Reads the channels of a network off training steps; what several steps say is put together.
+
+    >>> watcher = Watcher(model)
+    >>> with watcher:
+    ...     loss = training_step(batch)
+    >>> channels = watcher.channels()
+
+    Nothing is left behind: no hook, no attribute, no random number drawn. What goes wrong in a rule pins the channels
+    it was about and never reaches the training.
+
+    Args:
+        model: A converted module.
+        earlier: What is known of its channels already, from steps watched before.
+    """
+
+    def __init__(self, model: nn.Module, *, earlier: Channels | None = None) -> None:
+        self.model = model
+        self.failures: list[str] = []
+        self.without_rule: set[str] = set()
+        self._store = AtomStore()
+        self._slots: list[Slot] = []
+        self._stored: dict[int, Layout] = {}  # id of parameter or buffer, all alive as long as the model
+        self._weights: dict[tuple[int, str], Layout] = {}  # quantized values
+        self._sizes: dict[nn.Module, Axis] = {}  # normalization without tensors, whose size is a mere number
+        self._names: set[str] = set()
+        self._unseen: dict[int, str] = {}
+        self._labelled: list[weakref.ref[Tensor]] = []
+        self._exit = ExitStack()
+        self._paused = 0
+        self._name_atoms()
+        if earlier is not None:
+            self._recall(earlier)
+
+    def channels(self) -> Channels:
+        """What was found out so far."""
+        group, pinned = self._store.groups()
+        unseen = set(self._unseen.values())
+        trained = {n for n, p in self.model.named_parameters() if n in unseen and p.requires_grad} if unseen else ()
+        return Channels(tuple(self._slots), group, pinned, tuple(n for n in self._unseen.values() if n in trained))
+
+    def __enter__(self) -> "Watcher":
+        with ExitStack() as stack:
+            stack.callback(self._forget)
+            stack.enter_context(reading_through(self._read))
+            for handle in self._hooks():
+                stack.callback(handle.remove)
+            stack.enter_context(uncompiled())
+            stack.enter_context(self._between_optimizer_steps())
+            stack.enter_context(_Mode(self._visit))
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.__exit__(kind, error, trace)
+
+    def pin_outputs(self, outputs: Any, what: str) -> None:
+        """Whatever channels lie in these results stay: somebody outside uses them.
+
+        Args:
+            outputs: Tensors, or lists, tuples and dictionaries of them.
+            what: Where they are used, for the reason.
+        """
+        for tensor in tensors_in(outputs):
+            layout = self._layout(tensor)
+            if layout is None:
+                continue
+            if layout.constant is not None and not layout.constant.reduced:
+                self._meets_data(layout.constant)
+            for dim in (*layout.dims, layout.produced):
+                if isinstance(dim, Axis):
+                    self._store.pin(dim.atoms, what)
+
+    def _name_atoms(self) -> None:
+        weights = list(quantized_parameters(self.model))
+        is_depth = {id(t): t is w.raw_depth for w in weights for t in (w.raw_depth, w.exponent, w.latent)}
+        saved = {id(t) for t in stored_tensors(self.model, transient=False).values()}
+        for name, tensor in stored_tensors(self.model).items():
+            self._add(name, tensor, is_depth)
+            for dim in self._stored[id(tensor)]._dims if id(tensor) not in saved else ():
+                if isinstance(dim, Axis):  # a fresh network could not know which of its entries are left
+                    self._store.pin(dim.atoms, f"{name!r} has them, a buffer that is not saved")
+        for weight in weights:
+            self._add_quantized(weight)
+
+        for path, module in self.model.named_modules():
+            if is_bare_norm(module):
+                name = name_of(path, size_attribute(module))
+                size = getattr(module, size_attribute(module))
+                self._sizes[module] = Axis(self._store.new(size), np.ones(size, bool))
+                self._slots.append(Slot(name, 0, size, self._store.count - size, attribute=True))
+                if isinstance(module, nn.GroupNorm):  # opened again, it would take other channels together
+                    self._store.pin(self._sizes[module].atoms, f"{path!r} has groups of them, which no file could tell")
+
+    def _recall(self, earlier: Channels) -> None:
+        _, first, which = np.unique(earlier.group, return_index=True, return_inverse=True)
+        self._store.tie(np.arange(1, self._store.count), first[which][1:], "it is in no channel")
+        for number, reason in earlier.pinned.items():
+            self._store.pin(np.flatnonzero(earlier.group == number), reason)
+        self._unseen = {key: name for key, name in self._unseen.items() if name in earlier.unseen}
+
+    def _add(self, name: str, tensor: Tensor, is_depth: Mapping[int, bool]) -> None:
+        """One tensor; ``is_depth`` has the ids of all that quantized weights are made of."""
+        is_parameter = isinstance(tensor, nn.Parameter)
+        bare_mean = name.endswith("running_mean") and name.replace("running_mean", "weight") not in self._names
+        fades = (is_parameter or bare_mean) and sum(n > 1 for n in tensor.shape) == 1
+        slot_fades, produces = fades and id(tensor) not in is_depth, is_depth.get(id(tensor), False)
+        dims = []
+        for d, size in enumerate(tensor.shape):
+            self._slots.append(Slot(name, d, size, self._store.count, produces, slot_fades and size > 1))
+            dims.append(Axis(self._store.new(size), everywhere(fades, size)))
+        constant = Constant(frozenset({id(tensor)})) if is_parameter else None
+        layout = Layout(tuple(dims), Storage(), constant=constant)
+        self._stored[id(tensor)] = layout
+        self._names.add(name)
+        if is_parameter and tensor.numel():
+            self._unseen[id(tensor)] = name
+
+    def _add_quantized(self, weight: QuantizedParameter) -> None:
+        """The depths are what produces the channels; the quantized value is zero where they are."""
+        spec, latent = weight.spec, weight.latent
+        own = (weight.raw_depth, weight.exponent)
+        depth, exponent = (self._stored[id(p)]._dims[0] for p in own)
+        for p in own:
+            self._unseen.pop(id(p), None)
+        dims = [d.with_zero(False) if isinstance(d, Axis) else d for d in self._stored[id(latent)]._dims]
+        self._stored[id(latent)]._dims = tuple(dims)
+        if not isinstance(depth, Axis) or not isinstance(exponent, Axis):
+            return  # a single channel, which never goes
+        self._store.tie(depth.atoms, exponent.atoms, "")
+        axis = dims[spec.axis.dim]
+        if spec.axis.groups == 1 and isinstance(axis, Axis):
+            self._store.tie(axis.atoms, depth.atoms, "")
+            dims[spec.axis.dim] = axis.with_zero(True)
+        produced = depth.with_zero(True) if spec.axis.groups > 1 else None
+        constant = self._stored[id(latent)].constant
+        layout = Layout(tuple(dims), Storage(), constant=constant, produced=produced)
+        self._weights[id(latent), weight.weight_name] = layout
+
+    def _read(self, layer: Quantized, name: str) -> Tensor:
+        """Quantized weights are known for what they are; how they are computed is not watched."""
+        latent = layer.latent(name)
+        with _disable_current_modes():
+            value = layer._quantized_weight(name)
+        known = self._weights.get((id(latent), name))
+        self._set(value, known if known is not None else self._stored.get(id(latent)))
+        return value
+
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        def pin(module: nn.Module, args: Any, outputs: Any) -> None:
+            self.pin_outputs(outputs, "it is an output of the network")
+
+        yield self.model.register_forward_hook(pin)
+        for module in self._sizes:
+            yield module.register_forward_pre_hook(self._tie_size)
+
+    def _tie_size(self, module: nn.Module, args: Any) -> None:
+        """A size that is a mere number belongs to the channels of what is normalized."""
+        layout = self._layout(args[0]) if args else None
+        dim = layout.dims[1] if layout is not None else None
+        axis = self._sizes[module]
+        if isinstance(dim, Axis) and len(dim) == len(axis):
+            self._store.tie(dim.atoms, axis.atoms, "")
+
+    @contextmanager
+    def _between_optimizer_steps(self) -> Iterator[None]:
+        """Optimizer steps within a training step are not watched, but for the closures they call."""
+
+        def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            self._paused += 1
+            closures = {name: self._watched(value) for name, value in kwargs.items() if callable(value)}
+            return tuple(self._watched(a) if callable(a) else a for a in args), {**kwargs, **closures}
+
+        def after(*_: Any) -> None:
+            self._paused = max(0, self._paused - 1)
+
+        handles = register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)
+        try:
+            yield
+        finally:
+            self._paused = 0
+            for handle in handles:
+                handle.remove()
+
+    def _watched(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(closure)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            paused, self._paused = self._paused, 0
+            try:
+                return closure(*args, **kwargs)
+            finally:
+                self._paused = paused
+
+        return wrapped
+
+    def _visit(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if self._paused:
+            return
+        try:
+            call = Call(func, args, kwargs, out, self._store, self._layout)
+            inputs = [(t, known) for t, known in zip(call.inputs, call.layouts, strict=True) if known is not None]
+            if inputs or call.name in moves.SPREAD:
+                result = self._apply_rule(call)
+                produced = self._produced(call, inputs)
+                self._settle(call, result)
+                self._label(call, inputs, result, produced)
+        except Exception as error:  # a mistake in a rule must not end somebody's training
+            reason = f"{func}: {type(error).__name__}: {error}"
+            self.failures.append(reason)
+            for tensor in tensors_in([list(args), kwargs]):
+                self.pin_outputs(tensor, reason)
+
+    def _apply_rule(self, call: Call) -> list[Dims | None]:
+        rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_"))
+        if rule is None and pointwise.is_pointwise(call.func):
+            rule = pointwise.pointwise
+        if rule is None or not call.outputs or call.func._schema.overload_name.endswith("out"):
+            self.without_rule.add(call.name)
+            return call.pin_all("has no rule")
+        return rule(call)
+
+    def _produced(self, call: Call, inputs: list[tuple[Tensor, Layout]]) -> Axis | None:
+        """Depths of a weight in groups: copies have them too and convolutions read them; elsewhere the weight stays."""
+        found = [layout for _, layout in inputs if layout.produced is not None]
+        if call.name in _COPIES:
+            return found[0].produced if found else None
+        for layout in found if call.name not in products.CONVOLUTIONS else ():
+            for dim in (*layout.dims, layout.produced):
+                call.pin_or_owe(dim, "is applied to a weight in groups")
+        return None
+
+    def _settle(self, call: Call, result: list[Dims | None]) -> None:
+        """Notes which values computed from parameters have met data: all but the penalties that join the loss."""
+        constants = [known.constant for known in call.layouts if known is not None and known.constant is not None]
+        data = [t for t, known in zip(call.inputs, call.layouts, strict=True) if known is None or not known.constant]
+        if not constants or (not data and None not in result):
+            return
+        joins_loss = call.name.rstrip("_") in _ADDING and all(t.numel() == 1 for t in data)
+        for constant in constants:
+            if not (joins_loss and constant.reduced):
+                self._meets_data(constant)
+
+    def _meets_data(self, constant: Constant) -> None:
+        for key in constant.parameters:
+            self._unseen.pop(key, None)
+        for atoms, reason in constant.owed:
+            self._store.pin(atoms, reason)
+
+    def _label(
+        self, call: Call, inputs: list[tuple[Tensor, Layout]], result: list[Dims | None], produced: Axis | None
+    ) -> None:
+        constant = call.constant
+        for tensor, dims in zip(call.outputs, result, strict=True):
+            if id(tensor) in self._stored:
+                continue  # parameters and buffers stay what they are
+            if dims is not None and len(dims) != tensor.dim():
+                raise ValueError(f"{len(dims)} dimensions for a tensor of {tensor.dim()}")
+            before = self._layout(tensor)
+            if before is not None:
+                self._written(tensor, before, dims, constant)
+                continue
+            alias = next((known for t, known in inputs if _shares_memory(t, tensor)), None)
+            if dims is not None and (alias is not None or any(d is not None for d in dims) or constant is not None):
+                storage = Storage() if alias is None else alias.storage
+                self._set(tensor, Layout(dims, storage, constant=constant, produced=produced))
+
+    def _written(self, tensor: Tensor, before: Layout, dims: Dims | None, constant: Constant | None) -> None:
+        """An operation in place: what other views of the memory are known for may be true no more."""
+        dims = dims if dims is not None else (None,) * tensor.dim()
+        same = len(dims) == len(before.dims) and all(map(_same_atoms, before.dims, dims))
+        if before.storage.views == 1:
+            self._set(tensor, Layout(dims, Storage(), constant=constant))
+            return
+        before.storage.written = True
+        if not same:
+            before.storage.lost = True
+            for dim in (*before._dims, *dims):
+                if isinstance(dim, Axis):
+                    self._store.pin(dim.atoms, "it is written through a view")
+        elif any(_loses_zero(a, b) for a, b in zip(before.dims, dims, strict=True)):
+            before.storage.zero_lost = True
+        self._set(tensor, Layout(dims, before.storage, constant=constant))
+
+    def _layout(self, tensor: Tensor) -> Layout | None:
+        layout: Layout | None = tensor.__dict__.get(_LAYOUT) if hasattr(tensor, "__dict__") else None
+        if layout is not None:
+            return layout
+        return self._stored.get(id(tensor))
+
+    def _set(self, tensor: Tensor, layout: Layout | None) -> None:
+        if layout is not None:
+            tensor.__dict__[_LAYOUT] = layout
+            self._labelled.append(weakref.ref(tensor))
+
+    def _forget(self) -> None:
+        for reference in self._labelled:
+            tensor = reference()
+            if tensor is not None:
+                tensor.__dict__.pop(_LAYOUT, None)
+        self._labelled.clear()
+        for module in self.model.modules():  # what a module keeps may have lost its reference and come back
+            for tensor in tensors_in([value for name, value in vars(module).items() if name not in _BOOKKEEPING]):
+                tensor.__dict__.pop(_LAYOUT, None)
+
+
+def _shares_memory(one: Tensor, other: Tensor) -> bool:
+    return bool(torch._C._is_alias_of(one, other))  # type: ignore[attr-defined]
+
+
+def _same_atoms(one: Any, other: Any) -> bool:
+    if isinstance(one, Axis) and isinstance(other, Axis):
+        return bool((one.atoms == other.atoms).all())
+    return not isinstance(one, Axis) and not isinstance(other, Axis)
+
+
+def _loses_zero(before: Any, after: Any) -> bool:
+    return isinstance(before, Axis) and isinstance(after, Axis) and bool((before.zero & ~after.zero).any())
+
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
+def _is_composite(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
+
+
+class _Mode(TorchDispatchMode):
+    """Shows every operation after it has run, but for those of a backward pass."""
+
+    def __init__(self, visit: Callable[..., None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._visit = visit
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and _is_composite(func):
+            with self:  # without autograd, operations made of others arrive whole
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
+        out = func(*args, **kwargs)
+        if torch._C._current_graph_task_id() == -1:
+            self._visit(func, args, kwargs, out)
+        return out
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compiled modules run as they were written: a compiled graph is one opaque operation."""
+    if hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        from torch._dynamo import config
+
+        with config.patch(disable=True):
+            yield

@@ -1,0 +1,1 @@
+"""The command ``selfcompress``: what its commands read, compare and print."""

@@ -1,0 +1,299 @@
+"""What a packed file or a checkpoint holds, read without the network's class."""
+
+import os
+import pickle
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_selfcompress.errors import CheckpointError, PackedFileError
+from lightning_selfcompress.files.checkpoint import MARK, read_checkpoint
+from lightning_selfcompress.packing import (
+    MAGIC,
+    VERSION,
+    Packed,
+    PackedSize,
+    PackedTensor,
+    as_bytes,
+    as_codes,
+    as_it_is,
+    from_bytes,
+    packed_size,
+    stored_dtype,
+)
+from lightning_selfcompress.quantize.formula import bit_depth, integer_bits
+from lightning_selfcompress.quantize.layers import ChannelAxis
+from lightning_selfcompress.quantize.parameters import quantized_parameters
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One compressed weight of a file.
+
+    Args:
+        name: Path of its layer.
+        shape: Its shape.
+        channels: Channels with a code that is not 0.
+        channels_stored: All channels that are there.
+        weights: Weights that are there.
+        learned_bits: Learned bits per weight that is there; only checkpoints know them.
+        bits: Bits per weight that is there, as integer codes of one width a channel.
+        max_bits: Whole bits of the widest channel.
+        nbytes: Bytes of its codes and scales in a packed file, rounded.
+        note: What to know of it; empty mostly.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    channels: int | None
+    channels_stored: int | None
+    weights: int
+    learned_bits: float | None
+    bits: float | None
+    max_bits: int | None
+    nbytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PlainRow:
+    """One tensor of a file that is stored as it is.
+
+    Args:
+        name: Its name.
+        shape: Its shape.
+        dtype: Its type in the network.
+        stored_as: Its type in a packed file.
+        nbytes: Its bytes there.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    stored_as: str
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """All that is known of a file.
+
+    Args:
+        path: The file.
+        kind: ``"packed"`` or ``"checkpoint"``.
+        nbytes: Bytes of the file.
+        facts: What its head says: ``format_version`` of a packed file; ``lightning_version``, ``epoch`` and
+            ``global_step`` of a checkpoint.
+        packed: What it holds, as a packed file holds it.
+        whole_network: Whether ``packed`` is all that the network's packed file would hold; a checkpoint read without
+            its class does not tell the groups of convolutions.
+        depths: For weights of a checkpoint, the learned bit depths of their channels.
+        notes: For compressed weights that cannot be told, or not for sure, why.
+    """
+
+    path: str
+    kind: str
+    nbytes: int
+    facts: Mapping[str, int | str | None]
+    packed: Packed
+    whole_network: bool = True
+    depths: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def size(self) -> PackedSize:
+        """Where the bytes go in a packed file."""
+        return packed_size(self.packed)
+
+    @property
+    def layers(self) -> tuple[LayerRow, ...]:
+        """The compressed weights."""
+        return tuple(self._layer(t) for t in self.packed.tensors if t.codes is not None or t.name in self.notes)
+
+    @property
+    def plain(self) -> tuple[PlainRow, ...]:
+        """What is stored as it is."""
+        return tuple(
+            PlainRow(t.name, t.shape, type_name(t.dtype), type_name(stored_dtype(t)), self.size.values[t.name])
+            for t in self.packed.tensors
+            if t.codes is None and t.name not in self.notes
+        )
+
+    @property
+    def histogram(self) -> Counter[int]:
+        """How many channels need so many whole bits a code."""
+        return Counter(int(n) for t in self.packed.coded for n in channel_bits(t))
+
+    def _layer(self, tensor: PackedTensor) -> LayerRow:
+        name, note = tensor.name.removesuffix(".weight"), self.notes.get(tensor.name, "")
+        weights = int(np.prod(tensor.shape))
+        if tensor.codes is None:
+            nbytes = self.size.values[tensor.name]
+            return LayerRow(name, tensor.shape, None, None, weights, None, None, None, nbytes, note)
+        bits = channel_bits(tensor)
+        depths = self.depths.get(tensor.name)
+        return LayerRow(
+            name,
+            tensor.shape,
+            int((bits > 0).sum()),
+            len(bits),
+            weights,
+            float(depths.double().mean()) if depths is not None and len(depths) and depths.isfinite().all() else None,
+            float(bits.double().mean()) if len(bits) else 0.0,
+            int(bits.max()) if len(bits) else 0,
+            self.size.codes[tensor.name] + self.size.channels[tensor.name],
+            note,
+        )
+
+
+def channel_bits(tensor: PackedTensor) -> Tensor:
+    """Whole bits that the codes of each channel need, ``(channels,)``, int64."""
+    assert tensor.codes is not None
+    codes, alive = tensor.codes.living, tensor.codes.alive
+    low, high = codes.min(1).astype(np.int64), codes.max(1).astype(np.int64)
+    bits = torch.zeros(len(alive), dtype=torch.int64)
+    bits[torch.from_numpy(alive)] = integer_bits(torch.from_numpy(low), torch.from_numpy(high))
+    return bits
+
+
+def read_contents(path: str | os.PathLike[str], *, trusted: bool = False) -> Contents:
+    """Reads a packed file or a Lightning checkpoint.
+
+    Args:
+        path: The file.
+        trusted: Whether objects of Python's own in a checkpoint may be made, which runs code that the file holds.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        PackedFileError: If it is a damaged packed file, or neither a packed file nor a checkpoint.
+        CheckpointError: If it is a damaged checkpoint, or holds objects and is not trusted.
+        OSError: If it cannot be read.
+    """
+    name = os.fspath(path)
+    with open(path, "rb") as file:
+        start = file.read(len(MAGIC))
+    if start == MAGIC:
+        data = Path(path).read_bytes()
+        try:
+            return Contents(name, "packed", len(data), {"format_version": VERSION}, from_bytes(data))
+        except PackedFileError as error:
+            raise PackedFileError(f"{name}: {error}") from error
+    if not (zipfile.is_zipfile(path) or start[:2] in (b"PK", b"\x80\x02")):
+        raise PackedFileError(
+            f"Expected a packed file or a Lightning checkpoint in {name!r}, found a file of another kind, or an empty "
+            f"one. Packed files are what export() writes; they begin with {MAGIC!r}."
+        )
+    return _of_checkpoint(name, _load(name, trusted=trusted))
+
+
+def with_network(contents: Contents, model: nn.Module) -> Contents:
+    """What a checkpoint holds, told by its network: where channels lie is known then, and groups of convolutions.
+
+    Args:
+        contents: As :func:`read_contents` read it.
+        model: The network that the checkpoint was opened into.
+    """
+    depths = {p.name: bit_depth(p.raw_depth.detach()) for p in quantized_parameters(model)}
+    return replace(contents, packed=Packed.of(model), whole_network=True, depths=depths, notes={})
+
+
+def channel_axes(shape: tuple[int, ...], channels: int, *, rows: bool = False) -> list[ChannelAxis]:
+    """Where the channels of a weight may lie, the likeliest first; none if so many fit nowhere.
+
+    Args:
+        shape: Of the weight.
+        channels: How many it has.
+        rows: Whether its layer is known to have them along dimension 0.
+    """
+    found = [ChannelAxis()] if shape and shape[0] == channels else []
+    if len(shape) > 1 and shape[1] and channels % shape[1] == 0 and not (rows and found):
+        groups = channels // shape[1]
+        transposed = len(shape) > 2 and groups and shape[0] % groups == 0
+        if groups == 1 or (transposed and not (found and groups == channels)):  # one input a group: rows all the same
+            found.append(ChannelAxis(1, groups))
+    return found
+
+
+def _of_checkpoint(path: str, checkpoint: Mapping[str, Any]) -> Contents:
+    saved = {k: v for k, v in _each_once(checkpoint["state_dict"]).items() if k != MARK}
+    learned = {key.removesuffix("bit_depth") for key in saved if key.endswith("bit_depth")}
+    learned = {p for p in learned if f"{p}exponent" in saved and _weight_name(p) in saved}
+    of_weight = {_weight_name(p): (saved[f"{p}bit_depth"], saved[f"{p}exponent"]) for p in learned}
+    not_shown = {f"{p}{leaf}" for p in learned for leaf in ("bit_depth", "exponent")}
+    tensors, depths, notes = [], {}, {}
+    for name, tensor in saved.items():
+        if name in of_weight:
+            raw_depth, exponent = of_weight[name]
+            # recurrent and attention layers name their weights; an embedding has no bias
+            rows = not name.endswith("weight") or (tensor.dim() == 2 and f"{name.removesuffix('weight')}bias" in saved)
+            fit = raw_depth.shape == exponent.shape
+            axes = channel_axes(tuple(tensor.shape), raw_depth.numel(), rows=rows) if fit else []
+            if axes and tensor.numel():
+                tensors.append(as_codes(name, tensor, axes[0], raw_depth, exponent))
+                depths[name] = bit_depth(raw_depth)
+            else:
+                tensors.append(as_it_is(name, tensor))
+                if not axes:
+                    counts = f"{raw_depth.numel()} bit depths and {exponent.numel()} exponents"
+                    notes[name] = f"codes not known, {counts} do not fit the shape; counted as it is"
+            if not all(bool(t.isfinite().all()) for t in (tensor, raw_depth, exponent)):
+                notes[name] = "holds NaN or infinity, counted as code 0"
+            elif len(axes) > 1:
+                notes[name] = f"channels taken along dimension {axes[0].dim}; shapes do not tell, --model does"
+        elif name not in not_shown:
+            tensors.append(as_it_is(name, as_bytes(tensor)))
+    nbytes = Path(path).stat().st_size
+    packed = Packed(tuple(tensors), {})
+    return Contents(path, "checkpoint", nbytes, _facts(checkpoint), packed, False, depths, notes)
+
+
+def _weight_name(prefix: str) -> str:
+    """``"net.0."`` -> ``"net.0.weight"``; ``"rnn.weight_ih_l0_"`` -> ``"rnn.weight_ih_l0"``."""
+    return prefix.removesuffix("_") if prefix.endswith("_") else f"{prefix}weight"
+
+
+def _each_once(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict, tied ones under the first of their names."""
+    found: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in state_dict.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        place = tensor.data_ptr(), tensor.shape, tensor.stride()
+        if place not in seen or not tensor.numel():
+            found[name] = tensor.detach()
+        seen.add(place)
+    return found
+
+
+def _facts(checkpoint: Mapping[str, Any]) -> dict[str, int | str | None]:
+    facts = {key: checkpoint.get(key) for key in ("epoch", "global_step")}
+    return {"lightning_version": checkpoint.get("pytorch-lightning_version"), **facts}
+
+
+def _load(path: str, *, trusted: bool) -> dict[str, Any]:
+    try:
+        return read_checkpoint(path, weights_only=not trusted)
+    except CheckpointError as error:
+        cause = error.__cause__
+        if isinstance(cause, pickle.UnpicklingError) and "Unsupported" in str(cause):
+            raise CheckpointError(
+                f"Expected only tensors and plain values in {path!r}, found objects that take code to make. Add "
+                f"--trust if you know where the file comes from."
+            ) from error
+        raise
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """``torch.float16`` -> ``"float16"``."""
+    return str(dtype).removeprefix("torch.")

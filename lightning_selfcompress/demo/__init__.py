@@ -1,0 +1,6 @@
+"""The demo: the same network on real images, trained in float and trained with SelfCompression."""
+
+from lightning_selfcompress.demo.data import DigitsData, MnistData
+from lightning_selfcompress.demo.networks import DigitsNet, LeNet5
+
+__all__ = ["DigitsData", "DigitsNet", "LeNet5", "MnistData"]

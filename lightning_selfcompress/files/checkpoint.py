@@ -1,0 +1,245 @@
+"""Checkpoints: a network takes the shapes of the compressed checkpoint that is loaded into it, or stays as it is."""
+
+import zipfile
+from collections.abc import Callable, Mapping, MutableMapping
+from os import PathLike
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_selfcompress.errors import CheckpointError
+from lightning_selfcompress.files.shapes import check_sizes, wrong_shape
+from lightning_selfcompress.quantize.conversion_plan import plan_conversion
+from lightning_selfcompress.quantize.convert import convert
+from lightning_selfcompress.quantize.layers import Quantized
+from lightning_selfcompress.removal.surgery import replace_tensors, zeros_in_place_of
+from lightning_selfcompress.tensors import name_of, stored_tensors
+
+MARK = (
+    "open_with.lightning_selfcompress.load_from_checkpoint"  # torch names it where the plain network is given the file
+)
+
+
+FORMAT = 1
+
+
+VERSION_KEY = "pytorch-lightning_version"  # of Lightning's checkpoints
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def load_from_checkpoint(
+    module_class: type[Module], path: str | PathLike[str], *, strict: bool | None = None, **kwargs: Any
+) -> Module:
+    """Opens a checkpoint of a run with SelfCompression: the smaller network, with its quantized layers.
+
+    What ``module_class.load_from_checkpoint`` is for a float network, and the same for the checkpoint of one.
+
+    Args:
+        module_class: The LightningModule class that was trained.
+        path: The checkpoint, full or ``save_weights_only``.
+        strict: Whether the keys of the checkpoint have to be those of the module, as in Lightning.
+        kwargs: What else ``module_class.load_from_checkpoint`` takes: ``map_location``, ``hparams_file``,
+            ``weights_only`` and arguments of the module that its hyperparameters do not say.
+
+    Returns:
+        The module, in training mode.
+
+    Raises:
+        CheckpointError: If the file cannot be read, is no checkpoint, or does not fit the module.
+    """
+
+    def load_state_dict(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        self.__class__ = module_class
+        convert_as(self, state_dict)
+        return self.load_state_dict(state_dict, *args, **options)
+
+    body = {"load_state_dict": load_state_dict, "__module__": module_class.__module__, "__doc__": module_class.__doc__}
+    opening: Any = type(module_class.__name__, (module_class,), body)
+    try:
+        module = cast(Module, opening.load_from_checkpoint(path, strict=strict, **kwargs))
+    except Exception as error:
+        _check_readable(lambda: torch.load(path, map_location="cpu", weights_only=kwargs.get("weights_only")), path)
+        if isinstance(error, RuntimeError):
+            raise _misfit(error, module_class, path) from error
+        if isinstance(error, KeyError) and VERSION_KEY in error.args:
+            raise CheckpointError(
+                f"Expected a checkpoint of a Lightning Trainer in {str(path)!r}, found one that does not tell its "
+                f"version. Weights alone go into a module by load_state_dict."
+            ) from error
+        raise
+    _check_intact(path)
+    return module
+
+
+def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Converts those layers of a float module that a state dict has bit depths for, and takes its shapes from now on.
+
+    Args:
+        module: A module, as it is built.
+        state_dict: Of a network that was compressed, or of a float one, which changes nothing.
+    """
+    plan = plan_conversion(module)
+    depths = {key.removesuffix(".bit_depth").removesuffix("_bit_depth") for key in state_dict if "bit_depth" in key}
+    float_there = [
+        layer.name
+        for layer in plan.compressed
+        if depths.isdisjoint({layer.name, *(f"{layer.name}.{name}".lstrip(".") for name, _ in layer.weights)})
+    ]
+    if len(float_there) < len(plan.compressed):
+        convert(module, skip=float_there)
+        follow_shapes(module)
+
+
+def follow_shapes(module: nn.Module) -> None:
+    """From now on a module takes the shapes of every compressed state dict that it is given to load."""
+    hooks = module._load_state_dict_pre_hooks.values()
+    if all(getattr(hook, "hook", None) is not take_shapes for hook in hooks):
+        module.register_load_state_dict_pre_hook(take_shapes)
+
+
+def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str = "", *_: Any) -> None:
+    """Gives the tensors of a converted module the shapes they have in a state dict, smaller or larger.
+
+    It is a ``load_state_dict`` pre-hook, so that it is at work for every way of loading. A state dict without bit
+    depths, that of a float network, changes nothing.
+
+    Args:
+        module: A converted module.
+        state_dict: What is about to be loaded. The mark that checkpoints carry is taken out.
+        prefix: Of the module's keys.
+
+    Raises:
+        CheckpointError: If these cannot be shapes of the module. It is unchanged then.
+    """
+    if int(state_dict.pop(prefix + MARK, FORMAT)) > FORMAT:
+        raise CheckpointError(
+            "Expected a checkpoint of this version of lightning-selfcompress, got one of a later version."
+        )
+    own = stored_tensors(module)
+    saved = {
+        key.removeprefix(prefix): value
+        for key, value in state_dict.items()
+        if key.startswith(prefix) and isinstance(value, Tensor)
+    }
+    _check_converted(module, saved)
+    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, Quantized)}
+    if not any(
+        name_of(path, spec.bit_depth) in saved for path, layer in layers.items() for spec in layer._quantized.values()
+    ):
+        return
+    _check_shapes(module, layers, own, saved)
+    fresh: dict[int, Tensor] = {}
+    for name, tensor in own.items():
+        if name in saved and saved[name].dim() > 0 and saved[name].shape != tensor.shape:
+            fresh[id(tensor)] = zeros_in_place_of(tensor, saved[name].shape)
+    if fresh:
+        replace_tensors(module, fresh)
+
+
+def read_checkpoint(path: str | PathLike[str], *, weights_only: bool = True) -> dict[str, Any]:
+    """Reads a Lightning checkpoint onto the CPU, whatever network it is of.
+
+    Args:
+        path: The file.
+        weights_only: False runs whatever code the file holds, as pickle does.
+
+    Returns:
+        All that it holds; ``"state_dict"`` is in it.
+
+    Raises:
+        CheckpointError: If it cannot be read, or is no checkpoint.
+        OSError: If there is no such file.
+    """
+    return cast(
+        "dict[str, Any]",
+        _check_readable(lambda: torch.load(path, map_location="cpu", weights_only=weights_only), path),
+    )
+
+
+def _check_readable(load: Callable[[], Any], path: Any) -> Any:
+    """What ``load`` returns, if it is an intact Lightning checkpoint."""
+    try:
+        checkpoint = load()
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except Exception as error:
+        raise _unreadable(path, f"{type(error).__name__}: {str(error).partition('.')[0]}") from error
+    state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state_dict, dict) or not all(isinstance(key, str) for key in state_dict):
+        found = "a dictionary without 'state_dict'" if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise CheckpointError(
+            f"Expected a Lightning checkpoint in {str(path)!r}, found {found}. Weights alone go into a module by "
+            f"load_state_dict."
+        )
+    _check_intact(path)
+    return checkpoint
+
+
+def _check_intact(path: Any) -> None:
+    """Whether the checksums of a local file are right; torch writes them but does not read them."""
+    writes_checksums = getattr(torch.serialization, "get_crc32_options", lambda: True)()
+    if writes_checksums and isinstance(path, str | PathLike) and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged:
+            raise _unreadable(path, f"wrong checksum of {damaged}")
+
+
+def _unreadable(path: Any, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"Expected a checkpoint in {str(path)!r}, found a file that cannot be read: it is damaged, or of another kind "
+        f"({reason}). Take an earlier one."
+    )
+
+
+def _misfit(error: RuntimeError, module_class: type, path: Any = None) -> RuntimeError:
+    """An error of loading, with what to do."""
+    if isinstance(error, CheckpointError):
+        return error
+    source = f"the checkpoint {str(path)!r}" if path is not None else "what is loaded"
+    return CheckpointError(
+        f"{error}\nExpected {source} to be of a {module_class.__name__} with the same arguments. Build the module with "
+        f"those of the run that wrote it, and SelfCompression with the same skip=."
+    )
+
+
+def _check_converted(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Every layer that was compressed has to be converted: it would be left with its latent weights otherwise."""
+    named = module.named_modules(remove_duplicate=False)  # a layer may have several names
+    own = {name_of(path, name) for path, m in named for name in m._parameters}
+    for key in saved:
+        if key.endswith("bit_depth") and key not in own and f"{key.removesuffix('bit_depth')}exponent" in saved:
+            layer = key.removesuffix("bit_depth").removesuffix("_").removesuffix(".")
+            raise CheckpointError(
+                f"Expected {layer!r} to be float in the checkpoint, as in this {type(module).__name__}, found bit "
+                f"depths for it. Convert it as in that run, with the same skip=."
+            )
+
+
+def _check_shapes(
+    module: nn.Module, layers: Mapping[str, Quantized], own: Mapping[str, Tensor], saved: Mapping[str, Tensor]
+) -> None:
+    """Whether the shapes saved can be shapes that this module came down to."""
+    shrunk = False
+    for path, layer in layers.items():
+        for name, spec in layer._quantized.items():
+            weight, depth = (saved.get(name_of(path, n)) for n in (name, spec.bit_depth))
+            shrunk |= layer.latent(name).numel() < spec.original_numel
+            if weight is None or depth is None:
+                continue
+            if depth.dim() != 1 or weight.dim() != layer.latent(name).dim():
+                raise CheckpointError(
+                    wrong_shape(name_of(path, name), layer.latent(name), weight.shape, "the dimensions of")
+                )
+            along = weight.shape[spec.axis.dim]
+            if depth.numel() % along if spec.axis.groups > 1 else depth.numel() != along:
+                raise CheckpointError(
+                    f"Expected {along} bit depths for {name_of(path, name)!r} {tuple(weight.shape)}, got "
+                    f"{depth.numel()}. The checkpoint is damaged; take an earlier one."
+                )
+            if depth.numel() > spec.original_channels or weight.numel() > spec.original_numel:
+                raise CheckpointError(wrong_shape(name_of(path, name), layer.latent(name), weight.shape, "at most"))
+    check_sizes(module, {name: tuple(t.shape) for name, t in saved.items()}, larger=shrunk)

@@ -1,0 +1,103 @@
+"""Packed files of models, written whole or not at all."""
+
+import os
+import warnings
+
+import torch
+from torch import nn
+
+from lightning_selfcompress.files.atomic_write import write_beside
+from lightning_selfcompress.packing import Packed, is_half, to_bytes
+from lightning_selfcompress.quantize.layers import whole
+from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.tensors import name_of, own_tensors
+
+
+def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtype = torch.float32) -> int:
+    """Writes a model into a packed file, of the size that :func:`size_report` says.
+
+    Args:
+        model: Any module. What is not quantized is stored as it is.
+        path: The file. It is written beside and renamed: no half of it is ever there.
+        floats: ``torch.float16`` rounds biases, normalization and other float32 values that are not quantized to
+            half precision, except where that would change one by more than a thousandth.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        ValueError: If weights are not finite, have no values yet (lazy layers, the meta device), or their codes are out
+            of all bounds; if ``floats`` is neither ``torch.float32`` nor ``torch.float16``.
+        OSError: If the path cannot be written.
+    """
+    half = is_half(floats)
+    check_values(model)
+    _tell_extra_state(model)
+    packed = Packed.of(model, half=half)
+    _check_equal(model, packed)
+    if not packed.coded:
+        warnings.warn(
+            f"Nothing in this {type(model).__name__} is compressed: all its values are stored as they are. Train it "
+            f"with SelfCompression first.",
+            stacklevel=2,
+        )
+    data = to_bytes(packed)
+    write_beside(path, lambda part: part.write_bytes(data))
+    return len(data)
+
+
+def check_there(model: nn.Module) -> None:
+    """Whether all tensors of a model have values.
+
+    Raises:
+        ValueError: If there are lazy layers, or some are on the meta device.
+    """
+    for path, module in model.named_modules():
+        for own, tensor in own_tensors(module):
+            reason = "of a lazy layer" if nn.parameter.is_lazy(tensor) else "on the meta device" * tensor.is_meta
+            if reason:
+                name = name_of(path, own)
+                raise ValueError(f"Expected values in {name!r}, which is {reason}. Run or load the network first.")
+
+
+def check_values(model: nn.Module) -> None:
+    """Whether all values that are to be stored are there, and finite; buffers such as masks may hold infinities.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    check_there(model)
+    for path, module in model.named_modules():
+        for own, tensor in own_tensors(module):
+            if own in module._non_persistent_buffers_set:
+                continue
+            if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
+                continue
+            lost = tensor.isnan() if own in module._buffers else ~tensor.isfinite()
+            if bool(lost.any()):
+                raise ValueError(
+                    f"Expected finite values, got NaN or infinity in {name_of(path, own)!r}. Export a checkpoint from "
+                    f"before that."
+                )
+
+
+def _tell_extra_state(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            warnings.warn(
+                f"The extra state of {path or 'the network'!r} is not stored: packed files hold tensors alone. "
+                f"Keep it in buffers.",
+                stacklevel=3,
+            )
+
+
+def _check_equal(model: nn.Module, packed: Packed) -> None:
+    """Whether the weights to be written are those that the model computes with."""
+    written = {t.name: t for t in packed.coded}
+    for p in quantized_parameters(model):
+        weight = whole(getattr(p.layer, p.weight_name).detach()).cpu()
+        if weight.numel() and not torch.equal(written[p.name].tensor(), weight):
+            raise ValueError(
+                f"Expected codes of {p.name!r} below 2^31 and exponents from -128 to 127, got others. Its steps are "
+                f"far too small or too large; export an earlier checkpoint."
+            )

@@ -1,0 +1,173 @@
+"""Batch normalization folded into the layers before it."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from lightning_selfcompress.quantize.layers import Quantized
+
+
+def fold_batchnorm(model: nn.Module, *inputs: Any) -> int:
+    """Folds batch normalization into the convolutions and linear layers right before it, in place, for evaluation.
+
+    A normalization that gets another layer's output only is folded; where it turns out, because outputs change by more
+    than rounding, that this output is used elsewhere as well, it is left, with a warning.
+
+    Args:
+        model: A plain module, as :func:`finalize` makes it. Its folded normalization becomes ``nn.Identity``.
+        inputs: What its ``forward`` takes, to see what follows what, and that nothing has changed.
+
+    Returns:
+        Number of normalization layers folded.
+
+    Raises:
+        ValueError: If the model has quantized layers, or returns nothing with tensors in it.
+    """
+    if any(isinstance(module, Quantized) for module in model.modules()):
+        raise ValueError("Expected a plain model to fold, got one with quantized layers. Take finalize(model).")
+    folded, left = fold_norms(model, *inputs)
+    if left:
+        warnings.warn(f"{', '.join(left)} stay: {NOT_FOLDED}.", stacklevel=2)
+    return folded
+
+
+NOT_FOLDED = "the output of the layer before is used elsewhere as well"
+
+
+def fold_norms(model: nn.Module, *inputs: Any) -> tuple[int, list[str]]:
+    """What :func:`fold_batchnorm` does; returns the number folded, and the paths of those that could not be."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode have no versions
+            pairs, expected = _neighbours(model, inputs)
+            left = _fold_all(pairs, lambda: _still(model, inputs, expected))
+        paths = [path for path, module in model.named_modules() if any(module is pair.norm for pair in left)]
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return len(pairs) - len(left), paths
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A layer and the normalization of its output.
+
+    Args:
+        layer: The layer.
+        norm: The normalization.
+        places: Where the normalization is: modules and its names there.
+    """
+
+    layer: nn.Module
+    norm: nn.Module
+    places: tuple[tuple[nn.Module, str], ...]
+
+    def fold(self) -> Callable[[], None]:
+        """Folds; returns what takes it back."""
+        layer, parameters = self.layer, dict(self.layer._parameters)
+        n = cast(nn.BatchNorm2d, self.norm)
+        mean = cast(Tensor, n.running_mean)
+        scale, shift = (torch.full_like(mean, i) if t is None else t for t, i in ((n.weight, 1), (n.bias, 0)))
+        known = (layer.weight, layer.bias, mean, n.running_var, n.eps, scale, shift)
+        if isinstance(layer, nn.Linear):
+            layer.weight, layer.bias = fuse_linear_bn_weights(*known)  # type: ignore[arg-type]
+        else:
+            transposed = isinstance(layer, _TRANSPOSED)
+            layer.weight, layer.bias = fuse_conv_bn_weights(*known, transpose=transposed)  # type: ignore[arg-type]
+        identity = nn.Identity()
+        for parent, name in self.places:
+            setattr(parent, name, identity)
+
+        def unfold() -> None:
+            layer._parameters.update(parameters)
+            for parent, name in self.places:
+                setattr(parent, name, n)
+
+        return unfold
+
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+_FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_TRANSPOSED)
+
+
+def _fold_all(pairs: Sequence[_Pair], unchanged: Callable[[], bool]) -> list[_Pair]:
+    """Folds as many as leave the outputs as they are; returns the others. Halves where all together do not."""
+    undo = [pair.fold() for pair in pairs]
+    if not pairs or unchanged():
+        return []
+    for back in undo:
+        back()
+    if len(pairs) == 1:
+        return list(pairs)
+    middle = len(pairs) // 2
+    return _fold_all(pairs[:middle], unchanged) + _fold_all(pairs[middle:], unchanged)
+
+
+def _neighbours(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[_Pair], list[Tensor]]:
+    """Layers, each with the normalization that gets its output and is called once; and the network's outputs."""
+    made_by: dict[int, tuple[nn.Module, int]] = {}  # by outputs' ids, with their versions: not changed since in place
+    kept: list[Any] = []  # so that no id is used again
+    found: list[tuple[nn.Module | None, nn.Module]] = []
+
+    def made(module: nn.Module, args: Any, out: Any) -> None:
+        kept.append(out)
+        made_by[id(out)] = module, out._version
+
+    def got(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = (*args, *kwargs.values())[0]
+        kept.append(given)
+        layer, version = made_by.get(id(given), (None, 0))
+        layer = layer if version == given._version else None
+        features_last = isinstance(layer, nn.Linear) and given.dim() > 2  # others than those that it normalizes
+        found.append((layer if not features_last else None, module))
+
+    handles = []
+    for module in model.modules():
+        if type(module) in _FOLDABLE and (not isinstance(module, _TRANSPOSED) or module.groups == 1):
+            handles.append(module.register_forward_hook(made))
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            handles.append(module.register_forward_pre_hook(got, with_kwargs=True))
+    try:
+        outputs = _tensors(model(*inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not outputs:
+        raise ValueError(f"Expected outputs with tensors of {type(model).__name__}, to see that nothing has changed.")
+    once = [(a, b) for a, b in found if a is not None and sum(a is c or b is d for c, d in found) == 1]
+    children = [(m, name, child) for m in model.modules() for name, child in m.named_children()]
+    return [_Pair(a, b, tuple((m, n) for m, n, child in children if child is b)) for a, b in once], outputs
+
+
+def _still(model: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor]) -> bool:
+    """Whether outputs differ from what they were by rounding alone."""
+    try:
+        outputs = _tensors(model(*inputs))
+    except Exception:  # the code reads something of a layer that is gone
+        return False
+    for a, b in zip(outputs, expected, strict=True):
+        rounding = max(1e-3, 4 * torch.finfo(b.dtype).eps) if b.is_floating_point() else 0.0
+        size = float(b.abs().max()) if b.is_floating_point() and b.numel() else 0.0
+        if not torch.allclose(a, b, rtol=rounding, atol=rounding / 10 * max(size, 1.0)):
+            return False
+    return True
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    if isinstance(out, Tensor):
+        return [out]
+    if isinstance(out, Mapping):
+        values: Iterable[Any] = out.values()
+    elif is_dataclass(out) and not isinstance(out, type):
+        values = (getattr(out, field.name) for field in fields(out))
+    else:
+        values = out if isinstance(out, list | tuple) else ()
+    return [t for value in values for t in _tensors(value)]

@@ -1,0 +1,165 @@
+"""Packed files loaded into a network of the user's class, which takes their shapes, or stays as it is."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_selfcompress.errors import CheckpointError, PackedFileError
+from lightning_selfcompress.files.export import check_there
+from lightning_selfcompress.files.finalize import make_plain
+from lightning_selfcompress.files.shapes import Shape, check_sizes
+from lightning_selfcompress.packing import Packed, from_file, kept_number
+from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.removal.surgery import replace_tensors, zeros_in_place_of
+from lightning_selfcompress.tensors import name_of, stored_tensors
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> Module:
+    """Fills a network from a packed file: plain torch layers of the shapes stored, the same outputs to the bit.
+
+    Args:
+        path: A packed file.
+        into: A network of the class that was exported, of full size or of the sizes stored, float or converted. It
+            becomes plain, takes the shapes, and is filled. Its tensors keep their types, which is warned of where they
+            are narrower than those stored.
+        strict: Whether the file has to hold all of the network's parameters and buffers, and nothing else.
+
+    Returns:
+        ``into``.
+
+    Raises:
+        TypeError: If ``into`` is no network.
+        PackedFileError: If the file is damaged, or does not fit the network, which is unchanged then.
+        ValueError: If the network's tensors have no values yet (lazy layers, the meta device).
+        OSError: If it cannot be read.
+    """
+    if not isinstance(into, nn.Module):
+        raise TypeError(f"Expected a network to load into, such as MyNet(), got {into!r:.80}.")
+    packed = from_file(path)
+    check_there(into)
+    learned = {id(t) for p in quantized_parameters(into) for t in (p.raw_depth, p.exponent)}
+    own = {n: t for n, t in stored_tensors(into, transient=False).items() if id(t) not in learned}
+    try:
+        _check_names(packed, into, own, strict=strict)
+        check_sizes(into, {t.name: t.shape for t in packed.tensors})
+        _check_attributes(packed, into, own, strict=strict)
+        rounded = _check_dtypes(packed, own)
+    except CheckpointError as error:
+        raise PackedFileError(f"{os.fspath(path)}: {error}") from error
+    make_plain(into)
+    saved = {t.name: t.tensor() for t in packed.tensors if t.name in own}
+    _fill(into, own, saved, packed.attributes)
+    if rounded:
+        warnings.warn(f"{_some(rounded)}: rounded to the types of the network.", stacklevel=2)
+    return into
+
+
+def _check_names(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, strict: bool) -> None:
+    shapes = {t.name for t in packed.tensors}
+    missing, unknown = [n for n in own if n not in shapes], [t.name for t in packed.tensors if t.name not in own]
+    if strict and (missing or unknown):
+        parts = [f"nothing for {_some(missing)}"] * bool(missing) + [f"{_some(unknown)} too"] * bool(unknown)
+        raise CheckpointError(
+            f"expected the parameters and buffers of a {type(into).__name__}, found {' and '.join(parts)}. "
+            f"Build the network as it was when it was exported; strict=False takes what fits."
+        )
+    if own and len(missing) == len(own):
+        raise CheckpointError(f"expected tensors of a {type(into).__name__}, found none. It is of another network.")
+
+
+def _check_attributes(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, strict: bool) -> None:
+    """Whether numbers that modules keep can be those of this network's modules, and go with the shapes."""
+    shapes = {id(own[t.name]): t.shape for t in packed.tensors if t.name in own}  # tied tensors have one name only
+    known = set()
+    for path, module in into.named_modules():
+        kind = kept_number(module)
+        if not kind:
+            continue
+        name = name_of(path, kind)
+        known.add(name)
+        weight, bias = (shapes.get(id(module._parameters.get(n))) for n in ("weight", "bias"))
+        if not _fits(packed.attributes.get(name), module, weight, bias):
+            raise CheckpointError(
+                f"expected {name!r} to fit this {type(into).__name__} and its shapes, got "
+                f"{packed.attributes.get(name)}. Build the network as it was when it was exported."
+            )
+    unknown = [name for name in packed.attributes if name not in known]
+    if strict and unknown:
+        raise CheckpointError(
+            f"expected numbers of the modules of a {type(into).__name__}, found {_some(unknown)} too. Build the "
+            f"network as it was when it was exported; strict=False takes what fits."
+        )
+
+
+def _fits(number: int | None, module: nn.Module, weight: Shape | None, bias: Shape | None) -> bool:
+    """Whether a number in the file, or that there is none, can be what a module of these shapes keeps."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return weight is None or _are_groups(1 if number is None else number, module, weight, bias)
+    if number is None:
+        return True
+    if isinstance(module, nn.GroupNorm):
+        channels = module.num_channels if weight is None else weight[0]
+        return number * (module.num_channels // module.num_groups) == channels
+    return 1 <= number <= int(getattr(module, kept_number(module)))
+
+
+def _are_groups(groups: int, module: nn.modules.conv._ConvNd, weight: Shape, bias: Shape | None) -> bool:
+    """Whether a convolution's weight can have so many groups: of its own, or what is left of them."""
+    if not 1 <= groups <= module.groups or weight[0] % groups:
+        return False
+    along, most = weight[1] * groups, module.out_channels if module.transposed else module.in_channels
+    return along <= most and not (module.transposed and bias and bias[0] != along)
+
+
+def _check_dtypes(packed: Packed, own: Mapping[str, Tensor]) -> list[str]:
+    """Whether the network's types can hold what is stored; the names of those that hold it rounded."""
+    rounded = []
+    for tensor in (t for t in packed.tensors if t.name in own):
+        dtype = own[tensor.name].dtype
+        if not torch.can_cast(tensor.dtype, dtype):
+            raise CheckpointError(
+                f"expected {tensor.name!r} of a type that {dtype} can hold, got {tensor.dtype}. Build the network as "
+                f"it was when it was exported."
+            )
+        if torch.promote_types(tensor.dtype, dtype) != dtype:
+            rounded.append(tensor.name)
+    return rounded
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@torch.no_grad()
+def _fill(into: nn.Module, own: Mapping[str, Tensor], saved: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
+    fresh: dict[int, Tensor] = {}
+    for name, values in saved.items():
+        old = own[name]
+        expanded = any(n > 1 and stride == 0 for n, stride in zip(old.shape, old.stride(), strict=True))
+        if values.shape != old.shape or expanded:  # the entries of the latter share a place
+            fresh[id(old)] = zeros_in_place_of(old, values.shape)
+    replace_tensors(into, fresh)
+    now = stored_tensors(into, transient=False)
+    for name, values in saved.items():
+        now[name].copy_(values)
+    filled = {id(now[name]) for name in saved}
+    for path, module in into.named_modules():
+        module.__dict__.pop("_removed_nbytes", None)
+        for name, value in _numbers(path, module, filled, numbers):
+            setattr(module, name, value)
+
+
+def _numbers(path: str, module: nn.Module, filled: set[int], numbers: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """What a module has to know of itself that its tensors do not tell; ``filled`` has the ids of those it got."""
+    if isinstance(module, nn.modules.conv._ConvNd) and id(module._parameters.get("weight")) in filled:
+        groups = numbers.get(name_of(path, "groups"), 1)
+        yield "groups", groups
+        yield "out_channels" if module.transposed else "in_channels", module.weight.shape[1] * groups
+    elif kept_number(module) == "num_features" and name_of(path, "num_features") in numbers:
+        yield "num_features", numbers[name_of(path, "num_features")]

@@ -1,0 +1,1 @@
+"""ONNX files of compressed networks: integer weights, and scales that a runtime multiplies them by."""

@@ -1,0 +1,272 @@
+"""ONNX files of compressed networks: integer weights, dequantized by the standard operator, equal to torch's."""
+
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_selfcompress.files.atomic_write import write_beside
+from lightning_selfcompress.files.export import check_values
+from lightning_selfcompress.files.finalize import finalize
+from lightning_selfcompress.files.fold_batchnorm import NOT_FOLDED, fold_norms
+from lightning_selfcompress.onnx.batch_size import fixed_inputs, gives, grown_inputs, is_for, name_batch, tensors_of
+from lightning_selfcompress.onnx.constants import fold_constants
+from lightning_selfcompress.onnx.nodes import add_zero_points, drop_defaults, flatten_matrices, multiply_out
+from lightning_selfcompress.onnx.weights import WIDE_OPSET, CodedWeights, coded_weights, read_codes, store_narrow
+from lightning_selfcompress.onnx.widths import round_channels
+from lightning_selfcompress.quantize.layers import reading_through
+
+WEIGHTS = ("dequantize", "multiply", "float")
+
+
+OLDEST_OPSET = 18  # that torch's exporter writes
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What :func:`to_onnx` has written.
+
+    Args:
+        nbytes: Bytes of the file.
+        types: What each compressed weight is stored as: ``int4``, ``int8``, ``int16`` or ``float``, by its name; or
+            ``constant``, if all that comes of it is constant and written as such; or ``none``, if ``forward`` does
+            without it.
+        notes: What is not as it could be, with the reason.
+    """
+
+    nbytes: int
+    types: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = []
+        for kind in dict.fromkeys(self.types.values()):
+            n = list(self.types.values()).count(kind)
+            where = {"constant": "in branches that emit constants", "none": "not used"}.get(kind, f"in {kind}")
+            parts.append(f"{n} {'weight' if n == 1 else 'weights'} {where}")
+        weights = ", ".join(parts) or "nothing compressed"
+        return "\n".join([f"{self.nbytes:,} bytes: {weights}", *self.notes])
+
+
+def to_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *inputs: Any,
+    opset: int = WIDE_OPSET,
+    fold: bool = True,
+    weights: str = "dequantize",
+    dynamic_batch: bool = True,
+    round_to: int = 1,
+    codes: str | os.PathLike[str] | None = None,
+) -> OnnxReport:
+    """Writes a network as an ONNX file whose weights are the integer codes.
+
+    Each weight is an initializer of the narrowest of int4, int8 and int16 that holds all its codes, with one float32
+    scale for each output channel. Code times scale is what torch computes: the same weights to the bit. With ``fold``
+    the scales take in batch normalization, which changes weights by rounding, and branches that emit constants, because
+    a layer has lost its last channel, become these.
+
+    Args:
+        model: A converted module, shrunken or not, or any other, which is written as it is. It is not changed.
+        path: The file. It is written beside and renamed: no half of it is ever there.
+        inputs: What the module's ``forward`` takes, to trace it with.
+        opset: Version of ONNX's operators. Below 21 there is no int4, and codes wider than int8 stay float.
+        fold: Whether batch normalization goes into the layers before it, see :func:`fold_batchnorm`, and constants take
+            the place of what computes them.
+        weights: How codes become weights: ``"dequantize"``, by the standard DequantizeLinear, which tools know as
+            quantized weights, and which ONNX Runtime computes at every call unless the session's option
+            ``session.disable_quant_qdq`` is 1; ``"multiply"``, by a cast and a product, which runtimes compute once,
+            when they open the file (ONNX Runtime has the cast of int4 since 1.23); or ``"float"``: weights are written
+            in float.
+        dynamic_batch: Whether dimension 0 of all inputs may have any size.
+        round_to: Widths of convolutions become multiples of this while the file is opened, by channels of zeros. 16 is
+            what ONNX Runtime works fastest with on processors with AVX-512, 8 on others.
+        codes: The packed file that :func:`load` has filled ``model`` from, for the codes of its weights: a plain
+            network does not know them.
+
+    Returns:
+        The file's size, the type of each weight, and what is not as it could be, which is warned of too.
+
+    Raises:
+        ModuleNotFoundError: If onnx or onnxscript is missing.
+        RuntimeError: If torch is older than 2.8, or its exporter cannot export the network.
+        ValueError: If values are not finite or not there; if ``weights`` is none of these, or ``round_to`` is below 1,
+            or the module has no ``forward`` or does not take these inputs; if ``codes`` is a file of another network.
+        PackedFileError: If ``codes`` is damaged.
+        OSError: If the path cannot be written.
+    """
+    onnx = _import_onnx()
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"Expected round_to >= 1 (channels, a whole number), got {round_to!r}.")
+    newest = onnx.defs.onnx_opset_version()
+    if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
+        raise ValueError(f"Expected opset from {OLDEST_OPSET} to {newest}, got {opset!r}.")
+    if weights not in WEIGHTS:
+        raise ValueError(f"Expected weights to be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}.")
+    check_values(model)
+    plain = finalize(model).cpu().eval()
+    inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu().clone(), inputs)
+    buffers = [(module, dict(module._buffers), copy.deepcopy(module._buffers)) for module in plain.modules()]
+    outputs = _outputs(plain, inputs)
+    packed, notes = coded_weights(model, plain, codes)
+    stored = CodedWeights.of(plain, packed, opset=opset, as_float=weights == "float")
+    notes += stored.notes
+    if not packed:
+        notes.append(f"Nothing in this {type(model).__name__} is compressed: all its values are written as they are.")
+        if codes is None and weights != "float":
+            notes.append("If load() has filled it, codes= names the packed file.")
+    if fold:
+        _, left = fold_norms(plain, *inputs)
+        notes += [f"Batch normalization {', '.join(left)} stays: {NOT_FOLDED}."] if left else []
+    grown = grown_inputs(plain, inputs) if dynamic_batch else None
+    _put_back(buffers)
+    stored.put_into(plain)
+    proto = _graph(plain, stored, inputs, grown, outputs, opset=opset)
+    if dynamic_batch and (fixed := fixed_inputs(proto)):
+        notes.append(
+            f"Dimension 0 of {', '.join(fixed)} is fixed at the size traced: the network's code depends on it."
+        )
+    _rewrite(proto, stored, fold=fold, multiply=weights == "multiply", round_to=round_to)
+    onnx.checker.check_model(proto, full_check=True)
+    data = proto.SerializeToString(deterministic=True)
+    write_beside(path, lambda part: part.write_bytes(data))
+    if notes:
+        warnings.warn("\n".join(notes), stacklevel=2)
+    return OnnxReport(len(data), stored.types, tuple(notes))
+
+
+def _put_back(buffers: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> None:
+    """Gives buffers, which calls may have written into, the values that they had: modules, buffers, copies of these."""
+    for module, own, values in buffers:
+        for name in own.keys() & module._buffers.keys():
+            if own[name] is not None and not torch.equal(own[name], values[name]):
+                own[name].copy_(values[name])
+            module._buffers[name] = own[name]
+
+
+def _import_onnx() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - torch's exporter needs it
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"Expected the packages onnx and onnxscript, {error.name} is missing. "
+            f"Install them with pip install 'lightning-selfcompress[onnx]'.",
+            name=error.name,
+        ) from error
+    if not hasattr(torch.onnx, "ops"):
+        raise RuntimeError(f"Expected torch 2.8 or newer for ONNX files, got {torch.__version__}. Update torch.")
+    return onnx
+
+
+def _outputs(plain: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """What a network makes of its inputs, which says whether it takes them."""
+    name = type(plain).__name__
+    try:
+        with torch.no_grad():
+            return tensors_of(plain(*inputs))
+    except NotImplementedError as error:
+        raise ValueError(
+            f"Expected a {name} with a forward(), which is what a file is made of. Define it, or write one of its "
+            f"modules."
+        ) from error
+    except Exception as error:
+        given = ", ".join(str(tuple(t.shape)) for t in tensors_of(inputs))
+        raise ValueError(
+            f"Expected inputs that {name}.forward() takes, got {given or 'no tensors'}: {type(error).__name__}: "
+            f"{error}. Give an example of each of its arguments."
+        ) from error
+
+
+def _graph(
+    plain: nn.Module,
+    stored: CodedWeights,
+    inputs: tuple[Any, ...],
+    grown: tuple[Any, ...] | None,
+    outputs: list[Tensor],
+    *,
+    opset: int,
+) -> Any:
+    """The graph as the exporter makes it: for any batch size, if there are longer inputs and it comes out right."""
+    if grown is not None:
+        with suppress(Exception):  # what is wrong with the network itself shows at a fixed size too
+            proto = _traced(plain, stored, grown, opset=opset, dynamic_batch=True)
+            if is_for(proto, tensors_of(grown), tensors_of(inputs), outputs) and gives(
+                proto, tensors_of(inputs), outputs
+            ):
+                return proto
+    return _traced(plain, stored, inputs, opset=opset, dynamic_batch=False)
+
+
+def _traced(plain: nn.Module, stored: CodedWeights, inputs: tuple[Any, ...], *, opset: int, dynamic_batch: bool) -> Any:
+    shapes = None
+    if dynamic_batch:
+        any_size = {0: torch.export.Dim.AUTO}
+        shapes = pytree.tree_map(lambda t: any_size if isinstance(t, Tensor) and t.dim() else None, inputs)
+    if inputs and isinstance(inputs[-1], dict):
+        inputs = (*inputs, {})  # torch takes a dictionary at the end for keyword arguments
+    with _quiet(), reading_through(read_codes), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                plain, inputs, opset_version=opset, dynamo=True, dynamic_shapes=shapes, verbose=False
+            )
+        except Exception as error:
+            if not stored.places:
+                raise
+            raise RuntimeError(
+                f"torch's exporter cannot trace this {type(plain).__name__}. Where integer weights are what it cannot "
+                f"trace, as in torch.cond, weights='float' helps; otherwise change what it says: {error}"
+            ) from error
+    assert program is not None
+    proto = program.model_proto
+    for part in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    proto.ClearField("metadata_props")
+    proto.graph.ClearField("value_info")
+    name_batch(proto)
+    return proto
+
+
+def _rewrite(proto: Any, stored: CodedWeights, *, fold: bool, multiply: bool, round_to: int) -> None:
+    """Makes of the exporter's graph what is to be written, and notes which weights it does without."""
+    traced = _initializers(proto)
+    if fold:
+        fold_constants(proto)
+    stored.note_gone(traced, _initializers(proto))
+    store_narrow(proto, stored.bits)
+    if round_to > 1:
+        round_channels(proto, round_to)
+    flatten_matrices(proto, stored.bits)
+    (multiply_out if multiply else add_zero_points)(proto, stored.bits)
+    drop_defaults(proto)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's notes on torchvision, pytree and the like are nothing the user can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels, fast = [logger.level for logger in loggers], torch.backends.mha.get_fastpath_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    torch.backends.mha.set_fastpath_enabled(False)  # an operator that ONNX does not have
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _initializers(proto: Any) -> set[str]:
+    return {t.name for t in proto.graph.initializer}

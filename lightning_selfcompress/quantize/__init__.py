@@ -1,0 +1,20 @@
+"""The quantizer, and layers that apply it: converted in place, and back."""
+
+from lightning_selfcompress.quantize.conversion_plan import ConversionPlan, PlannedLayer
+from lightning_selfcompress.quantize.formula import bit_depth, codes, q, step_size
+from lightning_selfcompress.quantize.layers import ChannelAxis, Quantized, QuantizedSpec
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
+
+__all__ = [
+    "ChannelAxis",
+    "ConversionPlan",
+    "PlannedLayer",
+    "Quantized",
+    "QuantizedParameter",
+    "QuantizedSpec",
+    "bit_depth",
+    "codes",
+    "q",
+    "quantized_parameters",
+    "step_size",
+]

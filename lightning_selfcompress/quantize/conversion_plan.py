@@ -1,0 +1,226 @@
+"""What of a model is quantized and what stays in float, decided before anything is changed."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_selfcompress.quantize.layers import ChannelAxis, Quantized, is_sharded
+from lightning_selfcompress.quantize.registry import REGISTRY
+
+Skip = Sequence[str | type[nn.Module]]
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """What becomes of one module that has parameters of its own.
+
+    Args:
+        name: Path in the model.
+        kind: Name of its class.
+        weights: Names and channel axes of the weights that are quantized; empty where the module is left alone.
+        numel: Number of those weights, tied ones counted where they come first; of a module left alone, all its own.
+        reason: Why it is left alone; empty where it is quantized.
+    """
+
+    name: str
+    kind: str
+    weights: tuple[tuple[str, ChannelAxis], ...]
+    numel: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """What :func:`convert` does, or did, to a model. Prints what is compressed and what is not, with the reason."""
+
+    layers: tuple[PlannedLayer, ...]
+
+    @property
+    def compressed(self) -> tuple[PlannedLayer, ...]:
+        """The layers that are quantized."""
+        return tuple(layer for layer in self.layers if not layer.reason)
+
+    @property
+    def left_alone(self) -> tuple[PlannedLayer, ...]:
+        """The modules left in float, each with its reason."""
+        return tuple(layer for layer in self.layers if layer.reason)
+
+    def __str__(self) -> str:
+        kinds = Counter(layer.kind for layer in self.compressed)
+        weights = sum(layer.numel for layer in self.compressed)
+        lines = [f"Compressed: {weights:,} weights in {len(self.compressed)} layers"]
+        lines[0] += f" ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})" if kinds else ""
+        groups: dict[tuple[str, str], list[PlannedLayer]] = {}
+        for layer in self.left_alone:
+            groups.setdefault((layer.kind, layer.reason), []).append(layer)
+        if groups:
+            lines.append("Left in float:")
+        for (kind, reason), members in groups.items():
+            names = ", ".join([repr(m.name or "the module itself") for m in members[:3]] + ["..."] * (len(members) > 3))
+            lines.append(f"  {len(members)} {kind} ({names}; {sum(m.numel for m in members):,} values): {reason}")
+        return "\n".join(lines)
+
+
+def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
+    """Decides what :func:`convert` would do. Changes nothing.
+
+    Args:
+        model: Any module.
+        skip: What to leave in float, as in :func:`convert`.
+
+    Returns:
+        The plan, with one entry for each module that has parameters of its own.
+
+    Raises:
+        TypeError: If ``skip`` holds something else than strings and module types.
+        ValueError: If an entry of ``skip`` matches no module.
+    """
+    skipped = _skipped(model, skip)
+    fsdp = {id(inner) for m in model.modules() if _is_fsdp(m) for inner in m.modules()}
+    axes: dict[int, dict[str, ChannelAxis]] = {}  # id(module) -> its weights
+    reasons: dict[int, str] = {}
+    owners = [(name, m) for name, m in model.named_modules() if any(p is not None for p in m._parameters.values())]
+    for _, module in owners:
+        unwanted = id(module) in skipped and not isinstance(module, Quantized)
+        reason = f"skip={skipped[id(module)]!r}" if unwanted else _obstacle(module, id(module) in fsdp)
+        if reason:
+            reasons[id(module)] = reason
+        else:
+            axes[id(module)] = _weights(module)
+    _exclude_half_tied(owners, axes, reasons)
+    layers, counted = [], set[int]()
+    for name, module in owners:
+        weights = axes.get(id(module), {})
+        own = [module._parameters[n] for n in weights] if weights else list(module._parameters.values())
+        fresh = [p for p in own if p is not None and id(p) not in counted and not is_lazy(p)]
+        counted |= {id(p) for p in fresh}
+        numel = sum(p.numel() for p in fresh)
+        kind = (module._float_class if isinstance(module, Quantized) else type(module)).__name__
+        layers.append(PlannedLayer(name, kind, tuple(weights.items()), numel, reasons.get(id(module), "")))
+    return ConversionPlan(tuple(layers))
+
+
+def unmatched(model: nn.Module, skip: Skip) -> list[str | type[nn.Module]]:
+    """The entries of ``skip`` that match no module of ``model`` (yet)."""
+    return [entry for entry in skip if not _matches(model, entry)]
+
+
+def _weights(module: nn.Module) -> dict[str, ChannelAxis]:
+    if isinstance(module, Quantized):
+        return {name: spec.axis for name, spec in module._quantized.items()}
+    return next(find(module) for kind, find in REGISTRY.items() if isinstance(module, kind))
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return any(c.__name__ == "FSDPModule" for c in type(module).__mro__)  # it has moved between torch's versions
+
+
+def _obstacle(module: nn.Module, fsdp: bool) -> str:
+    """Why a module, which FSDP2 may have sharded, cannot be quantized, or an empty string."""
+    if isinstance(module, Quantized):
+        return ""
+    if any(p is not None and is_lazy(p) for p in module._parameters.values()):
+        return "lazy: its shapes are not known before the first batch; run one batch before training"
+    if not isinstance(module, tuple(REGISTRY)):
+        large = any(p is not None and p.dim() > 1 for p in module._parameters.values())
+        return "there is no quantized class for it" if large else "one value per channel, no weight matrix"
+    if is_parametrized(module):
+        return "parametrized: its weight is computed by torch.nn.utils.parametrize"
+    if type(module).__module__.startswith(("torch.ao.", "torch.nn.intrinsic", "torch.nn.qat")):
+        return "quantized by torch.ao already"
+    weights = _weights(module)
+    for name in weights:
+        obstacle = _weight_obstacle(module, name, fsdp)
+        if obstacle:
+            return obstacle
+    if not weights:
+        return "its weight is recomputed by a hook (weight_norm, spectral_norm or pruning)"
+    if getattr(module, "max_norm", None) is not None:
+        return "max_norm rewrites its weight during forward"
+    if getattr(module, "sparse", False):
+        return "sparse=True: the size of its weights has a dense gradient"
+    taken = [n for names in map(_parameter_names, weights) for n in names if hasattr(module, n)]
+    return f"it has attributes named {', '.join(taken)} already" if taken else ""
+
+
+def _weight_obstacle(module: nn.Module, name: str, fsdp: bool) -> str:
+    parameter = module._parameters.get(name)
+    if parameter is None or name in module.__dict__ or hasattr(type(module), name):
+        return f"its {name} is recomputed by a hook or property (weight_norm, spectral_norm, pruning or its own)"
+    whole_in_forward = fsdp and is_sharded(parameter) and parameter.device_mesh.ndim == 1  # type: ignore[attr-defined]
+    if type(parameter) is not nn.Parameter and not whole_in_forward:
+        return f"its {name} is a {type(parameter.data).__name__}, quantized or sharded elsewhere"
+    if not parameter.is_floating_point():
+        return f"its {name} holds {parameter.dtype} numbers"
+    if parameter.device.type == "meta":
+        return f"its {name} is on the meta device, not materialized yet"
+    if parameter.numel() == 0:
+        return f"its {name} is empty"
+    return ""
+
+
+def _exclude_half_tied(
+    owners: Iterable[tuple[str, nn.Module]], axes: dict[int, dict[str, ChannelAxis]], reasons: dict[int, str]
+) -> None:
+    """Leaves out layers whose weight another module uses in float, and gives tied weights the axis of the first."""
+    users: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for path, module in owners:
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                users.setdefault(id(parameter), []).append((path, module, name))
+    tied = [group for group in users.values() if len(group) > 1]
+    changed = True
+    while changed:
+        changed = False
+        for group in tied:
+            outside = [(path, name) for path, m, name in group if name not in axes.get(id(m), {})]
+            for _, module, name in group:
+                if outside and name in axes.get(id(module), {}):
+                    path, other = outside[0]
+                    del axes[id(module)]
+                    twin = f"{path}.{other}".lstrip(".")
+                    reasons[id(module)] = f"its {name} is tied to {twin!r}, which stays in float"
+                    changed = True
+    for group in tied:
+        if all(name in axes.get(id(m), {}) for _, m, name in group):
+            _, first, first_name = next((g for g in group if isinstance(g[1], Quantized)), group[0])
+            for _, module, name in group:
+                axes[id(module)][name] = axes[id(first)][first_name]
+
+
+def _skipped(model: nn.Module, skip: Skip) -> dict[int, str]:
+    """Id of each module to leave alone -> the entry of ``skip`` that says so."""
+    found: dict[int, str] = {}
+    for entry in (skip,) if isinstance(skip, (str, type)) else skip:
+        hits = _matches(model, entry)
+        if not hits:
+            names = [name for name, _ in model.named_modules() if name]
+            near = get_close_matches(str(entry), names, n=3) or names[:3]
+            raise ValueError(
+                f"skip={entry!r} matches no module of {type(model).__name__}. Expected a name, a pattern or a type "
+                f"among its modules, for example {', '.join(map(repr, near))}."
+            )
+        text = entry if isinstance(entry, str) else entry.__name__
+        found |= {id(inner): text for m in hits for inner in m.modules()}
+    return found
+
+
+def _matches(model: nn.Module, entry: str | type[nn.Module]) -> list[nn.Module]:
+    """The modules that one entry of ``skip`` means."""
+    named = list(model.named_modules(remove_duplicate=False))
+    if isinstance(entry, str):
+        return [m for name, m in named if name and fnmatchcase(name, entry)]
+    if isinstance(entry, type) and issubclass(entry, nn.Module):
+        return [m for _, m in named if isinstance(m, entry)]
+    raise TypeError(f"Expected module names, patterns or nn.Module types in skip, got {entry!r}.")
+
+
+def _parameter_names(weight_name: str) -> tuple[str, str]:
+    prefix = "" if weight_name == "weight" else f"{weight_name}_"
+    return f"{prefix}bit_depth", f"{prefix}exponent"

@@ -1,0 +1,366 @@
+"""The quantizer of self-compressing networks: q(x, b, e), its codes and its closed-form gradient.
+
+Source of the formulas: Cséfalvay and Imber, "Self-Compressing Neural Networks", 2023, arXiv 2301.13142.
+
+Letters used in shapes: ``x`` is a weight of any shape, ``b`` (bit depth) and ``e`` (exponent) have the same number of
+dimensions and broadcast to it: size 1 wherever the weights of one channel lie.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LN2 = math.log(2.0)
+
+
+EXPONENT_STEPS = 16  # exponents are whole sixteenths, as files hold them: steps between levels 4% apart
+
+
+_EXPONENT_LIMIT = 128
+
+
+_STEPS = torch.from_numpy(
+    np.exp2(np.arange(-_EXPONENT_LIMIT * EXPONENT_STEPS, _EXPONENT_LIMIT * EXPONENT_STEPS) / EXPONENT_STEPS)
+)
+
+
+# Elements worked on at a time on a CPU: the temporaries of a block stay in the cache, and the extra memory small.
+_CPU_BLOCK = 1 << 18
+
+
+def bit_depth(raw: Tensor) -> Tensor:
+    """The bit depth b >= 0 that a raw, trainable depth stands for: ``max(raw, 0)``.
+
+    This is the only reader of the raw parameter. Its gradient is 0 at and below 0: a channel that died stays dead.
+
+    Args:
+        raw: Raw depths in bits, any shape, floating point.
+
+    Returns:
+        Bit depths in bits, same shape and dtype.
+    """
+    return torch.relu(raw)
+
+
+def code_bounds(b: Tensor) -> tuple[Tensor, Tensor]:
+    """The clip range ``(-2^(b-1), 2^(b-1) - 1)`` of the codes at bit depth ``b``.
+
+    Args:
+        b: Bit depths in bits, any shape.
+
+    Returns:
+        Lower and upper bound, each of the shape of ``b``.
+    """
+    half = torch.exp2(b - 1)
+    return -half, half - 1
+
+
+def step_size(e: Tensor) -> Tensor:
+    """The step between levels, ``2^e`` with ``e`` rounded to whole sixteenths, which files hold.
+
+    Taken from a table, so that it is the same number on every machine and wherever in a tensor it stands.
+
+    Args:
+        e: Exponents, any shape, floating point.
+
+    Returns:
+        Steps of the shape and dtype of ``e``. Exponents out of -128 to 127.9 count as the nearest of these.
+    """
+    limit = _EXPONENT_LIMIT * EXPONENT_STEPS
+    places = (e.detach() * EXPONENT_STEPS).round_().clamp_(-limit, limit - 1).add_(limit)
+    table = _STEPS.to(e) if torch.compiler.is_compiling() else _steps_like(e.dtype, e.device)
+    return table[places.long()]
+
+
+@lru_cache
+def _steps_like(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return _STEPS.to(device, dtype)
+
+
+def codes(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
+    """The integer codes ``round(min(max(2^-e x, -2^(b-1)), 2^(b-1) - 1))``, as floating point numbers.
+
+    Rounding goes to the nearest integer, halves to even.
+
+    Args:
+        x: Weights, floating point.
+        b: Bit depths in bits, broadcasts to ``x``.
+        e: Exponents (log2 of the step between levels), broadcasts to ``x``.
+
+    Returns:
+        Codes of the shape of ``x``.
+    """
+    return torch.clamp(x * (1 / step_size(e)), *code_bounds(b)).round_()
+
+
+def q_composite(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
+    """:func:`q` written in ordinary operations, rounding passed straight through, differentiated by autograd.
+
+    For compilers and tracers, which fuse it themselves, and as the reference of :func:`q`.
+
+    Args:
+        x: Weights, floating point.
+        b: Bit depths in bits, broadcasts to ``x``.
+        e: Exponents, broadcasts to ``x``.
+
+    Returns:
+        Quantized weights, shape and dtype of ``x``.
+    """
+    step = step_size(e)
+    slope = torch.exp2(e - e.detach())  # 1, with the derivative of a step by its exponent over the step
+    level = x * ((1 / step) / slope)
+    low, high = code_bounds(b)
+    clipped = torch.where(level < low, low, torch.where(level > high, high, level))
+    rounded = clipped + (clipped.round() - clipped).detach()
+    return (step * slope * rounded).to(x.dtype)
+
+
+class Range(NamedTuple):
+    """What depths and exponents come to, of the shape of ``b``: computed once for a value and for its gradient.
+
+    Args:
+        scale: The step between levels, ``2^e``.
+        inverse: ``2^-e``.
+        low: Lower clip limit of the codes.
+        high: Upper clip limit of the codes.
+    """
+
+    scale: Tensor
+    inverse: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, b: Tensor, e: Tensor) -> "Range":
+        """The range of bit depths ``b`` and exponents ``e``."""
+        step = step_size(e)
+        return cls(step, 1 / step, *code_bounds(b))
+
+    def rows(self, block: slice) -> "Range":
+        """The range of some rows of the weights."""
+        return Range(*(t[block] for t in self))
+
+
+def q(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
+    """Quantize: ``q(x, b, e) = 2^e * round(min(max(2^-e x, -2^(b-1)), 2^(b-1) - 1))``.
+
+    Rounding passes its gradient straight through; everything else is differentiated as written, so ``b`` and ``e``
+    learn along with ``x``. The gradient is in closed form and keeps the inputs and one :class:`Range`.
+
+    Args:
+        x: Weights, floating point.
+        b: Bit depths in bits, >= 0, same number of dimensions as ``x`` and broadcasts to it.
+        e: Exponents, the shape of ``b``.
+
+    Returns:
+        Quantized weights, shape and dtype of ``x``.
+
+    Raises:
+        ValueError: If ``b`` and ``e`` differ in shape or do not broadcast to ``x``.
+    """
+    if b.shape != e.shape or b.dim() != x.dim() or any(n not in (1, m) for n, m in zip(b.shape, x.shape, strict=True)):
+        raise ValueError(
+            f"Expected bit depths and exponents of one shape that broadcasts to the weights {tuple(x.shape)}, "
+            f"got {tuple(b.shape)} and {tuple(e.shape)}. Reshape them to size 1 in every dimension but the channels'."
+        )
+    with torch.no_grad():
+        known = Range.of(b, e)
+        value = quantize(x, known)
+    return cast(Tensor, _Quantize.apply(x, b, e, value, known, False, None))  # type: ignore[no-untyped-call]
+
+
+def q_known(
+    x: Tensor,
+    raw: Tensor,  # (channels,)
+    e: Tensor,  # (channels,)
+    value: Tensor,  # (shape of x)
+    known: Range,
+    on_backward: Callable[[], object] | None = None,
+) -> Tensor:
+    """``q(x, bit_depth(raw), e)`` whose value is known: one node of the autograd graph, which computes the gradient.
+
+    Args:
+        x: Weights, floating point.
+        raw: Raw depths in bits; the gradient is that of :func:`bit_depth` too.
+        e: Exponents.
+        value: The value; the result shares its memory.
+        known: Range of the depths and exponents, of a shape that broadcasts to ``x``.
+        on_backward: Called when the gradient arrives, before anything is computed.
+
+    Returns:
+        Quantized weights, shape and dtype of ``x``.
+    """
+    return cast(Tensor, _Quantize.apply(x, raw, e, value, known, True, on_backward))  # type: ignore[no-untyped-call]
+
+
+def initial_exponent(
+    low: Tensor,  # (channels,)
+    high: Tensor,  # (channels,)
+    bits: float,
+    fallback: float,
+) -> Tensor:
+    """The smallest exponent, in whole sixteenths, at which the clip range at ``bits`` holds all weights of a channel.
+
+    Rounding then changes no weight by more than half a level, ``2^(e-1)``.
+
+    Args:
+        low: Smallest weight of each channel.
+        high: Largest weight of each channel.
+        bits: Bit depth the channels start with, > 1.
+        fallback: Largest weight to expect where all weights of all channels are zero, > 0.
+
+    Returns:
+        Exponents ``(channels,)``, dtype of ``low``. A channel of zeros gets the largest exponent of the others.
+    """
+    lowest, highest = code_bounds(torch.tensor(bits, dtype=low.dtype, device=low.device))
+    step = torch.maximum(low / lowest, high / highest)
+    largest = step.max() if bool((step > 0).any()) else fallback / highest
+    return (torch.where(step > 0, step, largest).log2() * EXPONENT_STEPS).ceil() / EXPONENT_STEPS
+
+
+def quantize(x: Tensor, known: Range) -> Tensor:
+    """The value of :func:`q`; called without gradients.
+
+    Args:
+        x: Weights, floating point.
+        known: Range of the depths and exponents, of a shape that broadcasts to ``x``.
+
+    Returns:
+        Quantized weights, a new tensor with the shape and dtype of ``x``.
+    """
+    if _is_one_block(x):
+        return _quantize_block(x, known).to(x.dtype)
+    out = torch.empty_like(x)
+    for i, c in _blocks(x, known.scale):
+        out[i] = _quantize_block(x[i], known.rows(c))
+    return out
+
+
+def _quantize_block(x: Tensor, known: Range) -> Tensor:
+    level = torch.mul(x, known.inverse)
+    # torch.clamp with tensors as bounds is several times slower on a CPU
+    torch.minimum(torch.maximum(level, known.low, out=level), known.high, out=level)
+    return level.round_().mul_(known.scale)
+
+
+def q_backward(
+    grad: Tensor,  # (shape of x)
+    x: Tensor,
+    known: Range,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of :func:`q` in closed form.
+
+    With y = 2^-e x, the masks below (y < -2^(b-1)), above (y > 2^(b-1) - 1) and inside (neither)::
+
+        dq/dx = inside
+        dq/db = ln 2 * 2^e * 2^(b-1) * (above - below)
+        dq/de = ln 2 * 2^e * (round(clip(y)) - y * inside)
+
+    summed over the weights of each channel for b and e.
+
+    Args:
+        grad: Gradient of the loss with respect to q.
+        x: Weights, as in :func:`q`.
+        known: Range of the depths and exponents, of a shape that broadcasts to ``x``.
+
+    Returns:
+        Gradients with respect to ``x``, in its dtype, and to ``b`` and ``e``, of the shape of ``known``.
+    """
+    within = tuple(d for d, n in enumerate(known.scale.shape) if n == 1)
+    if _is_one_block(x):
+        inside, sum_b, sum_e = _gradient_block(grad, x, known, within)
+        grad_x = inside.to(x.dtype)
+    else:
+        grad_x, sum_b, sum_e = torch.empty_like(x), torch.zeros_like(known.scale), torch.zeros_like(known.scale)
+        for i, c in _blocks(x, known.scale):
+            grad_x[i], block_b, block_e = _gradient_block(grad[i], x[i], known.rows(c), within)
+            sum_b[c] += block_b
+            sum_e[c] += block_e
+    slope = known.scale * LN2
+    return grad_x, sum_b.mul_(slope).mul_(known.low), sum_e.mul_(slope)
+
+
+def _gradient_block(
+    grad: Tensor,  # (shape of x)
+    x: Tensor,
+    known: Range,
+    within: tuple[int, ...],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of x, and what those of b and e are multiples of: sums over the dimensions ``within``."""
+    g, level = grad.to(known.scale.dtype), x * known.inverse
+    clipped = torch.maximum(level, known.low)
+    torch.minimum(clipped, known.high, out=clipped)
+    side = torch.sub(clipped, level).sign_()  # below - above; products with it are faster than masks
+    outside = side * g
+    sum_b = outside.sum(within, keepdim=True)
+    inside = torch.addcmul(g, outside, side, value=-1, out=outside)
+    rounded = torch.round(clipped, out=level)  # inside, level was clipped; outside it may have been infinite
+    return inside, sum_b, rounded.mul_(g).addcmul_(inside, clipped, value=-1).sum(within, keepdim=True)
+
+
+def _is_one_block(x: Tensor) -> bool:
+    return x.device.type != "cpu" or x.numel() <= _CPU_BLOCK
+
+
+def _blocks(x: Tensor, b: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cuts the first dimension: slices of ``x``, each with the slice of ``b`` and ``e`` that belongs to it."""
+    rows = x.shape[0]
+    step = max(1, _CPU_BLOCK * rows // x.numel())
+    for start in range(0, rows, step):
+        block = slice(start, start + step)
+        yield block, block if b.shape[0] == rows else slice(None)
+
+
+class _Quantize(torch.autograd.Function):
+    """q of a value and a range that are known; of raw depths ``(channels,)`` or of ``b`` as it broadcasts to x."""
+
+    # No setup_context: torch then binds the arguments by the signature, which takes longer than a small layer's q.
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        b: Tensor,
+        e: Tensor,
+        value: Tensor,
+        known: Range,
+        is_raw: bool,
+        on_backward: Callable[[], object] | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, b, e)
+        ctx.known, ctx.is_raw, ctx.on_backward = known, is_raw, on_backward
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.on_backward is not None:
+            ctx.on_backward()
+        x, b, e = ctx.saved_tensors
+        unused = (None,) * 4
+        if torch.is_grad_enabled():  # create_graph=True: the gradient itself is to be differentiated
+            wanted = [t for t in (x, b, e) if t.requires_grad]
+            shape = ctx.known.scale.shape
+            out = q_composite(x, (bit_depth(b) if ctx.is_raw else b).view(shape), e.view(shape))
+            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+            return *(next(grads) if t.requires_grad else None for t in (x, b, e)), *unused
+        grad_x, grad_b, grad_e = q_backward(grad, x, ctx.known)
+        grad_b, grad_e = grad_b.view(b.shape).to(b.dtype), grad_e.view(e.shape).to(e.dtype)
+        return grad_x, grad_b.masked_fill_(b <= 0, 0) if ctx.is_raw else grad_b, grad_e, *unused
+
+
+def integer_bits(
+    low: Tensor,  # (channels,)
+    high: Tensor,  # (channels,)
+) -> Tensor:
+    """Bits of a two's complement integer that holds all whole numbers from ``low`` to ``high``; 0 if both are 0.
+
+    Returns:
+        ``(channels,)``, int64.
+    """
+    magnitude = torch.maximum(high, -low - 1).double()
+    bits = torch.where(magnitude < 1, 0, torch.frexp(magnitude).exponent.long()) + 1
+    return torch.where((low == 0) & (high == 0), 0, bits)

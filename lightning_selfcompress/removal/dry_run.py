@@ -1,0 +1,184 @@
+"""The dry run: a removal is carried out on a copy and compared before it touches the network.
+
+Sizes that became Python numbers (``view(n, 2, 4)``, ``x.shape[1] ** -0.5``) are seen by no operation. Here they show.
+"""
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_selfcompress.channels.channels import Channels
+from lightning_selfcompress.channels.watch import uncompiled
+from lightning_selfcompress.removal.plan import RemovalPlan, narrow
+from lightning_selfcompress.removal.surgery import remove
+from lightning_selfcompress.tensors import tensors_in
+
+Replay = Callable[[nn.Module, torch.dtype], Any]
+
+
+_REASON = "its removal changed the outputs in a dry run (a size may be written into the code)"
+
+
+def prove(model: nn.Module, channels: Channels, plan: RemovalPlan, replay: Replay) -> tuple[RemovalPlan, Channels]:
+    """Tries a removal on a copy: the outputs have to stay the same in training and in evaluation mode.
+
+    Where they differ, the plan is halved until what is wrong is found; that is pinned, with all other channels of the
+    same layers. Random state and the model are as before; random numbers are constants meanwhile.
+
+    Args:
+        model: The module, not changed.
+        channels: Its channels.
+        plan: A plan for it.
+        replay: Runs a training step, or a forward, on a copy that it is given, with floating point inputs of the
+            given dtype; returns its outputs.
+
+    Returns:
+        The part of the plan that was proved, and the channels with what was refuted pinned.
+    """
+    if not plan:
+        return plan, channels
+    try:
+        trial = _Trial(model, replay)
+    except Exception as error:  # whatever somebody's network raises on a copy
+        reason = f"the dry run failed before anything was removed: {type(error).__name__}: {error}"
+        return narrow(model, channels, plan, (), reason), channels
+    right: list[int] = []
+    wrong: list[int] = []
+
+    def search(units: Sequence[tuple[int, ...]]) -> None:
+        added = [number for unit in units for number in unit]
+        if not units or trial.holds(narrow(model, channels, plan, [*right, *added], "")):
+            right.extend(added)
+        elif len(units) == 1:
+            wrong.extend(added)
+        else:
+            half = len(units) // 2
+            search(units[:half])
+            search(units[half:])
+
+    units = _units(channels, plan)
+    search(list(units.values()))
+    if not wrong:
+        return plan, channels
+    refuted = {key for key, unit in units.items() if not set(unit).isdisjoint(wrong)}
+    alike = [n for n, key in _signatures(channels).items() if key in refuted]
+    return narrow(model, channels, plan, right, _REASON), channels.pin(alike, _REASON)
+
+
+def _signatures(channels: Channels) -> dict[int, tuple[str, ...]]:
+    """For each channel the depths it is made of: channels of the same layers are right or wrong together."""
+    found: dict[int, list[str]] = {}
+    for slot in channels.slots:
+        if slot.produces:
+            for number in np.unique(channels.group[slot.atoms]).tolist():
+                found.setdefault(number, []).append(slot.name)
+    return {number: tuple(names) for number, names in found.items()}
+
+
+def _units(channels: Channels, plan: RemovalPlan) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The channels of a plan, put together by their layers."""
+    signatures = _signatures(channels)
+    units: dict[tuple[str, ...], list[int]] = {}
+    for number in plan.channels:
+        units.setdefault(signatures[number], []).append(number)
+    return {key: tuple(numbers) for key, numbers in units.items()}
+
+
+class _Trial:
+    """The outputs of a network, and whether a plan keeps them; in float64 if the network runs in it."""
+
+    def __init__(self, model: nn.Module, replay: Replay) -> None:
+        self._model, self._replay = model, replay
+        try:
+            self._dtype, self._tolerance = torch.float64, 1e-10
+            self._outputs = self._run(())
+        except Exception:  # some networks name their dtype
+            self._dtype, self._tolerance = torch.float32, 1e-4
+            self._outputs = self._run(())
+
+    def holds(self, plan: RemovalPlan) -> bool:
+        """Whether the outputs are the same after a plan was carried out on a copy."""
+        try:
+            outputs = self._run(plan.edits)
+        except Exception:  # a size written into the code shows in many ways
+            return False
+        return len(outputs) == len(self._outputs) and all(map(self._same, self._outputs, outputs))
+
+    def _run(self, edits: Any) -> list[tuple[bool, Tensor]]:
+        trained = _copy(self._model).to(self._dtype)
+        remove(trained, edits)
+        evaluated = _copy(trained).eval()
+        return [output for net in (trained, evaluated) for output in self._outputs_of(net)]
+
+    def _outputs_of(self, net: nn.Module) -> list[tuple[bool, Tensor]]:
+        """What the step returns, and what the network and its direct children return on the way."""
+        seen: list[tuple[bool, Tensor]] = []
+
+        def record(final: bool) -> Callable[..., None]:
+            return lambda _module, _args, out: seen.extend((final, t.detach().clone()) for t in _floats(out))
+
+        for child in net.children():
+            child.register_forward_hook(record(False))
+        net.register_forward_hook(record(True))
+        with uncompiled(), _repeatable(), torch.enable_grad():
+            seen.extend((True, t.detach()) for t in _floats(self._replay(net, self._dtype)))
+        return seen
+
+    def _same(self, before: tuple[bool, Tensor], after: tuple[bool, Tensor]) -> bool:
+        final, one = before
+        other = after[1]
+        if one.shape != other.shape:
+            return not final  # a hidden layer that lost channels
+        scale = float(one.abs().nan_to_num(0, 0, 0).max()) if one.numel() else 0.0
+        return torch.allclose(one, other, rtol=self._tolerance, atol=self._tolerance * scale, equal_nan=True)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy of a network; tensors it keeps with their graph (its last images, say) are copied without it."""
+    kept = (t for module in model.modules() for t in tensors_in(vars(module)) if not t.is_leaf)
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept})
+
+
+def _floats(value: Any) -> Iterator[Tensor]:
+    return (t for t in tensors_in(value) if t.is_floating_point())
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """The same numbers at every run, whatever the shapes: the states of all generators are put back afterwards."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(), _Constant():  # type: ignore[no-untyped-call]
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+class _Constant(TorchDispatchMode):
+    """Random numbers become constants, dropout keeps everything: so that a smaller network sees the same ones."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        names = [a.name for a in func._schema.arguments]
+        if "dropout_p" in names and names.index("dropout_p") < len(args):
+            place = names.index("dropout_p")
+            args = (*args[:place], 0.0, *args[place + 1 :])
+        if func._schema.name == "aten::native_dropout":
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and out.is_floating_point():
+            out.fill_(1.0 if "bernoulli" in func._schema.name else 0.5)
+        return out

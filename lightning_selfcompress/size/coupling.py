@@ -1,0 +1,174 @@
+"""Coupling: a weight counts as far as its inputs are alive, so that a channel pays for what vanishes with it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_selfcompress.channels.channels import Channels
+from lightning_selfcompress.quantize.parameters import QuantizedParameter
+from lightning_selfcompress.tensors import stored_tensors
+
+
+def alive_factor(
+    b: Tensor,  # (producers,)
+    channel: Tensor,  # (producers,) int64
+    count: int,
+) -> Tensor:
+    """How much each channel is alive: ``1 - prod_k (1 - min(b_k, 1))`` over its producers k, differentiable in ``b``.
+
+    A channel with one producer has ``min(b, 1)``; one with several, a residual stream, is alive while any of them is.
+
+    Args:
+        b: Bit depths of all producers, in bits.
+        channel: The channel that each of them produces, from 0 to ``count``; ``count`` for one that does not matter.
+        count: Number of channels.
+
+    Returns:
+        ``(count,)``, from 0 to 1.
+    """
+    return 1 - dead_factor(1 - b.clamp(max=1), channel, count)[:count]
+
+
+def dead_factor(missing: Tensor, channel: Tensor, count: int) -> Tensor:
+    """``prod_k (1 - min(b_k, 1))`` of each channel ``(count + 1,)``; ``missing`` is ``1 - min(b, 1)``."""
+    return missing.new_ones(count + 1).scatter_reduce(0, channel, missing, "prod")
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """Which channels the inputs of every weight come from, so that weights count while their inputs are alive.
+
+    A factor is the share of live inputs along one dimension of a weight, the mean of how much each is alive. An entry
+    is a channel that makes up some of the inputs of a factor.
+
+    Args:
+        produced: The channel of each depth ``(channels of all weights,)``; ``count`` for one that cannot be removed.
+        count: Number of channels that can be removed.
+        weight: The weight of each depth ``(channels of all weights,)``.
+        weights: Number of weights.
+        channel: The channel of each entry.
+        factor: The factor of each entry.
+        times: Number of inputs of its factor that each entry makes up.
+        fixed: Number of inputs of each factor that cannot be removed. The last factor stands for none at all and is 1.
+        sizes: Number of inputs of each factor.
+        rounds: For each weight its first factor, its second, ...; the last factor where it has no more.
+        slot: Where the factor of each entry stands in ``rounds``, one round after the other.
+    """
+
+    produced: Tensor
+    count: int
+    weight: Tensor
+    weights: int
+    channel: Tensor
+    factor: Tensor
+    times: Tensor
+    fixed: Tensor
+    sizes: Tensor
+    rounds: tuple[Tensor, ...]
+    slot: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module, parameters: Sequence[QuantizedParameter], channels: Channels) -> "Coupling":
+        """The coupling of a model's weights through its channels."""
+        names = {id(t): name for name, t in stored_tensors(model).items()}
+        numbers = np.cumsum(channels.removable()) - 1
+        count = int(channels.removable().sum())
+        compact = np.where(channels.removable(), numbers, count)
+        produced, inputs = [], []
+        owners: list[int] = []  # of each factor, the weight it belongs to
+        for i, p in enumerate(parameters):
+            produced.append(compact[channels.of(names[id(p.raw_depth)], 0)])
+            for dim in _input_dims(p):
+                along = compact[channels.of(names[id(p.latent)], dim)]
+                if (along < count).any():
+                    inputs.append(along)
+                    owners.append(i)
+        rounds = _rounds(owners, len(parameters))
+        entries = [np.unique(along[along < count], return_counts=True) for along in inputs]
+        factor = np.repeat(np.arange(len(owners)), [len(found) for found, _ in entries])
+        slots = np.argsort(np.concatenate([*rounds, []]), kind="stable")[: len(owners)]  # none stands last
+        like = parameters[0].raw_depth.detach()
+
+        def to(values: Any) -> Tensor:
+            return torch.as_tensor(np.asarray(values, np.int64), device=like.device)
+
+        return cls(
+            produced=to(np.concatenate(produced)),
+            count=count,
+            weight=to(np.repeat(np.arange(len(parameters)), [p.channels for p in parameters])),
+            weights=len(parameters),
+            channel=to(np.concatenate([[], *(found for found, _ in entries)])),
+            factor=to(factor),
+            times=to(np.concatenate([[], *(times for _, times in entries)])).to(like),
+            fixed=to([*((along == count).sum() for along in inputs), 1]).to(like),
+            sizes=to([*map(len, inputs), 1]).to(like),
+            rounds=tuple(to(r) for r in rounds),
+            slot=to(slots[factor]),
+        )
+
+    def live_share(self, b: Tensor) -> Tensor:
+        """For each depth the share of its weights that have a live input, ``(channels of all weights,)``."""
+        factors = self._factors(alive_factor(b, self.produced, self.count))
+        return math.prod(factors, start=b.new_ones(self.weights))[self.weight]
+
+    def size_gradient(
+        self,
+        b: Tensor,  # (channels of all weights,)
+        n: Tensor,  # (channels of all weights,)
+    ) -> Tensor:
+        """``d size_bits(b, n * live_share(b)) / db`` in closed form, ``(channels of all weights,)``.
+
+        With z_l = sum_i n_(l,i) b_(l,i) of a weight l, f_(l,r) its factors, m_(l,r,c) the inputs of such a factor that
+        are channel c, M_(l,r) all of them, and d_c = prod_k (1 - min(b_k, 1)) over the producers of c::
+
+            dQ/db_(l,i) = n_(l,i) prod_r f_(l,r) + [b_(l,i) <= 1] d_c / (1 - b_(l,i)) * pull_c, c produced by (l,i)
+            pull_c = sum_(l,r) z_l prod_(s != r) f_(l,s) m_(l,r,c) / M_(l,r)
+
+        Args:
+            b: Bit depths, in bits.
+            n: Weights of each channel, all inputs counted.
+        """
+        if not self.rounds or (b.device.type == "cpu" and bool((b > 1).all())):
+            return n  # all inputs are alive and stay so; elsewhere than on a CPU to ask would mean to wait
+        missing = (1 - b).clamp_(min=1e-30)  # not 0: d over it is the product over the other producers
+        dead = dead_factor(missing, self.produced, self.count)
+        factors = self._factors(1 - dead)
+        z = b.new_zeros(self.weights).index_add_(0, self.weight, b * n)
+        sizes = self.sizes.to(b)
+        by_factor = [
+            math.prod(factors[:r] + factors[r + 1 :], start=z) / sizes[which] for r, which in enumerate(self.rounds)
+        ]
+        by_entry = torch.cat(by_factor)[self.slot] * self.times.to(b)
+        pull = b.new_zeros(self.count + 1).index_add_(0, self.channel, by_entry)
+        own = n * math.prod(factors[1:], start=factors[0])[self.weight]
+        return own.addcmul_((pull * dead)[self.produced] / missing, (b <= 1).to(b))
+
+    def _factors(self, alive: Tensor) -> list[Tensor]:
+        """The first, the second, ... factor of every weight, each ``(weights,)``."""
+        live = self.fixed.to(alive).index_add(0, self.factor, alive[self.channel] * self.times.to(alive))
+        shares = live / self.sizes.to(alive)
+        return [shares[which] for which in self.rounds]
+
+
+def _input_dims(p: QuantizedParameter) -> list[int]:
+    """The dimensions of a weight that count inputs; not those of a depthwise layer, whose inputs go with it."""
+    axis = p.spec.axis
+    own = {axis.dim} if axis.groups < p.latent.shape[0] or axis.groups == 1 else {0, 1}
+    return [d for d in range(p.latent.dim()) if d not in own]
+
+
+def _rounds(owners: Sequence[int], weights: int) -> list[list[int]]:
+    """For each weight its first factor, its second, and so on; ``len(owners)`` where it has none."""
+    rounds: list[list[int]] = []
+    taken = [0] * weights
+    for factor, owner in enumerate(owners):
+        if taken[owner] == len(rounds):
+            rounds.append([len(owners)] * weights)
+        rounds[taken[owner]][owner] = factor
+        taken[owner] += 1
+    return rounds

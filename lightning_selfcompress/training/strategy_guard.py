@@ -1,0 +1,60 @@
+"""What a Trainer's strategy does to checkpoints: marked as they are written, named and whole as they are read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_selfcompress.files.checkpoint import FORMAT, MARK, _check_readable, _misfit
+from lightning_selfcompress.quantize.layers import Quantized
+from lightning_selfcompress.removal.surgery import replace_tensors
+from lightning_selfcompress.tensors import stored_tensors
+
+
+def guard_strategy(strategy: Any) -> None:
+    """Has a Trainer's strategy mark the checkpoints it writes, name files it cannot read, and load all or nothing.
+
+    Args:
+        strategy: A Lightning strategy. Nothing is done to it twice.
+    """
+    if "load_checkpoint" in strategy.__dict__:
+        return
+    save, load, fill = strategy.save_checkpoint, strategy.load_checkpoint, strategy.load_model_state_dict
+
+    @wraps(save)
+    def marked(checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(m, Quantized) for m in strategy.lightning_module.modules()):
+            mark = {MARK: torch.tensor(FORMAT)}  # first, so that it is the first key in an error
+            checkpoint = {**checkpoint, "state_dict": {**mark, **checkpoint["state_dict"]}}
+        return save(checkpoint, *args, **kwargs)
+
+    @wraps(load)
+    def named(path: Any, *args: Any, **kwargs: Any) -> Any:
+        return _check_readable(lambda: load(path, *args, **kwargs), path)
+
+    @wraps(fill)
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        with _all_or_nothing(strategy.lightning_module):
+            return fill(*args, **kwargs)
+
+    strategy.save_checkpoint, strategy.load_checkpoint, strategy.load_model_state_dict = marked, named, whole
+
+
+@contextmanager
+def _all_or_nothing(module: nn.Module) -> Iterator[None]:
+    """Leaves a module as it was, shapes included, where loading raises; the error also says what to do."""
+    before = {name: (tensor, tensor.detach().clone()) for name, tensor in stored_tensors(module).items()}
+    try:
+        yield
+    except Exception as error:
+        now = stored_tensors(module)
+        replace_tensors(module, {id(now[n]): t for n, (t, _) in before.items() if now[n] is not t})
+        with torch.no_grad():
+            for tensor, values in before.values():
+                tensor.copy_(values)
+        if isinstance(error, RuntimeError):
+            raise _misfit(error, type(module)) from error
+        raise

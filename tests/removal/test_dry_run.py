@@ -1,0 +1,123 @@
+"""The dry run: what no operation shows is found on a copy."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from killing import difference, kill, randomize, watched
+from torch import nn
+from zoo import ZOO
+
+from lightning_selfcompress.quantize.convert import convert
+from lightning_selfcompress.removal.dry_run import prove
+from lightning_selfcompress.removal.plan import plan_removal
+from lightning_selfcompress.removal.surgery import remove
+
+
+class Written(nn.Module):
+    """A size written into the code of the second layer's output; the first layer is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(5, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        hidden = self.dropout(self.two(self.one(x).relu()))
+        return self.three(hidden.view(-1, 12).relu())
+
+
+def half_dead(net, *inputs):
+    convert(net)
+    channels, _ = watched(net, *inputs)
+    randomize(net)
+    kill(net, channels, channels.removable() & (np.random.default_rng(0).random(channels.count) < 0.5))
+    return channels, plan_removal(net, channels)
+
+
+def replay(*inputs):
+    return lambda net, dtype: net(*(t.to(dtype) if t.is_floating_point() else t for t in inputs))
+
+
+@pytest.mark.parametrize("name", ["vit", "masked_transformer"])
+def test_refuses_what_changes_the_outputs(name):
+    """A transformer's hidden widths go; its attention, whose width is a number in torch's code, stays."""
+    net, inputs = ZOO[name].make(), ZOO[name].inputs()
+    channels, plan = half_dead(net, *inputs)
+    proved, after = prove(net, channels, plan, replay(*inputs))
+    assert 0 < len(proved.channels) < len(plan.channels)
+    assert all("self_attn" in layer for layer, _ in proved.refused)
+    assert not any("self_attn" in layer for layer in proved.widths)
+    assert len(after.pinned) > len(channels.pinned)
+    smaller = copy.deepcopy(net)
+    remove(smaller, proved.edits)
+    double = [copy.deepcopy(n).double() for n in (net, smaller)]
+    assert difference(*double, *(t.double() if t.is_floating_point() else t for t in inputs)) < 1e-10
+
+
+def test_pins_layers_of_a_written_size_and_keeps_the_rest():
+    """The layer in front of a written size stays, all of it and for good; the others go."""
+    net, x = Written(), torch.randn(4, 5)
+    channels, plan = half_dead(net, x)
+    assert {"one", "two"} <= plan.widths.keys()
+    proved, after = prove(net, channels, plan, replay(x))
+    assert proved.widths.keys() == {"one"}
+    assert "dry run" in str(proved)
+    assert not after.removable()[after.of("two.bit_depth", 0)].any()
+    assert after.removable()[after.of("one.bit_depth", 0)].all()
+
+
+def test_leaves_model_and_random_states_alone():
+    """Parameters, buffers, gradients, modes and the generators of torch, NumPy and Python are as before."""
+    net = ZOO["vgg_bn"].make()
+    inputs = ZOO["vgg_bn"].inputs()
+    channels, plan = half_dead(net, *inputs)
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    assert prove(net, channels, plan, replay(*inputs))[0].channels == plan.channels
+    assert all(torch.equal(t, net.state_dict()[name]) for name, t in before.items())
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1], states[2]) == (np.random.get_state()[1].tolist(), random.getstate())
+    assert net.training
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_removes_nothing_where_the_step_cannot_be_repeated():
+    """A network that fails on a copy keeps its channels, and the reason is told."""
+    net, x = Written(), torch.randn(4, 5)
+    channels, plan = half_dead(net, x)
+
+    def fails(net, dtype):
+        raise KeyError("no such batch")
+
+    proved, after = prove(net, channels, plan, fails)
+    assert not proved
+    assert "KeyError" in str(proved)
+    assert after is channels
+
+
+def test_runs_networks_that_name_their_dtype():
+    """Where float64 does not run, float32 does."""
+    net = ZOO["mlp"].make()
+    inputs = ZOO["mlp"].inputs()
+    channels, plan = half_dead(net, *inputs)
+
+    def single(net, dtype):
+        if dtype != torch.float32:
+            raise RuntimeError("expected Float")
+        return net(*inputs)
+
+    assert prove(net, channels, plan, single)[0].channels == plan.channels
+
+
+def test_a_wrong_removal_is_seen():
+    """Channels that are not dead are refused, although every operation allows their removal."""
+    net, inputs = ZOO["vgg_bn"].make(), ZOO["vgg_bn"].inputs()
+    channels, plan = half_dead(net, *inputs)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.5)  # depths, biases and shifts: nothing is dead any more
+    assert not prove(net, channels, plan, replay(*inputs))[0]
