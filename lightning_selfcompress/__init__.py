@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from lightning_selfcompress.onnx.export import to_onnx
     from lightning_selfcompress.quantize.conversion_plan import plan_conversion
     from lightning_selfcompress.quantize.convert import convert, revert
+    from lightning_selfcompress.removal.remove_dead_channels import remove_dead_channels
     from lightning_selfcompress.size.report import size_report
+    from lightning_selfcompress.training.objective import Objective
 
 __version__ = "0.1.0"
 
@@ -38,6 +40,7 @@ _HOMES = {
     "BitsPerWeight": "metrics",
     "CheckpointError": "errors",
     "NBytes": "metrics",
+    "Objective": "training.objective",
     "PackedFileError": "errors",
     "SelfCompressError": "errors",
     "SelfCompression": "callback",
@@ -48,6 +51,7 @@ _HOMES = {
     "load": "files.load",
     "load_from_checkpoint": "files.checkpoint",
     "plan_conversion": "quantize.conversion_plan",
+    "remove_dead_channels": "removal.remove_dead_channels",
     "revert": "quantize.convert",
     "size_report": "size.report",
     "to_onnx": "onnx.export",
@@ -57,6 +61,7 @@ __all__ = [
     "BitsPerWeight",
     "CheckpointError",
     "NBytes",
+    "Objective",
     "PackedFileError",
     "SelfCompressError",
     "SelfCompression",
@@ -67,6 +72,7 @@ __all__ = [
     "load",
     "load_from_checkpoint",
     "plan_conversion",
+    "remove_dead_channels",
     "revert",
     "size_report",
     "to_onnx",

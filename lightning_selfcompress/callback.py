@@ -1,35 +1,41 @@
 """The Lightning callback: every hook calls one stage of the package."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import zip_longest
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
-from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor, nn
 
-from lightning_selfcompress.files.checkpoint import follow_shapes
+from lightning_selfcompress.files.checkpoint import couple_as_saved
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import quantized_parameters
-from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
-from lightning_selfcompress.removal.surgery import Shrunk, remove
 from lightning_selfcompress.size.price import ModelSize
 from lightning_selfcompress.size.report import size_report
-from lightning_selfcompress.training.depth_optimizer import DepthOptimizer, cooldown_factor, take_out
-from lightning_selfcompress.training.module_setup import Conversion, let_train
-from lightning_selfcompress.training.other_callbacks import averages, refuse
-from lightning_selfcompress.training.removal_schedule import Removal, step_arguments
-from lightning_selfcompress.training.scalars import layer_scalars, log_histogram, scalars
-from lightning_selfcompress.training.strategies import check_strategy, gradient_average, shards_parameters
-from lightning_selfcompress.training.strategy_guard import guard_strategy
+from lightning_selfcompress.training.depth_training import DepthTraining, let_train, loss_scale
+from lightning_selfcompress.training.lightning_private import (
+    accumulates,
+    batches_that_stepped,
+    logs_are_due,
+    saves_between_epochs,
+)
+from lightning_selfcompress.training.module_setup import ModuleSetup
+from lightning_selfcompress.training.other_callbacks import refuse
+from lightning_selfcompress.training.removal_schedule import RemovalSchedule
+from lightning_selfcompress.training.scalars import (
+    PREFIX,
+    layer_scalars,
+    log,
+    log_histogram,
+    make_known,
+    total_scalars,
+)
+from lightning_selfcompress.training.strategies import check_strategy, shards_parameters
 
 Gamma = float | Callable[[int], float]
+_OF_ONE_FIT = {**dict.fromkeys(("_module_setup", "_depths", "_removal", "_restored", "_loss")), "_layers": ()}
 
 
 class SelfCompression(pl.Callback):
@@ -38,15 +44,25 @@ class SelfCompression(pl.Callback):
     Minimizes ``loss + gamma * Q`` with Q the network's size in bits per original weight (Cséfalvay and Imber,
     "Self-Compressing Neural Networks", arXiv 2301.13142). The LightningModule, its optimizers and its schedulers stay
     as they are: layers are converted in place, and depths and exponents are trained by an optimizer of the callback's
-    own, a step after each step of the optimizer that trains their weights. One in a Trainer: Q is the whole network's.
+    own, a step after each step of the optimizer that trains their weights. A Trainer takes one such callback, since Q
+    is the size of the whole network.
 
-    Logs ``selfcompress/bits_per_weight``, ``selfcompress/nbytes`` and ``selfcompress/channels`` at the loggers' pace
-    (also in ``trainer.callback_metrics``, for ModelCheckpoint and EarlyStopping, where they are as of the last logging
-    or the end of an epoch), and at the end of each epoch the bits of each layer and a histogram of all depths.
+    Logged at the loggers' pace, and known to ModelCheckpoint and EarlyStopping as of the last logging or the end of an
+    epoch, under ``selfcompress/``: ``bits_per_weight`` (the Q that is minimized), ``nbytes``, ``percent_of_float``,
+    ``channels``, ``weights_left``, ``gamma``, ``size_loss`` (``gamma * Q``) and ``loss`` (of the last backward pass,
+    without the size). At the end of each epoch the bits and channels of each layer and a histogram of all depths are
+    logged too. :class:`Objective` logs what is minimized, on the validation split.
 
-    The size's gradient is added to that of the depths right before their step, not to the loss: it is the same
-    gradient, exact under loss scaling, accumulation, manual optimization and skipped steps, and no loss is changed.
-    A depth whose weight gets no gradient from the loss is not moved.
+    The size's gradient is evaluated when a backward pass begins, and added to the gradient of the depths right before
+    their step, not to the loss: it is the same gradient, exact under loss scaling, accumulation, manual optimization
+    and skipped steps, and no loss is changed. A depth whose weight gets no gradient from the loss is not moved.
+
+    >>> import lightning.pytorch as pl
+    >>> from lightning_selfcompress import SelfCompression
+    >>> from lightning_selfcompress.demo import DigitsData, DigitsNet
+    >>> callback = SelfCompression(gamma=0.1, prune_every_n_epochs=2)
+    >>> trainer = pl.Trainer(max_epochs=1, limit_train_batches=2, callbacks=[callback], logger=False)
+    >>> trainer.fit(DigitsNet(), datamodule=DigitsData())  # doctest: +SKIP
 
     Args:
         gamma: Loss per bit of the average weight, >= 0; or a function of the global step that returns it. 0 quantizes
@@ -100,21 +116,26 @@ class SelfCompression(pl.Callback):
             if not isinstance(entry, (str, type)):
                 raise TypeError(f"Expected module names, patterns or nn.Module types in skip, got {entry!r}.")
         self.prune_every_n_epochs, self.round_to = prune_every_n_epochs, round_to
-        self._removal: Removal | None = None
-        self._overdue = False  # a removal that was due before there was a batch to prove it with
-        self._told: set[str] = set()
-        self._depth_optimizers: list[DepthOptimizer] = []
-        self._restored: dict[str, Any] | None = None
-        self._earlier_skipped = 0
-        self._conversion = Conversion(initial_bits=self.initial_bits, skip=self.skip)
-        self._group_lengths: list[int] = []
+        self._skipped_before = 0  # steps, in earlier fits
+        self._module_setup: ModuleSetup | None = None
+        self._depths: DepthTraining | None = None
+        self._removal: RemovalSchedule | None = None
+        self._restored: dict[str, Any] | None = None  # a state for the next fit, whose optimizers do not exist yet
         self._layers: tuple[Quantized, ...] = ()  # of the module in training; to walk through it at every step is slow
-        self._load_hooks: list[RemovableHandle] = []
+        self._loss: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The arguments: a copy of a callback is one that has not begun to train, as there is no Trainer in it."""
+        return {**self.__dict__, **_OF_ONE_FIT, "_skipped_before": self.skipped_steps}
 
     @property
     def skipped_steps(self) -> int:
         """Steps of depths and exponents left out because a gradient was not finite."""
-        return self._earlier_skipped + sum(d.skipped_steps for d in self._depth_optimizers)
+        return self._skipped_before if self._depths is None else self._depths.skipped_steps
+
+    def size_loss(self, trainer: "pl.Trainer") -> float:
+        """``gamma * Q`` of a Trainer's module, with the gamma of its last step."""
+        return self._gamma_now(trainer) * float(ModelSize.of(trainer.lightning_module).bits_per_weight().detach())
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Converts the layers there are, and those that the module's own ``setup`` and ``configure_model`` build."""
@@ -122,32 +143,31 @@ class SelfCompression(pl.Callback):
             check_strategy(trainer.strategy)
             refuse(self, trainer.callbacks)  # type: ignore[attr-defined]
         self._restored = None  # a state restored for a test is not one to go on with
-        copies = partial(averages, trainer.callbacks)  # type: ignore[attr-defined]
-        self._conversion.begin(pl_module, copies, training=stage == "fit")
-        for network in (pl_module, *copies()):
-            follow_shapes(network)
-        if not shards_parameters(trainer.strategy):
-            guard_strategy(trainer.strategy)
-        if stage == "fit":
-            let_train(quantized_parameters(pl_module))
+        self._module_setup = ModuleSetup(trainer, initial_bits=self.initial_bits, skip=self.skip)
+        self._module_setup.begin(pl_module, training=stage == "fit")
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Says what is compressed and what is not, and takes depths and exponents out of the user's optimizers."""
-        self._conversion.unwrap(pl_module)
-        plan = self._conversion.convert(pl_module, complete=True)
+        """Says what is compressed and what is not, and begins to train depths and to look for channels."""
+        assert self._module_setup is not None
+        plan = self._module_setup.finish(pl_module)
         rank_zero_info(f"SelfCompression(gamma={self.gamma!r}, initial_bits={self.initial_bits:g})\n{plan}")
-        frozen = [p.name for p in quantized_parameters(pl_module) if not p.latent.requires_grad]
-        if frozen:
-            rank_zero_info(
-                f"Frozen, so kept at their bit depths: {', '.join(frozen[:3])}{', ...' if len(frozen) > 3 else ''} "
-                f"({len(frozen)} weights). To leave them in float and out of the size, name them in skip=."
-            )
-        self._start_removal(trainer, pl_module)
-        self._attach(trainer, pl_module)
+        _tell_frozen(pl_module)
+        state, self._restored = self._restored or {}, None
+        let_train(pl_module)
+        self._removal = self._start_removal(trainer, pl_module, state.get("removal"))
+        self._depths = DepthTraining(
+            trainer,
+            pl_module,
+            gamma=self._gamma_at,
+            lr=self.bits_lr,
+            cooldown=self.cooldown,
+            skipped_steps=self.skipped_steps,
+            state=state or None,
+        )
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Makes the size known to callbacks that monitor it, and frees quantized weights early where none is needed."""
-        trainer.callback_metrics.update(_tensors(scalars(size_report(pl_module))))
+        make_known(trainer, self._totals(trainer, pl_module))
         step_each_backward = pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1
         for layer in _quantized_layers(pl_module):
             layer.release_after_backward = step_each_backward
@@ -159,51 +179,58 @@ class SelfCompression(pl.Callback):
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        """Keeps up with what others did between batches: weights loaded or swapped, parameters added to optimizers."""
-        self._conversion.recalibrate()
-        owners = [depth_optimizer.owner for depth_optimizer in self._depth_optimizers]
-        if owners and any(a is not b for a, b in zip_longest(owners, trainer.optimizers)):
-            self._attach_again(trainer, pl_module)
-        if self._group_lengths != [len(group["params"]) for o in trainer.optimizers for group in o.param_groups]:
-            self._take_out(trainer, pl_module)
+        """Keeps up with what others did between batches: weights loaded or swapped, optimizers made anew."""
+        assert self._module_setup is not None
+        assert self._depths is not None
+        self._module_setup.recalibrate()
+        self._depths.before_batch(trainer, batch_idx)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             _forget_quantized(self._layers)
         if self._removal is not None:
-            if self._overdue:
-                self._removal.capture(*step_arguments(pl_module, batch, batch_idx))
-                self._remove(trainer, pl_module)
+            if self._removal.makes_up_for(pl_module, batch, batch_idx):
+                self._depths.resize(self._removal.carry_out(trainer, pl_module))
             self._removal.before_batch(pl_module)
-        for depth_optimizer in self._depth_optimizers:
-            let_train(depth_optimizer.size.parameters)  # what was frozen may have been unfrozen
-            depth_optimizer.set_lr(self.bits_lr * cooldown_factor(_progress(trainer, batch_idx), self.cooldown))
+
+    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+        """Evaluates the size's gradient for the steps to come; the loss stays what it is."""
+        assert self._depths is not None
+        self._depths.stage()
+        self._loss = loss.detach()
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Fades what is dead, and logs bits per weight, bytes and channels when the loggers are due."""
+        """Fades what is dead, and logs the size when the loggers are due."""
+        assert self._depths is not None
         if self._removal is not None and self._removal.after_batch(pl_module):
-            self._resize(pl_module)
-        if pl_module.automatic_optimization and trainer.fit_loop._should_accumulate():
+            self._depths.resize()
+        if pl_module.automatic_optimization and accumulates(trainer):
             return
-        if trainer._logger_connector.should_update_logs or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._log(trainer, scalars(size_report(pl_module, exact=False)))
-        if any(map(_saves_between_epochs, trainer.checkpoint_callbacks)):
-            trainer.callback_metrics.update(_tensors(scalars(size_report(pl_module))))
+        if logs_are_due(trainer):
+            log(trainer, self._totals(trainer, pl_module, exact=False))
+        by_size = [c for c in trainer.checkpoint_callbacks if str(getattr(c, "monitor", "")).startswith(f"{PREFIX}/")]
+        if any(map(saves_between_epochs, by_size)):  # what is recorded has to be the size of the file
+            make_known(trainer, self._totals(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Removes dead channels; logs the totals, each layer's bits and channels, and a histogram of depths."""
-        if self._removal is not None and (trainer.current_epoch + 1) % self.prune_every_n_epochs == 0:
-            self._overdue = not self._removal.captured
-            if not self._overdue:
-                self._remove(trainer, pl_module)
+        assert self._depths is not None
+        if self._removal is not None and self._removal.is_due(trainer.current_epoch):
+            self._depths.resize(self._removal.carry_out(trainer, pl_module))
         report = size_report(pl_module)
-        self._log(trainer, scalars(report) | layer_scalars(report))
-        log_histogram(trainer.loggers, pl_module, trainer.fit_loop.epoch_loop._batches_that_stepped)
+        log(trainer, total_scalars(report, self._gamma_now(trainer)) | layer_scalars(report))
+        log_histogram(trainer.loggers, pl_module, batches_that_stepped(trainer))
+
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Takes up what a checkpoint that was just loaded says of the network's channels."""
+        couple_as_saved(pl_module, self._restored)
+
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Refreshes what ModelCheckpoint and EarlyStopping may monitor."""
         if not trainer.sanity_checking:
-            trainer.callback_metrics.update(_tensors(scalars(size_report(pl_module))))
+            make_known(trainer, self._totals(trainer, pl_module))
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Forgets the weights that were validated, which a moving average may have lent."""
@@ -211,143 +238,51 @@ class SelfCompression(pl.Callback):
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Lets go of the user's optimizers; depths are held from now on, as no size presses on them."""
-        self._layers = ()
         self._detach()
-        let_train(quantized_parameters(pl_module), False)
+        let_train(pl_module, False)
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Leaves module and optimizers in order when training breaks off."""
-        self._layers = ()
         self.teardown(trainer, pl_module, trainer.state.fn)  # type: ignore[arg-type]
 
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Undoes what :meth:`setup` wrapped; the layers stay converted."""
         self._detach()
-        self._conversion.unwrap(pl_module)
+        if self._module_setup is not None:
+            self._module_setup.close(pl_module)
         if stage == "fit":
-            let_train(quantized_parameters(pl_module), False)
+            let_train(pl_module, False)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers of depths and exponents, in the user's optimizers' order, and of the removal."""
-        states = [None if d.adam is None else d.adam.state_dict() for d in self._depth_optimizers]
-        removal = self._removal.state_dict() if self._removal is not None else None
-        return {"depth_optimizers": states, "skipped_steps": self.skipped_steps, "removal": removal}
+        depths = {"depth_optimizers": [], "skipped_steps": self.skipped_steps}
+        depths = depths if self._depths is None else self._depths.state_dict()
+        return depths | {"removal": self._removal.state_dict() if self._removal is not None else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a state for the next ``fit``, whose optimizers do not exist yet."""
         self._restored = state_dict
 
-    def _attach(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._earlier_skipped, self._depth_optimizers = self.skipped_steps, []
-        self._take_out(trainer, pl_module)
-        self._load_hooks = [  # a state is loaded after every callback's on_fit_start, and BaseFinetuning's adds groups
-            o.register_load_state_dict_pre_hook(lambda *_: self._take_out(trainer, pl_module))
-            for o in trainer.optimizers
-        ]
-        size = ModelSize.of(pl_module, self._removal.channels if self._removal is not None else None)
-        owners = {id(p): o for o in reversed(trainer.optimizers) for group in o.param_groups for p in group["params"]}
-        if owners.keys().isdisjoint(id(p) for p in pl_module.parameters()):
-            _check_foreign(trainer.optimizers, pl_module)
-            rank_zero_warn("SelfCompression: no optimizer trains this module, so bit depths are not trained either.")
-            return
-        wrappers = pl_module.optimizers(use_pl_optimizer=True)
-        wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
-        for optimizer, wrapper in zip(trainer.optimizers, wrappers, strict=True):
-            own = [p for p in size.parameters if owners.get(id(p.latent), trainer.optimizers[0]) is optimizer]
-            self._depth_optimizers.append(
-                DepthOptimizer(
-                    optimizer,
-                    size.part(own),
-                    lr=self.bits_lr,
-                    gamma=lambda: self._gamma_at(trainer.global_step),
-                    gradient_scale=lambda: _loss_scale(trainer),
-                    average=gradient_average(trainer.strategy),
-                    wrappers=(wrapper,),
-                )
-            )
-        self._restore()
-        for depth_optimizer in self._depth_optimizers:
-            depth_optimizer.attach()
-
-    def _attach_again(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Goes on with optimizers that were made anew during training."""
-        self._restored = self.state_dict()
-        self._detach()
-        self._attach(trainer, pl_module)
-
-    def _restore(self) -> None:
-        state, self._restored = self._restored, None
-        if state is None:
-            return
-        self._earlier_skipped = state["skipped_steps"]
-        saved = state["depth_optimizers"]
-        if saved and len(saved) != len(self._depth_optimizers):
-            raise ValueError(
-                f"Expected the {len(saved)} optimizer(s) of the checkpoint, got {len(self._depth_optimizers)}. Resume "
-                f"with the configure_optimizers that the checkpoint was made with."
-            )
-        for depth_optimizer, one in zip(self._depth_optimizers, saved, strict=False):
-            if depth_optimizer.adam is not None and one is not None:
-                depth_optimizer.adam.load_state_dict(one)
-
-    def _start_removal(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._removal, self._told = None, set()
+    def _start_removal(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", state: Any
+    ) -> RemovalSchedule | None:
         if not self.prune_every_n_epochs:
-            return
+            return None
         if shards_parameters(trainer.strategy):
             rank_zero_warn(
                 f"SelfCompression: {type(trainer.strategy).__name__} shards parameters, so no channels are removed; "
                 f"bit depths are learned all the same. To remove channels, train with one device or DDP; "
                 f"prune_every_n_epochs=0 hides this."
             )
-            return
-        state = self._restored["removal"] if self._restored is not None else None
-        self._removal, self._overdue = Removal(pl_module, round_to=self.round_to, state=state), False
-
-    def _remove(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """The same removal on every rank: rank 0 plans and proves it."""
-        removal, self._overdue = self._removal, False
-        assert removal is not None
-        plan = removal.plan(trainer, pl_module) if trainer.is_global_zero else None
-        edits, numbers, text = trainer.strategy.broadcast(
-            (plan.edits, plan.channels, str(plan)) if plan is not None else ((), (), "")
-        )
-        for line in text.splitlines():
-            if line.startswith("Removed") or (line.startswith("  ") and line.strip() not in self._told):
-                self._told.add(line.strip())
-                rank_zero_info(f"SelfCompression, epoch {trainer.current_epoch}: {line.strip()}")
-        if not edits:
-            return
-        shrunk = removal.apply(pl_module, edits, numbers)
-        for optimizer in trainer.optimizers:
-            shrink_optimizer(optimizer, shrunk)
-        for averaged in averages(trainer.callbacks):  # type: ignore[attr-defined]
-            remove(averaged, edits)
-        self._resize(pl_module, shrunk)
-        configure_ddp = getattr(trainer.strategy, "configure_ddp", None)
-        if callable(configure_ddp):
-            trainer.strategy.model = pl_module
-            configure_ddp()
-
-    def _resize(self, pl_module: "pl.LightningModule", shrunk: Sequence[Shrunk] = ()) -> None:
-        channels = self._removal.channels if self._removal is not None else None
-        size = ModelSize.of(pl_module, channels)
-        for depth_optimizer in self._depth_optimizers:
-            depth_optimizer.resize(size.part(depth_optimizer.size.parameters), shrunk)
+            return None
+        return RemovalSchedule(pl_module, every_n_epochs=self.prune_every_n_epochs, round_to=self.round_to, state=state)
 
     def _detach(self) -> None:
+        self._layers, self._loss = (), None
         if self._removal is not None:
             self._removal.close()
-        for depth_optimizer in self._depth_optimizers:
-            depth_optimizer.detach()
-        while self._load_hooks:
-            self._load_hooks.pop().remove()
-
-    def _take_out(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        learned = [t for p in quantized_parameters(pl_module) for t in (p.raw_depth, p.exponent)]
-        for optimizer in trainer.optimizers:
-            take_out(optimizer, learned)
-        self._group_lengths = [len(group["params"]) for o in trainer.optimizers for group in o.param_groups]
+        if self._depths is not None:
+            self._depths.detach()
 
     def _gamma_at(self, step: int) -> float:
         if not callable(self.gamma):
@@ -356,53 +291,36 @@ class SelfCompression(pl.Callback):
         _check_gamma(gamma, f" from the function at step {step}")
         return float(gamma)
 
-    def _log(self, trainer: "pl.Trainer", values: dict[str, float]) -> None:
-        trainer.callback_metrics.update(_tensors(values))
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+    def _gamma_now(self, trainer: "pl.Trainer") -> float:
+        return self._gamma_at(trainer.global_step) if self._depths is None else self._depths.gamma(trainer)
+
+    def _totals(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *, exact: bool = True
+    ) -> dict[str, float]:
+        """What is logged of the size, and of the loss that goes with it."""
+        values = total_scalars(size_report(pl_module, exact=exact), self._gamma_now(trainer))
+        if self._loss is not None and self._loss.numel() == 1:
+            accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            values[f"{PREFIX}/loss"] = float(self._loss) * accumulated / loss_scale(trainer)
+        return values
 
 
-def _check_foreign(optimizers: Sequence[Optimizer], pl_module: "pl.LightningModule") -> None:
-    foreign = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    if foreign:
-        raise ValueError(
-            f"Expected an optimizer of this {type(pl_module).__name__}, got one of {len(foreign)} parameters that are "
-            f"none of its own (the first has the shape {tuple(foreign[0].shape)}): nothing of it would be trained. "
-            f"Make the optimizer in configure_optimizers, from self.parameters()."
+def _tell_frozen(pl_module: "pl.LightningModule") -> None:
+    frozen = [p.name for p in quantized_parameters(pl_module) if not p.latent.requires_grad]
+    if frozen:
+        rank_zero_info(
+            f"Frozen, so kept at their bit depths: {', '.join(frozen[:3])}{', ...' if len(frozen) > 3 else ''} "
+            f"({len(frozen)} weights). To leave them in float and out of the size, name them in skip=."
         )
-
-
-def _saves_between_epochs(checkpoint: Any) -> bool:
-    """Whether a ModelCheckpoint may record a size after any batch: it has to be that of the file."""
-    by_size = str(getattr(checkpoint, "monitor", "")).startswith("selfcompress/")
-    return by_size and any(getattr(checkpoint, f"_{n}", None) for n in ("every_n_train_steps", "train_time_interval"))
 
 
 def _quantized_layers(pl_module: "pl.LightningModule") -> Iterator[Quantized]:
     return (layer for layer in pl_module.modules() if isinstance(layer, Quantized))
 
 
-def _forget_quantized(layers: Iterable[Quantized]) -> None:
+def _forget_quantized(layers: Any) -> None:
     for layer in layers:
         layer.forget_quantized()
-
-
-def _progress(trainer: "pl.Trainer", batch_idx: int) -> float:
-    """Share of the training that is done, by whichever of epochs and steps ends it first; 0 if neither does."""
-    batches = trainer.num_training_batches
-    epochs = trainer.current_epoch + (batch_idx / batches if batches not in (0, math.inf) else 0.0)
-    by_epochs = epochs / trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 0.0
-    by_steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
-    return max(by_epochs, by_steps)
-
-
-def _loss_scale(trainer: "pl.Trainer") -> float:
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return 1.0 if scaler is None else float(scaler.get_scale())
-
-
-def _tensors(values: dict[str, float]) -> dict[str, Any]:
-    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
 
 def _is_number(value: Any) -> bool:

@@ -1,28 +1,11 @@
-"""Names and tensors of modules, and the tensors in nested values."""
+"""Names, classes and tensors of modules, and the tensors in nested values."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of an argument or a result: itself, or those in lists, tuples and dictionaries, in order."""
-    found: list[Tensor] = []
-    _collect(value, found)
-    return found
-
-
-def _collect(value: Any, found: list[Tensor]) -> None:
-    if isinstance(value, Tensor):
-        found.append(value)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _collect(item, found)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect(item, found)
-
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
@@ -35,8 +18,17 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def name_of(path: str, name: str) -> str:
-    """The name in the network of what a module at a path calls so."""
+    """The name in the network of what the module at ``path`` calls ``name``."""
     return f"{path}.{name}".lstrip(".")
+
+
+def is_a(thing: object, class_name: str) -> bool:
+    """Whether an object is of a class of this name, or of a subclass, whichever package the class comes from.
+
+    Lightning has two packages, ``lightning`` and ``pytorch_lightning``, whose classes of one name are different
+    classes; and torch has moved some of its classes from module to module.
+    """
+    return any(base.__name__ == class_name for base in type(thing).__mro__)
 
 
 def is_bare_norm(module: nn.Module) -> bool:
@@ -68,3 +60,76 @@ def stored_tensors(model: nn.Module, *, transient: bool = True) -> dict[str, Ten
                 seen.add(id(tensor))
                 found[name_of(path, name)] = tensor
     return found
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of a nested value: itself, or those in its lists, tuples, mappings and dataclasses, in order.
+
+    Args:
+        value: Anything. A container that contains itself is entered once.
+
+    Returns:
+        The tensors. One that is there several times is listed several times.
+    """
+    found: list[Tensor] = []
+    _collect(value, found, set())
+    return found
+
+
+def _collect(value: Any, found: list[Tensor], open_containers: set[int]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+        return
+    items = _items(value)
+    if items is not None and id(value) not in open_containers:
+        open_containers.add(id(value))
+        for item in items:
+            _collect(item, found, open_containers)
+        open_containers.discard(id(value))
+
+
+def _items(value: Any) -> Iterable[Any] | None:
+    """What a container contains; None if the value is no container."""
+    if isinstance(value, (list, tuple)):
+        return value
+    if isinstance(value, Mapping):
+        return value.values()
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name, None) for field in fields(value)]
+    return None
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A nested value with every tensor replaced by the function of it. Containers are copied, never changed.
+
+    A container keeps its type and whatever else it holds: its constructor is not called, so a ``defaultdict``, a named
+    tuple or a subclass of ``dict`` with arguments of its own comes out as what it was.
+
+    Args:
+        function: Applied to each tensor.
+        value: A tensor, or lists, tuples, mappings and dataclasses of them. Anything else is returned as it is.
+
+    Returns:
+        The new value.
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple.__new__(type(value), [map_tensors(function, item) for item in value])
+    changed: Any
+    if isinstance(value, list):
+        changed = copy.copy(value)
+        changed[:] = [map_tensors(function, item) for item in value]
+        return changed
+    if isinstance(value, dict):
+        changed = copy.copy(value)
+        for key, item in value.items():
+            changed[key] = map_tensors(function, item)
+        return changed
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = copy.copy(value)
+        for field in fields(value):
+            if hasattr(value, field.name):  # frozen dataclasses refuse plain assignment
+                object.__setattr__(changed, field.name, map_tensors(function, getattr(value, field.name)))
+        return changed
+    return value

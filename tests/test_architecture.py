@@ -127,7 +127,7 @@ def test_no_name_hides_a_file(folder):
 
 
 def test_public_names():
-    """What a type checker is told to import at the top is what is declared public and what is imported when asked for."""
+    """What a type checker is told of the top is what is declared public, and what is imported when asked for."""
     public = lightning_selfcompress.__all__
     top = ast.parse(FILES["__init__"].read_text(encoding="utf-8")).body
     checked = next(node for node in top if isinstance(node, ast.If)).body

@@ -101,6 +101,12 @@ class Channels:
             start += size
         return replace(self, slots=tuple(slots), group=self.group[kept])
 
+    def without_numbers(self, numbers: Sequence[int]) -> "Channels":
+        """What is left when the channels of these numbers are gone."""
+        gone = np.zeros(self.count, bool)
+        gone[list(numbers)] = True
+        return self.without(gone)
+
     def state_dict(self) -> dict[str, Any]:
         """All of it in lists and tensors, for a checkpoint that opens with ``weights_only=True``."""
         return {

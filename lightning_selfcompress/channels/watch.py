@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from types import TracebackType
 from typing import Any
@@ -115,7 +115,7 @@ class Watcher:
 
     def _name_atoms(self) -> None:
         weights = list(quantized_parameters(self.model))
-        is_depth = {id(t): t is w.raw_depth for w in weights for t in (w.raw_depth, w.exponent, w.latent)}
+        is_depth = {id(t): t is w.raw_depth for w in weights for t in (*w.learned, w.latent)}
         saved = {id(t) for t in stored_tensors(self.model, transient=False).values()}
         for name, tensor in stored_tensors(self.model).items():
             self._add(name, tensor, is_depth)
@@ -161,10 +161,7 @@ class Watcher:
     def _add_quantized(self, weight: QuantizedParameter) -> None:
         """The depths are what produces the channels; the quantized value is zero where they are."""
         spec, latent = weight.spec, weight.latent
-        own = (weight.raw_depth, weight.exponent)
-        depth, exponent = (self._stored[id(p)]._dims[0] for p in own)
-        for p in own:
-            self._unseen.pop(id(p), None)
+        depth, exponent = (self._stored[id(t)]._dims[0] for t in weight.learned)
         dims = [d.with_zero(False) if isinstance(d, Axis) else d for d in self._stored[id(latent)]._dims]
         self._stored[id(latent)]._dims = tuple(dims)
         if not isinstance(depth, Axis) or not isinstance(exponent, Axis):
@@ -382,6 +379,11 @@ class _Mode(TorchDispatchMode):
         if torch._C._current_graph_task_id() == -1:
             self._visit(func, args, kwargs, out)
         return out
+
+
+def unwatched() -> AbstractContextManager[Any]:
+    """A context for operations of this package within somebody's step: no watcher sees them."""
+    return _disable_current_modes()
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from lightning_selfcompress.packing import (
 )
 from lightning_selfcompress.quantize.formula import bit_depth, integer_bits
 from lightning_selfcompress.quantize.layers import ChannelAxis
-from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.quantize.parameters import learned_names, quantized_parameters, weight_name_of
 
 
 @dataclass(frozen=True)
@@ -226,10 +226,10 @@ def channel_axes(shape: tuple[int, ...], channels: int, *, rows: bool = False) -
 
 def _of_checkpoint(path: str, checkpoint: Mapping[str, Any]) -> Contents:
     saved = {k: v for k, v in _each_once(checkpoint["state_dict"]).items() if k != MARK}
-    learned = {key.removesuffix("bit_depth") for key in saved if key.endswith("bit_depth")}
-    learned = {p for p in learned if f"{p}exponent" in saved and _weight_name(p) in saved}
-    of_weight = {_weight_name(p): (saved[f"{p}bit_depth"], saved[f"{p}exponent"]) for p in learned}
-    not_shown = {f"{p}{leaf}" for p in learned for leaf in ("bit_depth", "exponent")}
+    names = {weight: learned_names(weight) for weight in map(weight_name_of, saved) if weight in saved}
+    names = {weight: pair for weight, pair in names.items() if all(name in saved for name in pair)}
+    of_weight = {weight: (saved[depth], saved[exponent]) for weight, (depth, exponent) in names.items()}
+    not_shown = {name for pair in names.values() for name in pair}
     tensors, depths, notes = [], {}, {}
     for name, tensor in saved.items():
         if name in of_weight:
@@ -255,11 +255,6 @@ def _of_checkpoint(path: str, checkpoint: Mapping[str, Any]) -> Contents:
     nbytes = Path(path).stat().st_size
     packed = Packed(tuple(tensors), {})
     return Contents(path, "checkpoint", nbytes, _facts(checkpoint), packed, False, depths, notes)
-
-
-def _weight_name(prefix: str) -> str:
-    """``"net.0."`` -> ``"net.0.weight"``; ``"rnn.weight_ih_l0_"`` -> ``"rnn.weight_ih_l0"``."""
-    return prefix.removesuffix("_") if prefix.endswith("_") else f"{prefix}weight"
 
 
 def _each_once(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:

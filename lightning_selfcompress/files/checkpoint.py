@@ -8,13 +8,16 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.errors import CheckpointError
 from lightning_selfcompress.files.shapes import check_sizes, wrong_shape
 from lightning_selfcompress.quantize.conversion_plan import plan_conversion
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.quantize.layers import Quantized
-from lightning_selfcompress.removal.surgery import replace_tensors, zeros_in_place_of
-from lightning_selfcompress.tensors import name_of, stored_tensors
+from lightning_selfcompress.quantize.parameters import learned_names, weight_name_of
+from lightning_selfcompress.removal.surgery import Replacement, replace_tensors, zeros_in_place_of
+from lightning_selfcompress.size.coupling import couple
+from lightning_selfcompress.tensors import name_of, own_tensors, stored_tensors
 
 MARK = (
     "open_with.lightning_selfcompress.load_from_checkpoint"  # torch names it where the plain network is given the file
@@ -50,20 +53,26 @@ def load_from_checkpoint(
     Raises:
         CheckpointError: If the file cannot be read, is no checkpoint, or does not fit the module.
     """
+    states: dict[str, Any] = {}  # of the callbacks
+
+    def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
+        states.update(checkpoint.get("callbacks") or {})
+        super(opening, self).on_load_checkpoint(checkpoint)
 
     def load_state_dict(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         self.__class__ = module_class
         convert_as(self, state_dict)
         return self.load_state_dict(state_dict, *args, **options)
 
-    body = {"load_state_dict": load_state_dict, "__module__": module_class.__module__, "__doc__": module_class.__doc__}
+    body: dict[str, Any] = {"load_state_dict": load_state_dict, "on_load_checkpoint": on_load_checkpoint}
+    body |= {"__module__": module_class.__module__, "__doc__": module_class.__doc__}
     opening: Any = type(module_class.__name__, (module_class,), body)
     try:
         module = cast(Module, opening.load_from_checkpoint(path, strict=strict, **kwargs))
     except Exception as error:
-        _check_readable(lambda: torch.load(path, map_location="cpu", weights_only=kwargs.get("weights_only")), path)
+        check_readable(lambda: torch.load(path, map_location="cpu", weights_only=kwargs.get("weights_only")), path)
         if isinstance(error, RuntimeError):
-            raise _misfit(error, module_class, path) from error
+            raise misfit(error, module_class, path) from error
         if isinstance(error, KeyError) and VERSION_KEY in error.args:
             raise CheckpointError(
                 f"Expected a checkpoint of a Lightning Trainer in {str(path)!r}, found one that does not tell its "
@@ -71,7 +80,23 @@ def load_from_checkpoint(
             ) from error
         raise
     _check_intact(path)
+    for state in states.values():
+        couple_as_saved(module, state)
     return module
+
+
+def couple_as_saved(module: nn.Module, state: Any) -> None:
+    """Notes on a module's layers what a checkpoint says of their channels, if they are channels of that module.
+
+    Args:
+        module: A converted module.
+        state: A callback's state in the checkpoint; that of other callbacks than SelfCompression says nothing.
+    """
+    removal = state.get("removal") if isinstance(state, Mapping) else None
+    saved = removal.get("channels") if isinstance(removal, Mapping) else None
+    channels = Channels.from_state_dict(saved) if isinstance(saved, Mapping) else None
+    if channels is not None and channels.describes(module):
+        couple(module, channels)
 
 
 def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -82,11 +107,11 @@ def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
         state_dict: Of a network that was compressed, or of a float one, which changes nothing.
     """
     plan = plan_conversion(module)
-    depths = {key.removesuffix(".bit_depth").removesuffix("_bit_depth") for key in state_dict if "bit_depth" in key}
+    compressed = {weight_name_of(key) for key in state_dict}
     float_there = [
         layer.name
         for layer in plan.compressed
-        if depths.isdisjoint({layer.name, *(f"{layer.name}.{name}".lstrip(".") for name, _ in layer.weights)})
+        if compressed.isdisjoint(name_of(layer.name, name) for name, _ in layer.weights)
     ]
     if len(float_there) < len(plan.compressed):
         convert(module, skip=float_there)
@@ -131,7 +156,7 @@ def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix:
     ):
         return
     _check_shapes(module, layers, own, saved)
-    fresh: dict[int, Tensor] = {}
+    fresh: dict[int, Replacement] = {}
     for name, tensor in own.items():
         if name in saved and saved[name].dim() > 0 and saved[name].shape != tensor.shape:
             fresh[id(tensor)] = zeros_in_place_of(tensor, saved[name].shape)
@@ -155,11 +180,11 @@ def read_checkpoint(path: str | PathLike[str], *, weights_only: bool = True) -> 
     """
     return cast(
         "dict[str, Any]",
-        _check_readable(lambda: torch.load(path, map_location="cpu", weights_only=weights_only), path),
+        check_readable(lambda: torch.load(path, map_location="cpu", weights_only=weights_only), path),
     )
 
 
-def _check_readable(load: Callable[[], Any], path: Any) -> Any:
+def check_readable(load: Callable[[], Any], path: Any) -> Any:
     """What ``load`` returns, if it is an intact Lightning checkpoint."""
     try:
         checkpoint = load()
@@ -195,7 +220,7 @@ def _unreadable(path: Any, reason: str) -> CheckpointError:
     )
 
 
-def _misfit(error: RuntimeError, module_class: type, path: Any = None) -> RuntimeError:
+def misfit(error: RuntimeError, module_class: type, path: Any = None) -> RuntimeError:
     """An error of loading, with what to do."""
     if isinstance(error, CheckpointError):
         return error
@@ -209,10 +234,11 @@ def _misfit(error: RuntimeError, module_class: type, path: Any = None) -> Runtim
 def _check_converted(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Every layer that was compressed has to be converted: it would be left with its latent weights otherwise."""
     named = module.named_modules(remove_duplicate=False)  # a layer may have several names
-    own = {name_of(path, name) for path, m in named for name in m._parameters}
+    own = {name_of(path, name) for path, m in named for name, _ in own_tensors(m)}
     for key in saved:
-        if key.endswith("bit_depth") and key not in own and f"{key.removesuffix('bit_depth')}exponent" in saved:
-            layer = key.removesuffix("bit_depth").removesuffix("_").removesuffix(".")
+        weight = weight_name_of(key)
+        if weight is not None and key not in own and learned_names(weight)[1] in saved:
+            layer = weight.removesuffix("weight").removesuffix(".")
             raise CheckpointError(
                 f"Expected {layer!r} to be float in the checkpoint, as in this {type(module).__name__}, found bit "
                 f"depths for it. Convert it as in that run, with the same skip=."

@@ -13,8 +13,8 @@ from lightning_selfcompress.files.export import check_there
 from lightning_selfcompress.files.finalize import make_plain
 from lightning_selfcompress.files.shapes import Shape, check_sizes
 from lightning_selfcompress.packing import Packed, from_file, kept_number
-from lightning_selfcompress.quantize.parameters import quantized_parameters
-from lightning_selfcompress.removal.surgery import replace_tensors, zeros_in_place_of
+from lightning_selfcompress.quantize.parameters import learned_tensors
+from lightning_selfcompress.removal.surgery import Replacement, replace_tensors, zeros_in_place_of
 from lightning_selfcompress.tensors import name_of, stored_tensors
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -43,7 +43,7 @@ def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> 
         raise TypeError(f"Expected a network to load into, such as MyNet(), got {into!r:.80}.")
     packed = from_file(path)
     check_there(into)
-    learned = {id(t) for p in quantized_parameters(into) for t in (p.raw_depth, p.exponent)}
+    learned = learned_tensors(into)
     own = {n: t for n, t in stored_tensors(into, transient=False).items() if id(t) not in learned}
     try:
         _check_names(packed, into, own, strict=strict)
@@ -138,7 +138,7 @@ def _some(names: list[str]) -> str:
 
 @torch.no_grad()
 def _fill(into: nn.Module, own: Mapping[str, Tensor], saved: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
-    fresh: dict[int, Tensor] = {}
+    fresh: dict[int, Replacement] = {}
     for name, values in saved.items():
         old = own[name]
         expanded = any(n > 1 and stride == 0 for n, stride in zip(old.shape, old.stride(), strict=True))

@@ -10,11 +10,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 
-def tensors_of(values: Any) -> list[Tensor]:
-    """The tensors in nested lists, tuples and dictionaries, in their order."""
-    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
-
-
 def grown_inputs(plain: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """The inputs with their last entries once more, if the network takes them.
 

@@ -46,9 +46,9 @@ def fold_constants(proto: Any) -> None:
     if found:
         names = Names(graph)
         stored = _store(graph, names, types, found)
-        drop_unused(graph)
-        _shorten(graph, names, types, stored)
-        drop_unused(graph)
+        drop_unused(proto)
+        _shorten(proto.graph, names, types, stored)
+        drop_unused(proto)
 
 
 def _store(graph: Any, names: Names, types: Mapping[str, "_Type"], found: Mapping[str, np.ndarray]) -> set[str]:

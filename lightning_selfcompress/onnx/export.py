@@ -17,12 +17,13 @@ from lightning_selfcompress.files.atomic_write import write_beside
 from lightning_selfcompress.files.export import check_values
 from lightning_selfcompress.files.finalize import finalize
 from lightning_selfcompress.files.fold_batchnorm import NOT_FOLDED, fold_norms
-from lightning_selfcompress.onnx.batch_size import fixed_inputs, gives, grown_inputs, is_for, name_batch, tensors_of
+from lightning_selfcompress.onnx.batch_size import fixed_inputs, gives, grown_inputs, is_for, name_batch
 from lightning_selfcompress.onnx.constants import fold_constants
 from lightning_selfcompress.onnx.nodes import add_zero_points, drop_defaults, flatten_matrices, multiply_out
 from lightning_selfcompress.onnx.weights import WIDE_OPSET, CodedWeights, coded_weights, read_codes, store_narrow
 from lightning_selfcompress.onnx.widths import round_channels
 from lightning_selfcompress.quantize.layers import reading_through
+from lightning_selfcompress.tensors import tensors_in
 
 WEIGHTS = ("dequantize", "multiply", "float")
 
@@ -104,25 +105,13 @@ def to_onnx(
         OSError: If the path cannot be written.
     """
     onnx = _import_onnx()
-    if not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(f"Expected round_to >= 1 (channels, a whole number), got {round_to!r}.")
-    newest = onnx.defs.onnx_opset_version()
-    if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
-        raise ValueError(f"Expected opset from {OLDEST_OPSET} to {newest}, got {opset!r}.")
-    if weights not in WEIGHTS:
-        raise ValueError(f"Expected weights to be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}.")
+    _check_options(onnx.defs.onnx_opset_version(), opset=opset, weights=weights, round_to=round_to)
     check_values(model)
     plain = finalize(model).cpu().eval()
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu().clone(), inputs)
     buffers = [(module, dict(module._buffers), copy.deepcopy(module._buffers)) for module in plain.modules()]
     outputs = _outputs(plain, inputs)
-    packed, notes = coded_weights(model, plain, codes)
-    stored = CodedWeights.of(plain, packed, opset=opset, as_float=weights == "float")
-    notes += stored.notes
-    if not packed:
-        notes.append(f"Nothing in this {type(model).__name__} is compressed: all its values are written as they are.")
-        if codes is None and weights != "float":
-            notes.append("If load() has filled it, codes= names the packed file.")
+    stored, notes = _stored_weights(model, plain, codes, opset=opset, as_float=weights == "float")
     if fold:
         _, left = fold_norms(plain, *inputs)
         notes += [f"Batch normalization {', '.join(left)} stays: {NOT_FOLDED}."] if left else []
@@ -141,6 +130,29 @@ def to_onnx(
     if notes:
         warnings.warn("\n".join(notes), stacklevel=2)
     return OnnxReport(len(data), stored.types, tuple(notes))
+
+
+def _check_options(newest_opset: int, *, opset: int, weights: str, round_to: int) -> None:
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"Expected round_to >= 1 (channels, a whole number), got {round_to!r}.")
+    if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest_opset:
+        raise ValueError(f"Expected opset from {OLDEST_OPSET} to {newest_opset}, got {opset!r}.")
+    if weights not in WEIGHTS:
+        raise ValueError(f"Expected weights to be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}.")
+
+
+def _stored_weights(
+    model: nn.Module, plain: nn.Module, codes: str | os.PathLike[str] | None, *, opset: int, as_float: bool
+) -> tuple[CodedWeights, list[str]]:
+    """The weights that are written as codes, and notes on what is not."""
+    packed, notes = coded_weights(model, plain, codes)
+    stored = CodedWeights.of(plain, packed, opset=opset, as_float=as_float)
+    notes += stored.notes
+    if not packed:
+        notes.append(f"Nothing in this {type(model).__name__} is compressed: all its values are written as they are.")
+        if codes is None and not as_float:
+            notes.append("If load() has filled it, codes= names the packed file.")
+    return stored, notes
 
 
 def _put_back(buffers: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> None:
@@ -172,14 +184,14 @@ def _outputs(plain: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     name = type(plain).__name__
     try:
         with torch.no_grad():
-            return tensors_of(plain(*inputs))
+            return tensors_in(plain(*inputs))
     except NotImplementedError as error:
         raise ValueError(
             f"Expected a {name} with a forward(), which is what a file is made of. Define it, or write one of its "
             f"modules."
         ) from error
     except Exception as error:
-        given = ", ".join(str(tuple(t.shape)) for t in tensors_of(inputs))
+        given = ", ".join(str(tuple(t.shape)) for t in tensors_in(inputs))
         raise ValueError(
             f"Expected inputs that {name}.forward() takes, got {given or 'no tensors'}: {type(error).__name__}: "
             f"{error}. Give an example of each of its arguments."
@@ -199,8 +211,8 @@ def _graph(
     if grown is not None:
         with suppress(Exception):  # what is wrong with the network itself shows at a fixed size too
             proto = _traced(plain, stored, grown, opset=opset, dynamic_batch=True)
-            if is_for(proto, tensors_of(grown), tensors_of(inputs), outputs) and gives(
-                proto, tensors_of(inputs), outputs
+            if is_for(proto, tensors_in(grown), tensors_in(inputs), outputs) and gives(
+                proto, tensors_in(inputs), outputs
             ):
                 return proto
     return _traced(plain, stored, inputs, opset=opset, dynamic_batch=False)
@@ -213,6 +225,8 @@ def _traced(plain: nn.Module, stored: CodedWeights, inputs: tuple[Any, ...], *, 
         shapes = pytree.tree_map(lambda t: any_size if isinstance(t, Tensor) and t.dim() else None, inputs)
     if inputs and isinstance(inputs[-1], dict):
         inputs = (*inputs, {})  # torch takes a dictionary at the end for keyword arguments
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     with _quiet(), reading_through(read_codes), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -226,11 +240,8 @@ def _traced(plain: nn.Module, stored: CodedWeights, inputs: tuple[Any, ...], *, 
                 f"trace, as in torch.cond, weights='float' helps; otherwise change what it says: {error}"
             ) from error
     assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)
     proto = program.model_proto
-    for part in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
-        part.ClearField("doc_string")
-        part.ClearField("metadata_props")
-    proto.ClearField("metadata_props")
     proto.graph.ClearField("value_info")
     name_batch(proto)
     return proto

@@ -46,7 +46,7 @@ def flatten_matrices(proto: Any, codes: Collection[str]) -> None:
         if len(wanted) == 2 and [*wanted, 1] == dims[node.input[0]]:
             node.op_type = "Flatten"
             del node.input[1], node.attribute[:]
-    drop_unused(proto.graph)
+    drop_unused(proto)
 
 
 def add_zero_points(proto: Any, codes: Collection[str]) -> None:
@@ -110,7 +110,7 @@ def multiply_out(proto: Any, codes: Collection[str]) -> None:
         nodes = [m for node in graph.node for m in (multiplied(node) if _dequantizes(node, codes) else [node])]
         del graph.node[:]
         graph.node.extend(nodes)
-    drop_unused(proto.graph)
+    drop_unused(proto)
 
 
 def _dequantizes(node: Any, codes: Collection[str]) -> bool:
@@ -130,25 +130,19 @@ def _graphs(graph: Any) -> Iterator[Any]:
                 yield from _graphs(inner)
 
 
-def drop_unused(graph: Any) -> None:
+def drop_unused(proto: Any) -> None:
     """Takes out nodes and initializers that no output depends on, in place.
 
     Args:
-        graph: The graph of a model.
+        proto: An ONNX model.
     """
-    needed = {value.name for value in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            nodes.append(node)
-            bodies = (inner for a in node.attribute for body in (*a.graphs, a.g) for inner in _graphs(body))
-            read_within = [name for body in bodies for inner in body.node for name in inner.input]
-            needed |= {*node.input, *read_within}
-    del graph.node[:]
-    graph.node.extend(reversed(nodes))
-    tensors = [t for t in graph.initializer if t.name in needed]
-    del graph.initializer[:]
-    graph.initializer.extend(tensors)
+    import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    model = onnx_ir.from_proto(proto)
+    RemoveUnusedNodesPass()(model)
+    proto.CopyFrom(onnx_ir.to_proto(model))
+    proto.graph.ClearField("value_info")  # types of tensors, which may be stored narrower later on
 
 
 def drop_defaults(proto: Any) -> None:

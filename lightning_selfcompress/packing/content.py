@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, codes, step_size
 from lightning_selfcompress.quantize.layers import ChannelAxis, whole
-from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.quantize.parameters import learned_tensors, quantized_parameters
 from lightning_selfcompress.tensors import is_bare_norm, name_of, stored_tensors
 
 _WIDEST = 2147483520.0  # the largest code in float32 that tokens have room for
@@ -142,12 +142,12 @@ class Packed:
         """
         parameters = tuple(quantized_parameters(model))
         coded = {id(p.latent): p for p in parameters}
-        learned = {id(t) for p in parameters for t in (p.raw_depth, p.exponent)}
+        learned = learned_tensors(model)
         found = []
         for name, tensor in stored_tensors(model, transient=False).items():
             if id(tensor) in coded and tensor.numel():
                 p = coded[id(tensor)]
-                found.append(as_codes(name, p.latent, p.spec.axis, p.raw_depth, p.exponent))
+                found.append(as_codes(name, p.latent, p.spec.axis, *p.learned))
             elif id(tensor) not in learned:
                 values = whole(tensor.detach()).cpu()
                 found.append(as_it_is(name, as_bytes(values) if measured else values, half=half))

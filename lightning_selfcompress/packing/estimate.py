@@ -15,7 +15,7 @@ from lightning_selfcompress.packing.tokens import DIRECT, extra_bit_counts, toke
 from lightning_selfcompress.packing.writing import PackedSize, classes_of, name_bytes, value_bytes
 from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, bit_depth, codes
 from lightning_selfcompress.quantize.layers import whole
-from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, learned_tensors, quantized_parameters
 from lightning_selfcompress.tensors import stored_tensors
 
 SAMPLE = 1 << 14  # weights looked at of each layer
@@ -46,7 +46,7 @@ def estimated_size(model: nn.Module) -> PackedSize:
         model: Any module.
     """
     parameters = {id(p.latent): p for p in quantized_parameters(model)}
-    learned = {id(t) for p in parameters.values() for t in (p.raw_depth, p.exponent)}
+    learned = learned_tensors(model)
     of_codes, of_channels, values, head = {}, {}, {}, 16
     previous = ""
     for name, tensor in stored_tensors(model, transient=False).items():

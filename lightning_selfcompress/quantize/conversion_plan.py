@@ -11,7 +11,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_selfcompress.quantize.layers import ChannelAxis, Quantized, is_sharded
+from lightning_selfcompress.quantize.parameters import learned_names
 from lightning_selfcompress.quantize.registry import REGISTRY
+from lightning_selfcompress.tensors import is_a, name_of
 
 Skip = Sequence[str | type[nn.Module]]
 
@@ -82,7 +84,7 @@ def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
         ValueError: If an entry of ``skip`` matches no module.
     """
     skipped = _skipped(model, skip)
-    fsdp = {id(inner) for m in model.modules() if _is_fsdp(m) for inner in m.modules()}
+    fsdp = {id(inner) for m in model.modules() if is_a(m, "FSDPModule") for inner in m.modules()}
     axes: dict[int, dict[str, ChannelAxis]] = {}  # id(module) -> its weights
     reasons: dict[int, str] = {}
     owners = [(name, m) for name, m in model.named_modules() if any(p is not None for p in m._parameters.values())]
@@ -117,10 +119,6 @@ def _weights(module: nn.Module) -> dict[str, ChannelAxis]:
     return next(find(module) for kind, find in REGISTRY.items() if isinstance(module, kind))
 
 
-def _is_fsdp(module: nn.Module) -> bool:
-    return any(c.__name__ == "FSDPModule" for c in type(module).__mro__)  # it has moved between torch's versions
-
-
 def _obstacle(module: nn.Module, fsdp: bool) -> str:
     """Why a module, which FSDP2 may have sharded, cannot be quantized, or an empty string."""
     if isinstance(module, Quantized):
@@ -145,7 +143,7 @@ def _obstacle(module: nn.Module, fsdp: bool) -> str:
         return "max_norm rewrites its weight during forward"
     if getattr(module, "sparse", False):
         return "sparse=True: the size of its weights has a dense gradient"
-    taken = [n for names in map(_parameter_names, weights) for n in names if hasattr(module, n)]
+    taken = [n for names in map(learned_names, weights) for n in names if hasattr(module, n)]
     return f"it has attributes named {', '.join(taken)} already" if taken else ""
 
 
@@ -184,8 +182,7 @@ def _exclude_half_tied(
                 if outside and name in axes.get(id(module), {}):
                     path, other = outside[0]
                     del axes[id(module)]
-                    twin = f"{path}.{other}".lstrip(".")
-                    reasons[id(module)] = f"its {name} is tied to {twin!r}, which stays in float"
+                    reasons[id(module)] = f"its {name} is tied to {name_of(path, other)!r}, which stays in float"
                     changed = True
     for group in tied:
         if all(name in axes.get(id(m), {}) for _, m, name in group):
@@ -219,8 +216,3 @@ def _matches(model: nn.Module, entry: str | type[nn.Module]) -> list[nn.Module]:
     if isinstance(entry, type) and issubclass(entry, nn.Module):
         return [m for _, m in named if isinstance(m, entry)]
     raise TypeError(f"Expected module names, patterns or nn.Module types in skip, got {entry!r}.")
-
-
-def _parameter_names(weight_name: str) -> tuple[str, str]:
-    prefix = "" if weight_name == "weight" else f"{weight_name}_"
-    return f"{prefix}bit_depth", f"{prefix}exponent"

@@ -8,8 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.quantize.conversion_plan import ConversionPlan, Skip, _parameter_names, plan_conversion
+from lightning_selfcompress.quantize.conversion_plan import ConversionPlan, Skip, plan_conversion
 from lightning_selfcompress.quantize.layers import (
+    COUPLING,
     ChannelAxis,
     Quantized,
     QuantizedSpec,
@@ -17,15 +18,17 @@ from lightning_selfcompress.quantize.layers import (
     is_sharded,
     quantized_class,
 )
-from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.quantize.parameters import learned_names, quantized_parameters
+from lightning_selfcompress.tensors import name_of
 
 
 def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> ConversionPlan:
-    """Quantizes every layer it can, in place; ``revert(convert(model))`` is the same model again.
+    """Quantizes every layer it can, in place; :func:`revert` makes the model what it was.
 
     Layers keep their identity, parameters, hooks and state-dict keys; ``bit_depth`` and ``exponent`` are added to
-    each. A layer converted before is not touched. With 8 bits the outputs are those of the float network but for
-    8-bit rounding.
+    each, as buffers that require gradients, so that ``model.parameters()`` stays the same list of the same objects. A
+    layer converted before is not touched. With 8 bits the outputs are those of the float network but for 8-bit
+    rounding.
 
     Args:
         model: Any module.
@@ -46,7 +49,7 @@ def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> 
     plan = plan_conversion(model, skip=skip)
     fresh = [layer for layer in plan.compressed if not isinstance(model.get_submodule(layer.name), Quantized)]
     for quantized in quantized_parameters(model):
-        if is_sharded(quantized.raw_depth):
+        if is_sharded(quantized.latent) and not quantized.layer.sharded:
             raise ValueError(
                 f"Expected a float network to be sharded, got {quantized.name!r}, converted before fully_shard took it "
                 f"apart. Shard first, then convert: with SelfCompression in a Trainer, hand over the float network."
@@ -55,10 +58,10 @@ def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> 
         for weight_name, _ in layer.weights:
             if not bool(torch.isfinite(cast(Tensor, model.get_submodule(layer.name)._parameters[weight_name])).all()):
                 raise ValueError(
-                    f"Expected finite weights, got NaN or infinity in {f'{layer.name}.{weight_name}'.lstrip('.')!r}. "
+                    f"Expected finite weights, got NaN or infinity in {name_of(layer.name, weight_name)!r}. "
                     f"Repair the checkpoint or the initialization, or leave the layer out with skip=."
                 )
-    shared: dict[int, tuple[QuantizedSpec, nn.Parameter, nn.Parameter]] = _parameters_of(model)
+    shared = _learned_of(model)
     for layer in fresh:
         _quantize_in_place(model.get_submodule(layer.name), dict(layer.weights), float(initial_bits), shared)
     return plan
@@ -73,7 +76,7 @@ def revert(model: nn.Module) -> None:
     for layer in list(model.modules()):
         if isinstance(layer, Quantized):
             _swap_out(layer)
-            for name in ("release_after_backward", "depths_loaded", "sharded"):
+            for name in ("release_after_backward", "depths_loaded", "sharded", COUPLING):
                 layer.__dict__.pop(name, None)
 
 
@@ -90,47 +93,35 @@ def as_float(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer, quantized, (specs, parameters) in hidden:
-            _swap_in(layer, quantized, specs, parameters)
+        for layer, quantized, (specs, buffers) in hidden:
+            _swap_in(layer, quantized, specs, buffers)
 
 
-def _parameters_of(model: nn.Module) -> dict[int, tuple[QuantizedSpec, nn.Parameter, nn.Parameter]]:
-    """Id of each latent weight already quantized -> its spec, raw depths and exponents, for weights tied to it."""
-    return {
-        id(layer.latent(name)): (
-            spec,
-            cast(nn.Parameter, layer._parameters[spec.bit_depth]),
-            cast(nn.Parameter, layer._parameters[spec.exponent]),
-        )
-        for layer in model.modules()
-        if isinstance(layer, Quantized)
-        for name, spec in layer._quantized.items()
-    }
+Learned = tuple[QuantizedSpec, Tensor, Tensor]  # how a weight is quantized, its raw depths, its exponents
+
+
+def _learned_of(model: nn.Module) -> dict[int, Learned]:
+    """What is learned of each latent weight already quantized, by the weight's id, for weights tied to it."""
+    return {id(p.latent): (p.spec, *p.learned) for p in quantized_parameters(model)}
 
 
 def _quantize_in_place(
-    layer: nn.Module,
-    weights: dict[str, ChannelAxis],
-    initial_bits: float,
-    shared: dict[int, tuple[QuantizedSpec, nn.Parameter, nn.Parameter]],
+    layer: nn.Module, weights: dict[str, ChannelAxis], initial_bits: float, shared: dict[int, Learned]
 ) -> None:
-    specs, parameters, fresh = {}, {}, []
+    specs, buffers, fresh = {}, {}, []
     for name, axis in weights.items():
         weight = cast(nn.Parameter, layer._parameters[name])
-        depth_name, exponent_name = _parameter_names(name)
-        if id(weight) in shared:
-            spec, parameters[depth_name], parameters[exponent_name] = shared[id(weight)]
-            specs[name] = replace(spec, bit_depth=depth_name, exponent=exponent_name)
-            continue
-        counts = weight.numel(), axis.channels(weight)
-        specs[name] = QuantizedSpec(depth_name, exponent_name, axis, initial_bits, *counts)
-        for key in (depth_name, exponent_name):
-            dtype = torch.promote_types(weight.dtype, torch.float32)
-            parameters[key] = nn.Parameter(torch.zeros(axis.channels(weight), dtype=dtype, device=weight.device))
-        shared[id(weight)] = specs[name], parameters[depth_name], parameters[exponent_name]
-        fresh.append(name)
+        depth_name, exponent_name = learned_names(name)
+        if id(weight) not in shared:
+            channels, dtype = axis.channels(weight), torch.promote_types(weight.dtype, torch.float32)
+            spec = QuantizedSpec(depth_name, exponent_name, axis, initial_bits, weight.numel(), channels)
+            learned = torch.zeros(2, channels, dtype=dtype, device=weight.device)
+            shared[id(weight)] = (spec, *(t.clone().requires_grad_() for t in learned))
+            fresh.append(name)
+        spec, buffers[depth_name], buffers[exponent_name] = shared[id(weight)]
+        specs[name] = replace(spec, bit_depth=depth_name, exponent=exponent_name)
     sharded = any(is_sharded(layer._parameters[name]) for name in weights)  # type: ignore[arg-type]
-    _swap_in(layer, quantized_class(type(layer), tuple(specs)), specs, parameters)
+    _swap_in(layer, quantized_class(type(layer), tuple(specs)), specs, buffers)
     if sharded:
         layer.sharded = True  # type: ignore[assignment]
     for name in fresh:
@@ -138,26 +129,23 @@ def _quantize_in_place(
 
 
 def _swap_in(
-    layer: nn.Module,
-    quantized: type[Quantized],
-    specs: dict[str, QuantizedSpec],
-    parameters: dict[str, nn.Parameter],
+    layer: nn.Module, quantized: type[Quantized], specs: dict[str, QuantizedSpec], buffers: dict[str, Tensor]
 ) -> None:
-    for key, parameter in parameters.items():
-        layer.register_parameter(key, parameter)
+    for key, buffer in buffers.items():
+        layer.register_buffer(key, buffer)
     layer.__dict__["_quantized"], layer.__dict__["_quantized_values"] = specs, {}
     layer.__dict__.pop("_flat_weights", None)
     layer.__class__ = quantized
 
 
-def _swap_out(layer: Quantized) -> tuple[dict[str, QuantizedSpec], dict[str, nn.Parameter]]:
+def _swap_out(layer: Quantized) -> tuple[dict[str, QuantizedSpec], dict[str, Tensor]]:
     """Back to the float class; returns what :func:`_swap_in` needs to undo it."""
     specs: dict[str, QuantizedSpec] = layer.__dict__.pop("_quantized")
     del layer.__dict__["_quantized_values"]
     keys = [key for spec in specs.values() for key in (spec.bit_depth, spec.exponent)]
-    parameters = {key: cast(nn.Parameter, layer._parameters.pop(key)) for key in keys}
+    buffers = {key: cast(Tensor, layer._buffers.pop(key)) for key in keys}
     recurrent = isinstance(layer, _QuantizedRNN)
     layer.__class__ = layer._float_class  # type: ignore[assignment]
     if recurrent:
         layer._init_flat_weights()  # type: ignore[operator]
-    return specs, parameters
+    return specs, buffers

@@ -3,7 +3,8 @@
 ``layer.__class__`` becomes a class made of :class:`Quantized` and the layer's own class. The latent float parameter
 stays where it was, ``layer._parameters["weight"]``; what anyone reads as ``layer.weight`` is q(latent, b, e). So the
 layer keeps its identity, its ``forward``, its hooks and its state-dict keys, to which the raw bit depths and the
-exponents are added.
+exponents are added. Both are buffers that require gradients: ``parameters()`` lists the same objects before and after,
+so that penalties, clamps, norms and moving averages over all parameters see the float network.
 """
 
 import warnings
@@ -69,13 +70,16 @@ class ChannelAxis:
         return split.amin(within).flatten(), split.amax(within).flatten()
 
 
+COUPLING = "_coupling"  # the attribute of a layer that holds what ``size.coupling`` notes on it
+
+
 @dataclass(frozen=True)
 class QuantizedSpec:
     """How one weight of a layer is quantized: the names of its parameters and where its channels lie.
 
     Args:
-        bit_depth: Name of the layer's parameter of raw bit depths, ``(channels,)``, in bits.
-        exponent: Name of the layer's parameter of exponents, ``(channels,)``.
+        bit_depth: Name of the layer's buffer of raw bit depths, ``(channels,)``, in bits.
+        exponent: Name of the layer's buffer of exponents, ``(channels,)``.
         axis: Where the output channels lie.
         initial_bits: Bit depth the channels started with.
         original_numel: Number of weights before any compression.
@@ -155,6 +159,11 @@ class Quantized(nn.Module):
         """The float parameter behind the quantized weight ``name``."""
         return cast(nn.Parameter, self._parameters[name])
 
+    def learned(self, name: str) -> tuple[Tensor, Tensor]:
+        """The raw bit depths and the exponents of the weight ``name``, ``(channels,)`` each."""
+        spec = self._quantized[name]
+        return cast(Tensor, self._buffers[spec.bit_depth]), cast(Tensor, self._buffers[spec.exponent])
+
     def forget_quantized(self) -> None:
         """Drops the kept quantized weights, so that the next access computes them anew."""
         self._quantized_values.clear()
@@ -166,7 +175,8 @@ class Quantized(nn.Module):
             ValueError: If weights are not finite.
         """
         spec, weight = self._quantized[name], self.latent(name)
-        low, high = (t.to(self._parameters[spec.exponent]) for t in spec.axis.extremes(weight))
+        raw_depth, exponent = self.learned(name)
+        low, high = (t.to(exponent) for t in spec.axis.extremes(weight))
         if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
             raise ValueError(
                 f"Expected finite weights, got NaN or infinity in {name!r} of {self}. Repair the checkpoint or the "
@@ -174,8 +184,8 @@ class Quantized(nn.Module):
             )
         fallback = (spec.axis.channels(weight) / weight.numel()) ** 0.5
         with torch.no_grad():
-            self._parameters[spec.exponent].copy_(initial_exponent(low, high, spec.initial_bits, fallback))  # type: ignore[union-attr]
-            self._parameters[spec.bit_depth].fill_(spec.initial_bits)  # type: ignore[union-attr]
+            exponent.copy_(initial_exponent(low, high, spec.initial_bits, fallback))
+            raw_depth.fill_(spec.initial_bits)
 
     def train(self, mode: bool = True) -> "Quantized":
         """Sets the mode, as every module's ``train``, and forgets the kept weights."""
@@ -183,12 +193,12 @@ class Quantized(nn.Module):
         return super().train(mode)
 
     def _quantized_weight(self, name: str) -> Tensor:
-        spec = self._quantized[name]
-        x, b, e = (cast(Tensor, self._parameters[n]) for n in (name, spec.bit_depth, spec.exponent))
-        axis = spec.axis
+        axis = self._quantized[name].axis
+        x, (b, e) = self.latent(name), self.learned(name)
         if self.sharded and is_sharded(x):
             return x
-        if _is_transformed() or any(type(t) is not nn.Parameter for t in (x, b, e)):  # functional_call is at work
+        own = type(x) is nn.Parameter and type(b) is type(e) is Tensor
+        if _is_transformed() or not own:  # functional_call is at work
             learned = (b, e) if x.requires_grad else (b.detach(), e.detach())
             return axis.join(q_composite(*axis.arrange(x, *learned)))
         if x.is_inference():
@@ -198,8 +208,16 @@ class Quantized(nn.Module):
             # the depths of a frozen weight, or of one toggled off, are frozen as well; torch.matmul asks for the flag
             # without gradients too, and adds up in another order
             return kept.value.requires_grad_(x.requires_grad)
-        release = partial(self._quantized_values.pop, name, None) if self.release_after_backward else None
-        return axis.join(q_known(axis.split(x), b, e, axis.split(kept.value.detach()), kept.range, release))
+        arrives = partial(self._gradient_arrives, name)
+        return axis.join(q_known(axis.split(x), b, e, axis.split(kept.value.detach()), kept.range, arrives))
+
+    def _gradient_arrives(self, name: str) -> None:
+        """Called when a backward pass reaches a weight, before its gradient is computed."""
+        if self.release_after_backward:
+            self._quantized_values.pop(name, None)
+        if self.latent(name).grad is None and not self.sharded:  # ``zero_grad`` of a module clears parameters alone
+            for tensor in self.learned(name):
+                tensor.grad = None
 
     def _kept(self, name: str, inputs: tuple[Tensor, Tensor, Tensor], axis: ChannelAxis) -> _Cached:
         x, b, e = inputs
@@ -227,16 +245,18 @@ class Quantized(nn.Module):
         return axis.join(quantize(x, known)), known
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantized":
-        # Depths move by hundredths of a bit: they stay float32 whatever the module is cast to.
-        names = [n for spec in self._quantized.values() for n in (spec.bit_depth, spec.exponent)]
-        before = {n: cast(Tensor, self._parameters[n]).detach().clone() for n in names}
+        """Moves or casts the layer; what is learned keeps its identity, as parameters do, and at least 32 bits."""
         self.forget_quantized()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for n, old in before.items():
-            p = cast(Tensor, self._parameters[n])
-            if torch.finfo(p.dtype).bits < 32:
-                p.data, p.grad = old.to(p.device, torch.float32), None
+        learned = {id(self._buffers[name]) for name in self._learned_names()}
+
+        def applied(tensor: Tensor) -> Tensor:
+            return _applied(fn, tensor) if id(tensor) in learned else fn(tensor)
+
+        super()._apply(applied, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def _learned_names(self) -> set[str]:
+        return {n for spec in self._quantized.values() for n in (spec.bit_depth, spec.exponent)}
 
     def _load_from_state_dict(
         self,
@@ -249,7 +269,10 @@ class Quantized(nn.Module):
         error_msgs: list[str],
     ) -> None:
         missing: list[str] = []
+        trained = {n: cast(Tensor, self._buffers[n]).requires_grad for n in self._learned_names()}
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        for n, was_trained in trained.items():  # assign=True puts the tensors of the state dict in place
+            cast(Tensor, self._buffers[n]).requires_grad_(was_trained)
         for name, spec in self._quantized.items():
             own = {prefix + spec.bit_depth, prefix + spec.exponent}
             self.depths_loaded |= own <= state_dict.keys()
@@ -266,6 +289,23 @@ class Quantized(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (self._float_class, tuple(self._quantized)), self.__getstate__()
+
+
+def _applied(fn: Callable[[Tensor], Tensor], learned: Tensor) -> Tensor:
+    """A leaf of depths or exponents after ``fn`` has moved or cast it: the same object wherever torch allows that.
+
+    Depths move by hundredths of a bit: they stay float32 whatever the module is cast to.
+    """
+    with torch.no_grad():
+        moved = fn(learned.detach())
+        if torch.finfo(moved.dtype).bits < 32:
+            moved = learned.detach().to(moved.device, torch.float32)
+        gradient, learned.grad = learned.grad, None
+        if not torch._has_compatible_shallow_copy_type(learned, moved):
+            return moved.detach().requires_grad_(learned.requires_grad)
+        learned.data = moved
+        learned.grad = gradient.to(moved) if gradient is not None else None
+    return learned
 
 
 class _QuantizedRNN(Quantized):

@@ -7,6 +7,8 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.channels.watch import uncompiled
 from lightning_selfcompress.removal.plan import RemovalPlan, narrow
-from lightning_selfcompress.removal.surgery import remove
-from lightning_selfcompress.tensors import tensors_in
+from lightning_selfcompress.removal.surgery import Edit, remove, shrink
+from lightning_selfcompress.tensors import stored_tensors, tensors_in
 
 Replay = Callable[[nn.Module, torch.dtype], Any]
 
@@ -91,11 +93,26 @@ def _units(channels: Channels, plan: RemovalPlan) -> dict[tuple[str, ...], tuple
     return {key: tuple(numbers) for key, numbers in units.items()}
 
 
+class Role(Enum):
+    """What an output of a step is to whoever runs it."""
+
+    HIDDEN = "of a child of the network, which may lose channels"
+    FINAL = "of the network itself"
+    RETURNED = "returned by the step: a loss, mostly"
+
+
+@dataclass(frozen=True, eq=False)
+class _Output:
+    role: Role
+    value: Tensor
+
+
 class _Trial:
     """The outputs of a network, and whether a plan keeps them; in float64 if the network runs in it."""
 
     def __init__(self, model: nn.Module, replay: Replay) -> None:
         self._model, self._replay = model, replay
+        self._gradients: list[dict[str, Tensor]] | None = None
         try:
             self._dtype, self._tolerance = torch.float64, 1e-10
             self._outputs = self._run(())
@@ -104,40 +121,85 @@ class _Trial:
             self._outputs = self._run(())
 
     def holds(self, plan: RemovalPlan) -> bool:
-        """Whether the outputs are the same after a plan was carried out on a copy."""
+        """Whether the outputs are the same after a plan was carried out on a copy.
+
+        A loss may be another one by a penalty on the weights that are gone: it holds if the gradients of all that is
+        left are the same.
+        """
         try:
             outputs = self._run(plan.edits)
         except Exception:  # a size written into the code shows in many ways
             return False
-        return len(outputs) == len(self._outputs) and all(map(self._same, self._outputs, outputs))
+        if len(outputs) != len(self._outputs):
+            return False
+        other = [one for one, now in zip(self._outputs, outputs, strict=True) if not self._same(one, now.value)]
+        losses = all(one.role is Role.RETURNED and one.value.numel() == 1 for one in other)
+        return not other or (losses and self._trains_alike(plan.edits))
 
-    def _run(self, edits: Any) -> list[tuple[bool, Tensor]]:
+    def _copies(self, edits: Sequence[Edit]) -> Iterator[nn.Module]:
+        """The network after a removal, in training mode and in evaluation mode."""
         trained = _copy(self._model).to(self._dtype)
         remove(trained, edits)
-        evaluated = _copy(trained).eval()
-        return [output for net in (trained, evaluated) for output in self._outputs_of(net)]
+        yield trained
+        yield _copy(trained).eval()
 
-    def _outputs_of(self, net: nn.Module) -> list[tuple[bool, Tensor]]:
+    def _run(self, edits: Sequence[Edit]) -> list[_Output]:
+        return [output for net in list(self._copies(edits)) for output in self._outputs_of(net)]
+
+    def _outputs_of(self, net: nn.Module) -> list[_Output]:
         """What the step returns, and what the network and its direct children return on the way."""
-        seen: list[tuple[bool, Tensor]] = []
+        seen: list[_Output] = []
 
-        def record(final: bool) -> Callable[..., None]:
-            return lambda _module, _args, out: seen.extend((final, t.detach().clone()) for t in _floats(out))
+        def record(role: Role) -> Callable[..., None]:
+            return lambda _module, _args, out: seen.extend(_Output(role, t.detach().clone()) for t in _floats(out))
 
         for child in net.children():
-            child.register_forward_hook(record(False))
-        net.register_forward_hook(record(True))
+            child.register_forward_hook(record(Role.HIDDEN))
+        net.register_forward_hook(record(Role.FINAL))
         with uncompiled(), _repeatable(), torch.enable_grad():
-            seen.extend((True, t.detach()) for t in _floats(self._replay(net, self._dtype)))
+            seen.extend(_Output(Role.RETURNED, t.detach()) for t in _floats(self._replay(net, self._dtype)))
         return seen
 
-    def _same(self, before: tuple[bool, Tensor], after: tuple[bool, Tensor]) -> bool:
-        final, one = before
-        other = after[1]
-        if one.shape != other.shape:
-            return not final  # a hidden layer that lost channels
+    def _same(self, one: _Output, other: Tensor) -> bool:
+        if one.value.shape != other.shape:
+            return one.role is Role.HIDDEN  # a layer that lost channels
+        return self._close(one.value, other)
+
+    def _close(self, one: Tensor, other: Tensor) -> bool:
         scale = float(one.abs().nan_to_num(0, 0, 0).max()) if one.numel() else 0.0
         return torch.allclose(one, other, rtol=self._tolerance, atol=self._tolerance * scale, equal_nan=True)
+
+    def _trains_alike(self, edits: Sequence[Edit]) -> bool:
+        """Whether what a removal leaves gets the gradients of the loss that it had before."""
+        if self._gradients is None:
+            self._gradients = self._gradients_of(())
+        kept: dict[str, dict[int, Tensor]] = {}
+        for edit in (e for e in edits if not e.attribute):
+            kept.setdefault(edit.name, {})[edit.dim] = edit.kept
+        for before, now in zip(self._gradients, self._gradients_of(edits), strict=True):
+            if not now or before.keys() != now.keys():
+                return False
+            if not all(self._close(shrink(g, kept.get(name, {})), now[name]) for name, g in before.items()):
+                return False
+        return True
+
+    def _gradients_of(self, edits: Sequence[Edit]) -> list[dict[str, Tensor]]:
+        """For each copy the gradients of the losses that its step returns, by name; none if it returns no loss."""
+        found = []
+        for net in list(self._copies(edits)):
+            with uncompiled(), _repeatable(), torch.enable_grad():
+                losses = [t for t in _floats(self._replay(net, self._dtype)) if t.numel() == 1 and t.requires_grad]
+                learning = {name: t for name, t in stored_tensors(net).items() if t.requires_grad}
+                gradients = _gradients(losses, [*learning.values()])
+            pairs = zip(learning, gradients, strict=False)
+            found.append({name: gradient for name, gradient in pairs if gradient is not None})
+        return found
+
+
+def _gradients(losses: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    if not losses or not tensors:
+        return ()
+    return torch.autograd.grad(torch.stack([loss.reshape(()) for loss in losses]).sum(), tensors, allow_unused=True)
 
 
 def _copy(model: nn.Module) -> nn.Module:

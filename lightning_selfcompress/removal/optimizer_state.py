@@ -1,6 +1,7 @@
 """Optimizers that go on with parameters from which channels were removed."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,14 +9,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_selfcompress.removal.surgery import Shrunk, shrink
+from lightning_selfcompress.tensors import map_tensors
 
 
 def shrink_optimizer(optimizer: Optimizer, shrunk: Iterable[Shrunk]) -> None:
-    """Makes an optimizer go on with parameters that were replaced by smaller ones, in place.
+    """Makes an optimizer go on with parameters that have become smaller, in place.
 
-    The new parameters take the places of the old ones in the groups, whose lists stay the same objects, and what the
-    optimizer remembers of the kept entries moves along: each tensor of a parameter's state that has as many dimensions
-    as the parameter is sliced along those dimensions where it has the parameter's old size.
+    What the optimizer remembers of the kept entries stays: each tensor of a parameter's state that has as many
+    dimensions as the parameter is sliced along those dimensions where it has the parameter's old size. A parameter that
+    was replaced by a new object is replaced in the groups, whose lists stay the same objects.
 
     For optimizers that treat every entry on its own, and LBFGS where the removed entries never moved, the next steps
     are those of the larger network with the removed channels held at zero. What depends on a tensor's shape follows
@@ -23,7 +25,7 @@ def shrink_optimizer(optimizer: Optimizer, shrunk: Iterable[Shrunk]) -> None:
 
     Args:
         optimizer: Any optimizer of torch, or one that keeps its state as those do.
-        shrunk: The parameters that were replaced; those that the optimizer does not hold are passed over.
+        shrunk: What has become smaller; tensors that the optimizer does not hold are passed over.
     """
     records = {id(record.old): record for record in shrunk}
     before = [p for group in optimizer.param_groups for p in group["params"]]
@@ -46,9 +48,9 @@ def _shrink_state(state: dict[str, Any], record: Shrunk, *, factored: bool) -> N
     """Slices what is remembered of one parameter, a tensor at a time so that only one is there twice."""
 
     def smaller(tensor: Tensor) -> Tensor:
-        if tensor.dim() != record.old.dim():
+        if tensor.dim() != len(record.shape):
             return tensor
-        kept = {dim: indices for dim, indices in record.kept.items() if tensor.shape[dim] == record.old.shape[dim]}
+        kept = {dim: indices for dim, indices in record.kept.items() if tensor.shape[dim] == record.shape[dim]}
         tensor = shrink(tensor, kept)
         if tensor.shape == record.new.shape and tensor.stride() != record.new.stride():
             # fused kernels walk through parameter and state in the order of memory, whatever their strides
@@ -58,7 +60,7 @@ def _shrink_state(state: dict[str, Any], record: Shrunk, *, factored: bool) -> N
     if factored and "row_var" in state:
         _rescale_factors(state, record)
     for name, value in state.items():
-        state[name] = _map_tensors(smaller, value)
+        state[name] = map_tensors(smaller, value)
 
 
 def _rescale_factors(state: dict[str, Any], record: Shrunk) -> None:
@@ -69,17 +71,18 @@ def _rescale_factors(state: dict[str, Any], record: Shrunk) -> None:
     new, and C times the mean of the kept R over that of all, leave V as it is for every kept entry. The steps after
     are exact too where the removed rows' gradients had been 0.
     """
-    row_var, rows = state["row_var"], record.old.dim() - 2
+    row_var, rows = state["row_var"], len(record.shape) - 2
     kept_rows = {dim: indices for dim, indices in record.kept.items() if dim == rows}
     mean, kept_mean = (r.mean(-2, keepdim=True) for r in (row_var, shrink(row_var, kept_rows)))
-    state["row_var"] = row_var * (record.old.shape[-1] / record.new.shape[-1])
+    state["row_var"] = row_var * (record.shape[-1] / record.new.shape[-1])
     state["col_var"] = state["col_var"] * torch.where(mean > 0, kept_mean / mean, torch.ones_like(mean))
 
 
 def _shrink_lbfgs(optimizer: torch.optim.LBFGS, parameters: Sequence[Tensor], records: Mapping[int, Shrunk]) -> None:
     """Slices LBFGS's vectors, each of which runs through all parameters, under whichever key they are kept."""
-    shapes = [torch.view_as_real(p).shape if p.is_complex() else p.shape for p in parameters]
-    numels = [shape.numel() for shape in shapes]
+    before = [records[id(p)].shape if id(p) in records else tuple(p.shape) for p in parameters]
+    shapes = [(*shape, 2) if p.is_complex() else shape for p, shape in zip(parameters, before, strict=True)]
+    numels = [math.prod(shape) for shape in shapes]
     positions = torch.cat(
         [
             shrink(flat.view(shape), records[id(p)].kept if id(p) in records else {}).flatten()
@@ -92,16 +95,5 @@ def _shrink_lbfgs(optimizer: torch.optim.LBFGS, parameters: Sequence[Tensor], re
 
     for state in optimizer.state.values():
         for name, value in state.items():
-            state[name] = _map_tensors(smaller, value)
+            state[name] = map_tensors(smaller, value)
     optimizer._numel_cache = None
-
-
-def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A value with each of its tensors, in lists, tuples and dictionaries too, replaced by the function of it."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {name: _map_tensors(function, item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)([_map_tensors(function, item) for item in value])
-    return value

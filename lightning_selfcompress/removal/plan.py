@@ -14,6 +14,7 @@ from torch import nn
 from lightning_selfcompress.channels.channels import Channels, Slot
 from lightning_selfcompress.quantize.formula import bit_depth
 from lightning_selfcompress.quantize.layers import Quantized
+from lightning_selfcompress.quantize.parameters import weight_name_of
 from lightning_selfcompress.removal.surgery import Edit
 from lightning_selfcompress.tensors import stored_tensors
 
@@ -41,12 +42,22 @@ class RemovalPlan:
     def __bool__(self) -> bool:
         return bool(self.edits)
 
+    @property
+    def summary(self) -> str:
+        """What goes, in one line."""
+        if not self:
+            return "Nothing to remove"
+        widths = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in self.widths.items())
+        text = f"Removed: {len(self.channels):,} channels, {self.weights:,} weights"
+        return f"{text} ({widths})" if widths else text
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """Why dead channels stay, a line for each layer and reason."""
+        return tuple(f"{n} dead in {name} stay: {reason}" for (name, reason), n in self.refused.items())
+
     def __str__(self) -> str:
-        lines = [f"Removed: {len(self.channels):,} channels, {self.weights:,} weights" if self else "Nothing to remove"]
-        if self.widths:
-            lines[0] += " (" + ", ".join(f"{name} {a} -> {b}" for name, (a, b) in self.widths.items()) + ")"
-        lines += [f"  {n} dead in {name} stay: {reason}" for (name, reason), n in self.refused.items()]
-        return "\n".join(lines)
+        return "\n".join([self.summary, *(f"  {line}" for line in self.refusals)])
 
 
 def dead_channels(model: nn.Module, channels: Channels) -> Flags:
@@ -174,18 +185,18 @@ def _plan(model: nn.Module, channels: Channels, going: Flags, reasons: Mapping[i
             group = channels.group[slot.atoms]
             count = int(going[group].sum())
             if count:
-                widths[_weight_of(slot)] = slot.size, slot.size - count
+                widths[_layer_of(slot)] = slot.size, slot.size - count
             for number in dict.fromkeys(group.tolist()):
                 if number in reasons:
-                    key = _weight_of(slot), reasons[number]
+                    key = _layer_of(slot), reasons[number]
                     refused[key] = refused.get(key, 0) + 1
     numbers = tuple(np.flatnonzero(going).tolist())
     return RemovalPlan(tuple(edits), numbers, _weights_removed(model, edits), widths, refused)
 
 
-def _weight_of(slot: Slot) -> str:
-    """Path of the layer whose depths a slot holds."""
-    return slot.name.removesuffix("bit_depth").removesuffix("_").removesuffix(".")
+def _layer_of(slot: Slot) -> str:
+    """What plans call the weight whose depths a slot holds: the path of its layer, unless the layer has several."""
+    return (weight_name_of(slot.name) or slot.name).removesuffix("weight").removesuffix(".")
 
 
 def _weights_removed(model: nn.Module, edits: Sequence[Edit]) -> int:

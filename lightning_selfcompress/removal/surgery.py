@@ -1,29 +1,34 @@
 """Surgery: entries taken out of a model's parameters, buffers and sizes, in place, and the tensors that result."""
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.quantize.layers import Quantized
-from lightning_selfcompress.tensors import NORMS, size_attribute, stored_tensors
+from lightning_selfcompress.quantize.layers import COUPLING, Quantized
+from lightning_selfcompress.tensors import NORMS, own_tensors, size_attribute, stored_tensors
 
 
 @dataclass(frozen=True, eq=False)
 class Shrunk:
-    """A parameter that was replaced by a smaller one.
+    """A parameter, or a learned buffer, from which entries were taken.
 
     Args:
-        old: The parameter as it was.
-        new: The parameter that took its place.
+        old: The tensor object as it was held before. Its data are the smaller ones now, unless ``new`` is another.
+        new: The tensor object that the model has now: the same one, but where somebody still holds a graph of the old
+            shape.
         kept: Dimension -> indices along it that were kept, ascending, int64. Dimensions not named are as before.
+        shape: The shape before.
+        name: Path of the tensor in the model.
     """
 
-    old: nn.Parameter
-    new: nn.Parameter
+    old: Tensor
+    new: Tensor
     kept: Mapping[int, Tensor]
+    shape: tuple[int, ...]
+    name: str = ""
 
 
 def shrink(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
@@ -75,7 +80,7 @@ def remove(model: nn.Module, edits: Sequence[Edit]) -> list[Shrunk]:
         edits: Of a :class:`RemovalPlan`.
 
     Returns:
-        The parameters that were replaced, for :func:`shrink_optimizer`.
+        What has become smaller, for :func:`shrink_optimizer`.
 
     Raises:
         ValueError: If the model's tensors are not of the sizes that were planned for. It is unchanged then.
@@ -91,28 +96,113 @@ def remove(model: nn.Module, edits: Sequence[Edit]) -> list[Shrunk]:
                 f"removal for the model as it is now."
             )
         kept.setdefault(edit.name, {})[edit.dim] = edit.kept
-    smaller = {id(tensors[name]): (tensors[name], _smaller(tensors[name], along)) for name, along in kept.items()}
-    replace_tensors(model, {key: new for key, (_, new) in smaller.items()})
+    shapes = {name: tuple(tensors[name].shape) for name in kept}
+    now = replace_tensors(model, {id(tensors[name]): _smaller(tensors[name], along) for name, along in kept.items()})
     for edit in (e for e in edits if e.attribute):
         path, _, name = edit.name.rpartition(".")
         _resize(model.get_submodule(path), {name: edit.size - len(edit.removed)})
-    along_of = {id(tensors[name]): along for name, along in kept.items()}
-    return [
-        Shrunk(old, cast(nn.Parameter, new), along_of[id(old)])
-        for old, new in smaller.values()
-        if isinstance(old, nn.Parameter)
-    ]
+    return [Shrunk(tensors[name], now[id(tensors[name])], along, shapes[name], name) for name, along in kept.items()]
 
 
-def replace_tensors(model: nn.Module, replacements: Mapping[int, Tensor]) -> None:
-    """Puts tensors of other shapes in the place of a model's own, wherever they are used.
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """What takes the place of a tensor's entries.
+
+    Args:
+        data: The values, of any shape.
+        grad: The gradient, of the same shape; None if there is none.
+    """
+
+    data: Tensor
+    grad: Tensor | None = None
+
+
+def replace_tensors(model: nn.Module, replacements: Mapping[int, Replacement]) -> dict[int, Tensor]:
+    """Gives tensors of a model other entries, wherever they are used: the same objects, with other data.
+
+    Whoever holds a parameter (a list, an optimizer, a hook, a closure) holds the smaller one afterwards. Where somebody
+    still holds a graph that was recorded with the old shape, such as a loss in a list, autograd refuses gradients of
+    the new shape for the same object; a new parameter, with the old one's hooks, then takes its place in the model.
 
     Args:
         model: The module; its attributes that repeat sizes are brought in line.
-        replacements: Id of a parameter or buffer -> what takes its place.
+        replacements: Id of a parameter or buffer -> what takes the place of its entries.
+
+    Returns:
+        For each of the ids the tensor that the model has now: the same object, or a new one.
     """
-    for module in model.modules():
-        _replace(module, replacements)
+    touched = [m for m in model.modules() if any(id(t) in replacements for _, t in own_tensors(m))]
+    before = [(_sizes(m), _nbytes(m)) for m in touched]
+    now: dict[int, Tensor] = {}
+    for module in touched:
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and id(tensor) in replacements:
+                    if id(tensor) not in now:
+                        now[id(tensor)] = give(tensor, replacements[id(tensor)])
+                    table[name] = now[id(tensor)]  # type: ignore[assignment]
+    for module, (sizes, nbytes) in zip(touched, before, strict=True):
+        gone = nbytes - _nbytes(module)
+        module.__dict__["_removed_nbytes"] = module.__dict__.get("_removed_nbytes", 0) + gone
+        if isinstance(module, Quantized):
+            module.forget_quantized()
+            module.__dict__.pop(COUPLING, None)
+        elif isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
+        _resize(module, _sizes(module, sizes))
+    return now
+
+
+def give(tensor: Tensor, entries: Replacement) -> Tensor:
+    """Gives a leaf tensor other entries in place.
+
+    Args:
+        tensor: A parameter or buffer.
+        entries: Of the same type, and on the same device.
+
+    Returns:
+        The same object; a new one of the same class, with the same attributes and hooks, where a graph recorded with
+        the old shape is alive. The old object is then as it was, and so is that graph.
+    """
+    data, gradient = tensor.data, tensor.grad
+    tensor.grad = None
+    tensor.data = entries.data
+    if _is_held_by_a_graph(tensor):
+        gc.collect()  # a graph in a cycle of objects is held by nobody
+        if _is_held_by_a_graph(tensor):
+            tensor.data, tensor.grad = data, gradient
+            return _successor(tensor, entries)
+    tensor.grad = entries.grad
+    return tensor
+
+
+def _is_held_by_a_graph(tensor: Tensor) -> bool:
+    """Whether there is a graph that was recorded before a tensor's data changed shape.
+
+    Autograd has one node that accumulates a leaf's gradient, which lives as long as any graph it is part of, and
+    remembers the shape that the leaf had when the node was made.
+    """
+    if not tensor.requires_grad:
+        return False
+    with torch.enable_grad():
+        view = tensor.view_as(tensor)
+    assert view.grad_fn is not None
+    accumulator = view.grad_fn.next_functions[0][0]
+    assert accumulator is not None
+    return tuple(accumulator._input_metadata[0].shape) != tuple(tensor.shape)
+
+
+def _successor(tensor: Tensor, entries: Replacement) -> Tensor:
+    """A tensor that takes the place of another one, with its hooks."""
+    new = entries.data.detach()
+    new = nn.Parameter(new) if isinstance(tensor, nn.Parameter) else new.requires_grad_()
+    new.__dict__.update(tensor.__dict__)
+    for hook in list((tensor._backward_hooks or {}).values()):
+        new.register_hook(hook)
+    for hook in list((getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values()):
+        new.register_post_accumulate_grad_hook(hook)
+    new.grad = entries.grad
+    return new
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:
@@ -120,44 +210,22 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def zeros_in_place_of(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """Zeros of another shape for a tensor: a parameter if it is one, of its type and device, and laid out alike."""
-    data = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device).contiguous(memory_format=_memory_format(tensor))
-    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+def zeros_in_place_of(tensor: Tensor, shape: Sequence[int]) -> Replacement:
+    """Zeros of another shape in the place of a tensor's entries, of its type and device, and laid out alike."""
+    data = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+    return Replacement(data.contiguous(memory_format=_memory_format(tensor)))
 
 
 @torch.no_grad()
-def _smaller(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+def _smaller(tensor: Tensor, kept: Mapping[int, Tensor]) -> Replacement:
     data = shrink(tensor.detach(), kept).contiguous(memory_format=_memory_format(tensor))
-    if not isinstance(tensor, nn.Parameter):
-        return data
-    new = nn.Parameter(data, requires_grad=tensor.requires_grad)
-    new.__dict__.update(tensor.__dict__)
-    if tensor.grad is not None:
-        new.grad = shrink(tensor.grad, kept)
-    return new
+    return Replacement(data, shrink(tensor.grad, kept) if tensor.grad is not None else None)
 
 
-def _replace(module: nn.Module, smaller: Mapping[int, Tensor]) -> None:
-    """Puts smaller tensors in the place of a module's own, and brings its attributes in line with them."""
-    before = _sizes(module)
-    gone = 0
+def _nbytes(module: nn.Module) -> int:
+    """Bytes of a module's tensors but for its learned ones, whose sizes before compression it knows."""
     learned = _learned_names(module)
-    touched = False
-    for table in (module._parameters, module._buffers):
-        for name, tensor in table.items():
-            if tensor is not None and id(tensor) in smaller:
-                new = table[name] = smaller[id(tensor)]  # type: ignore[assignment]
-                gone += 0 if name in learned else (tensor.numel() - new.numel()) * tensor.element_size()
-                touched = True
-    if not touched:
-        return
-    module.__dict__["_removed_nbytes"] = module.__dict__.get("_removed_nbytes", 0) + gone
-    if isinstance(module, Quantized):
-        module.forget_quantized()
-    elif isinstance(module, nn.RNNBase):
-        module._init_flat_weights()
-    _resize(module, _sizes(module, before))
+    return sum(t.numel() * t.element_size() for name, t in own_tensors(module) if name not in learned)
 
 
 def _learned_names(module: nn.Module) -> set[str]:
@@ -212,7 +280,7 @@ def _convolution_sizes(
     groups, first, second = module.groups, shape[0], shape[1]
     was_depthwise = before is not None and before["groups"] == before["in_channels"] > 1
     if module.transposed and isinstance(module, Quantized):
-        groups = cast(Tensor, module._parameters[module._quantized["weight"].bit_depth]).numel() // second
+        groups = module.learned("weight")[0].numel() // second
     elif before is not None and was_depthwise and (module.transposed or second == 1):  # groups go with channels
         groups = first if module.transposed else first // (before["out_channels"] // before["groups"])
     if module.transposed:

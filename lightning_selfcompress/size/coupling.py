@@ -1,15 +1,17 @@
 """Coupling: a weight counts as far as its inputs are alive, so that a channel pays for what vanishes with it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_selfcompress.channels.channels import Channels
+from lightning_selfcompress.quantize.layers import COUPLING, Quantized
 from lightning_selfcompress.quantize.parameters import QuantizedParameter
 from lightning_selfcompress.tensors import stored_tensors
 
@@ -37,6 +39,56 @@ def alive_factor(
 def dead_factor(missing: Tensor, channel: Tensor, count: int) -> Tensor:
     """``prod_k (1 - min(b_k, 1))`` of each channel ``(count + 1,)``; ``missing`` is ``1 - min(b, 1)``."""
     return missing.new_ones(count + 1).scatter_reduce(0, channel, missing, "prod")
+
+
+@dataclass(frozen=True, eq=False)
+class CoupledWeight:
+    """Which channels a weight makes and which it reads, as :func:`couple` notes them on its layer.
+
+    Args:
+        produced: The number of the channel that each depth produces, ``(channels,)``, int64; -1 for a channel that is
+            never removed.
+        inputs: For each dimension of the weight that counts inputs the number of the channel at each position.
+    """
+
+    produced: NDArray[np.int64]
+    inputs: Mapping[int, NDArray[np.int64]]
+
+    def fits(self, parameter: QuantizedParameter) -> bool:
+        """Whether these are numbers for a weight of the shape that it has now."""
+        shape = parameter.latent.shape
+        along = all(len(numbers) == shape[dim] for dim, numbers in self.inputs.items())
+        return along and len(self.produced) == parameter.channels
+
+
+def couple(model: nn.Module, channels: Channels) -> None:
+    """Notes on every quantized layer which channels its weights make and read, so that its size is known anywhere.
+
+    The notes are copied and pickled with the layer, and go when the layer's shape changes.
+
+    Args:
+        model: A converted module.
+        channels: Its channels.
+    """
+    names = {id(t): name for name, t in stored_tensors(model).items()}
+    removable = channels.removable()
+    number = np.where(removable, np.cumsum(removable) - 1, -1)
+    slots = {(slot.name, slot.dim): number[channels.group[slot.atoms]] for slot in channels.slots}
+    for layer in model.modules():
+        if isinstance(layer, Quantized):
+            notes = {}
+            for name in layer._quantized:
+                p = QuantizedParameter(name, layer, name)
+                latent = names[id(p.latent)]
+                inputs = {dim: slots[latent, dim] for dim in _input_dims(p)}
+                notes[name] = CoupledWeight(slots[names[id(p.raw_depth)], 0], inputs)
+            layer.__dict__[COUPLING] = notes
+
+
+def _coupled(parameter: QuantizedParameter) -> CoupledWeight | None:
+    """What is noted of a weight; None if nothing is, or of a weight of another shape."""
+    found: CoupledWeight | None = parameter.layer.__dict__.get(COUPLING, {}).get(parameter.weight_name)
+    return found if found is not None and found.fits(parameter) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,18 +125,29 @@ class Coupling:
     slot: Tensor
 
     @classmethod
-    def of(cls, model: nn.Module, parameters: Sequence[QuantizedParameter], channels: Channels) -> "Coupling":
-        """The coupling of a model's weights through its channels."""
-        names = {id(t): name for name, t in stored_tensors(model).items()}
-        numbers = np.cumsum(channels.removable()) - 1
-        count = int(channels.removable().sum())
-        compact = np.where(channels.removable(), numbers, count)
-        produced, inputs = [], []
+    def of(cls, parameters: Sequence[QuantizedParameter]) -> "Coupling":
+        """The coupling of weights among one another, as :func:`couple` has noted it on their layers.
+
+        Args:
+            parameters: Quantized weights. An input whose producers are not among them counts as alive, and so do all
+                inputs of a weight of which nothing is noted.
+        """
+        notes = [_coupled(p) for p in parameters]
+        pairs = zip(parameters, notes, strict=True)
+        made = [np.full(p.channels, -1) if note is None else note.produced for p, note in pairs]
+        known = np.unique(np.concatenate(made))
+        known = known[known >= 0]
+        count = len(known)
+
+        def compact(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+            places = np.searchsorted(known, numbers)
+            found = np.append(known, -2)[places] == numbers
+            return np.where(found, places, count)
+
+        produced, inputs = [compact(numbers) for numbers in made], []
         owners: list[int] = []  # of each factor, the weight it belongs to
-        for i, p in enumerate(parameters):
-            produced.append(compact[channels.of(names[id(p.raw_depth)], 0)])
-            for dim in _input_dims(p):
-                along = compact[channels.of(names[id(p.latent)], dim)]
+        for i, note in enumerate(notes):
+            for along in map(compact, note.inputs.values()) if note is not None else ():
                 if (along < count).any():
                     inputs.append(along)
                     owners.append(i)

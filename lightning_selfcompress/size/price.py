@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.quantize.formula import bit_depth
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.size.coupling import Coupling
@@ -39,7 +38,7 @@ class ModelSize:
         parameters: The quantized weights.
         n: Weights of each channel ``(channels,)``, in the order of ``parameters``, all inputs counted.
         original_numel: N, the number of weights before compression.
-        coupling: Through which channels the weights are coupled; None counts all inputs as alive.
+        coupling: Through which channels the weights are coupled; None if there are no weights.
         whole: The size that this one is a part of.
     """
 
@@ -50,13 +49,14 @@ class ModelSize:
     whole: "ModelSize | None" = None
 
     @classmethod
-    def of(cls, model: nn.Module, channels: Channels | None = None) -> "ModelSize":
+    def of(cls, model: nn.Module) -> "ModelSize":
         """The size of a converted model.
+
+        Weights count as far as their inputs are alive, and a channel pays for those that vanish with it, if it has been
+        noted on the layers which channels they make and read (:func:`couple`); otherwise all inputs count.
 
         Args:
             model: A module; its quantized weights are found once, here.
-            channels: Its channels, if they are known: weights then count as far as their inputs are alive, and a
-                channel pays for those that vanish with it.
 
         Returns:
             The size, over no weights at all if nothing is quantized.
@@ -65,8 +65,7 @@ class ModelSize:
         if not parameters:
             return cls((), torch.zeros(0), 0)
         n = [p.raw_depth.new_full((p.channels,), p.weights_per_channel, requires_grad=False) for p in parameters]
-        coupling = None if channels is None else Coupling.of(model, parameters, channels)
-        return cls(parameters, torch.cat(n), sum(p.spec.original_numel for p in parameters), coupling)
+        return cls(parameters, torch.cat(n), sum(p.spec.original_numel for p in parameters), Coupling.of(parameters))
 
     def part(self, parameters: Sequence[QuantizedParameter]) -> "ModelSize":
         """The share of some of the weights, over the same N: the shares of all weights add up to Q."""
@@ -84,6 +83,15 @@ class ModelSize:
         mask = torch.cat([torch.full((p.channels,), id(p.latent) in own) for p in whole.parameters]).to(self.n.device)
         raw = torch.cat([p.raw_depth for p in whole.parameters])
         return whole._bits(raw, mask) / self.original_numel
+
+    @torch.no_grad()
+    def layer_bits(self) -> list[float]:
+        """The z of each of ``parameters``, in bits; divided by N, they add up to Q."""
+        if not self.parameters:
+            return []
+        b = bit_depth(torch.cat([p.raw_depth for p in self.parameters])).double()
+        n = self.n.to(b) if self.coupling is None else self.n.to(b) * self.coupling.live_share(b)
+        return [float(z.sum()) for z in self._split(b * n)]
 
     @torch.no_grad()
     def gradients(self, factor: float) -> tuple[Tensor, ...]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lightning_selfcompress.packing import Packed, PackedSize, estimated_size, is_half, packed_size
 from lightning_selfcompress.quantize.formula import bit_depth, codes, integer_bits
 from lightning_selfcompress.quantize.layers import Quantized
-from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, learned_tensors
+from lightning_selfcompress.size.price import ModelSize
 from lightning_selfcompress.tables import table
 from lightning_selfcompress.tensors import stored_tensors
 
@@ -43,7 +44,8 @@ class LayerSize:
         weights: Weights in channels that are alive (bit depth above 0).
         channels_before: Channels before compression.
         channels: Channels alive.
-        learned_bits: Sum of the learned bit depths over all weights, in bits; divided by ``weights_before`` it is Q.
+        learned_bits: Sum of the learned bit depths over all weights, in bits, each weight counted as far as its input
+            is alive; divided by ``weights_before`` it is Q, which training minimizes.
         max_bits: Largest learned bit depth of a channel.
         code_bits: Sum over all weights of the whole bits of their codes.
         code_nbytes: Bytes of the codes in a packed file, rounded.
@@ -101,7 +103,7 @@ class SizeReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """Q: learned bits per original weight."""
+        """Q: learned bits per original weight, as training minimizes it."""
         return self.total.mean_bits
 
     @property
@@ -141,11 +143,12 @@ def _row(size: LayerSize) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def layer_size(parameter: QuantizedParameter, packed: PackedSize) -> LayerSize:
+def layer_size(parameter: QuantizedParameter, learned_bits: float, packed: PackedSize) -> LayerSize:
     """Sizes of one quantized weight.
 
     Args:
         parameter: A quantized weight.
+        learned_bits: Its share of Q times the number of all weights, in bits.
         packed: Sizes of the file that it is a part of.
 
     Returns:
@@ -160,7 +163,7 @@ def layer_size(parameter: QuantizedParameter, packed: PackedSize) -> LayerSize:
         weights=alive * n,
         channels_before=parameter.spec.original_channels,
         channels=alive,
-        learned_bits=n * float(depth.double().sum()),
+        learned_bits=learned_bits,
         max_bits=float(depth.max()),
         code_bits=n * int(whole_bits(parameter).sum()),
         code_nbytes=packed.codes.get(parameter.name, 0),  # a weight without entries has none
@@ -183,9 +186,9 @@ def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = t
         The report; ``print`` shows it as a table.
     """
     packed = packed_size(Packed.of(model, half=is_half(floats), measured=True)) if exact else estimated_size(model)
-    parameters = tuple(quantized_parameters(model))
-    latent = {id(p.latent): p.spec.original_numel for p in parameters}
-    learned = {id(t) for p in parameters for t in (p.raw_depth, p.exponent)}
+    size = ModelSize.of(model)
+    latent = {id(p.latent): p.spec.original_numel for p in size.parameters}
+    learned = learned_tensors(model)
     layers = (module for module in model.modules() if isinstance(module, Quantized))
     biases = {id(t) for layer in layers for name, t in layer._parameters.items() if "bias" in name}
     bias_nbytes = 0
@@ -193,10 +196,10 @@ def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = t
     for name, tensor in stored_tensors(model, transient=False).items():
         if id(tensor) not in learned:
             float_nbytes += latent.get(id(tensor), tensor.numel()) * tensor.element_size()
-        if id(tensor) in biases - learned:
+        if id(tensor) in biases and id(tensor) not in learned:
             bias_nbytes += packed.values[name]
     return SizeReport(
-        tuple(layer_size(p, packed) for p in parameters),
+        tuple(layer_size(p, bits, packed) for p, bits in zip(size.parameters, size.layer_bits(), strict=True)),
         bias_nbytes,
         sum(packed.values.values()) - bias_nbytes,
         packed.structure_nbytes,

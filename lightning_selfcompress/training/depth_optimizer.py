@@ -1,44 +1,17 @@
-"""Depths and exponents and their optimizers: out of the user's groups, into one of our own that steps along."""
+"""The optimizer of depths and exponents, which steps along with an optimizer of the user's."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
 from lightning_selfcompress.removal.surgery import Shrunk
 from lightning_selfcompress.size.price import ModelSize
-
-
-def take_out(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> int:
-    """Takes parameters out of an optimizer's groups, in place, so that schedulers and wrappers see the same lists.
-
-    Args:
-        optimizer: Any torch optimizer.
-        parameters: What to take out, found by identity.
-
-    Returns:
-        Number of entries taken out.
-    """
-    unwanted = {id(p) for p in parameters}
-    taken = 0
-    for group in optimizer.param_groups:
-        kept = [i for i, p in enumerate(group["params"]) if id(p) not in unwanted]
-        if len(kept) == len(group["params"]):
-            continue
-        taken += len(group["params"]) - len(kept)
-        for key in ("params", "param_names"):
-            if key in group:
-                group[key][:] = [group[key][i] for i in kept]
-    for p in [p for p in optimizer.state if id(p) in unwanted]:
-        del optimizer.state[p]
-    if taken and hasattr(optimizer, "_numel_cache"):
-        optimizer._numel_cache = None  # LBFGS: number of its parameters' elements
-    return taken
 
 
 def cooldown_factor(progress: float, share: float) -> float:
@@ -57,9 +30,10 @@ def cooldown_factor(progress: float, share: float) -> float:
 class DepthOptimizer:
     """Adam on the depths and exponents whose weights one user optimizer trains, a step after each of its steps.
 
-    The size's gradient, which does not depend on the batch, is added right before the step: so it is what gamma says,
-    whatever the loss was scaled with and over however many batches it was accumulated. ``zero_grad`` of the user's
-    optimizer clears the gradients here as well.
+    The size's gradient, which does not depend on the batch, is staged when a backward pass begins, and added right
+    before the step: so it is what gamma says, whatever the loss was scaled with, over however many batches it was
+    accumulated, and however many backward passes there were. ``zero_grad`` of the user's optimizer clears the gradients
+    here as well.
 
     Args:
         owner: The user's optimizer.
@@ -68,7 +42,8 @@ class DepthOptimizer:
         gamma: Returns the weight of Q in the loss.
         gradient_scale: Returns what the loss was multiplied with before backward, 1 without a GradScaler.
         wrappers: Objects that stand for the user's optimizer and have a ``zero_grad`` of their own.
-        average: Returns the mean over processes of a tensor, where nothing else averages these gradients.
+        average: Returns the mean over processes of a tensor, where there are several.
+        stepped: Called after each step of the owner, whether or not depths have moved.
     """
 
     def __init__(
@@ -81,6 +56,7 @@ class DepthOptimizer:
         gradient_scale: Callable[[], float] = lambda: 1.0,
         wrappers: Sequence[Any] = (),
         average: Callable[[Tensor], Tensor] | None = None,
+        stepped: Callable[[], None] = lambda: None,
     ) -> None:
         self.owner = owner
         self.size = size
@@ -88,9 +64,11 @@ class DepthOptimizer:
         self._gamma = gamma
         self._gradient_scale = gradient_scale
         self._average = average
+        self._stepped = stepped
         self._faces = (owner, *wrappers)
-        self._trained = [p for q in size.parameters for p in (q.raw_depth, q.exponent)]
-        fused = all(p.device.type in ("cpu", "cuda") for p in self._trained)
+        self._staged: tuple[Tensor, ...] | None = None
+        self._trained = [t for p in size.parameters for t in p.learned]
+        fused = all(t.device.type in ("cpu", "cuda") for t in self._trained)
         # eps below any gradient of a size: a channel of a large network owns a tiny share of Q
         settings: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.99), "eps": 1e-16, "fused": fused}
         self.adam = torch.optim.Adam(self._trained, **settings) if lr and self._trained else None
@@ -124,17 +102,27 @@ class DepthOptimizer:
 
         Args:
             size: The share in Q of the same weights, as it is now.
-            shrunk: The parameters that were replaced.
+            shrunk: What has become smaller.
         """
         self.size = size
-        self._trained = [p for q in size.parameters for p in (q.raw_depth, q.exponent)]
+        self._trained = [t for p in size.parameters for t in p.learned]
+        self.unstage()
         if self.adam is not None:
             shrink_optimizer(self.adam, shrunk)
 
     def zero_grad(self) -> None:
         """Forgets the gradients of depths and exponents."""
-        for p in self._trained:
-            p.grad = None
+        for tensor in self._trained:
+            tensor.grad = None
+
+    def stage(self) -> None:
+        """Evaluates the size's gradient for the step to come, unless it was evaluated since the last step."""
+        if self._staged is None and self.adam is not None:
+            self._staged = self.size.gradients(self._gamma())
+
+    def unstage(self) -> None:
+        """Forgets the staged gradient: depths have moved, or gamma has."""
+        self._staged = None
 
     def step(self) -> bool:
         """One step of depths and exponents on the gradients at hand and the size's.
@@ -146,10 +134,12 @@ class DepthOptimizer:
         """
         if self.adam is not None and self._average is not None:
             self._average_gradients(self._average)
-        if self.adam is None or all(p.grad is None for p in self._trained):
+        if self.adam is None or all(t.grad is None for t in self._trained):
             self.zero_grad()
             return False
-        finite = self._complete_gradients()
+        self._unscale()
+        self._add_size_gradient()
+        finite = self._is_finite()
         if finite:
             self.adam.step()
         else:
@@ -160,28 +150,41 @@ class DepthOptimizer:
     @torch.no_grad()
     def _average_gradients(self, average: Callable[[Tensor], Tensor]) -> None:
         """The same gradients in every process; none where no process has one."""
-        reached = self._trained[0].new_tensor([p.grad is not None for p in self._trained])
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained]
-        *means, anywhere = average(torch.cat([*parts, reached])).split([p.numel() for p in (*parts, reached)])
-        for p, mean, share in zip(self._trained, means, anywhere.tolist(), strict=True):
-            p.grad = mean.to(p) if share else None
+        reached = self._trained[0].new_tensor([t.grad is not None for t in self._trained], requires_grad=False)
+        parts = [torch.zeros_like(t) if t.grad is None else t.grad for t in self._trained]
+        *means, anywhere = average(torch.cat([*parts, reached])).split([t.numel() for t in (*parts, reached)])
+        for tensor, mean, share in zip(self._trained, means, anywhere.tolist(), strict=True):
+            tensor.grad = mean.to(tensor) if share else None
+
+    @property
+    def _gradients(self) -> list[Tensor]:
+        return [t.grad for t in self._trained if t.grad is not None]
 
     @torch.no_grad()
-    def _complete_gradients(self) -> bool:
-        """Unscales the loss's gradients and adds the size's; returns whether all are finite."""
+    def _unscale(self) -> None:
+        """Divides the loss's gradients by what the loss was multiplied with."""
         scale = self._gradient_scale()
-        gradients = [p.grad for p in self._trained if p.grad is not None]
         if scale != 1.0:
-            torch._foreach_mul_(gradients, 1.0 / scale)
-        learning = [  # a weight that the loss does not reach keeps its depths
-            (quantized.raw_depth.grad, gradient)
-            for quantized, gradient in zip(self.size.parameters, self.size.gradients(self._gamma()), strict=True)
-            if quantized.raw_depth.grad is not None
+            torch._foreach_mul_(self._gradients, 1.0 / scale)
+
+    @torch.no_grad()
+    def _add_size_gradient(self) -> None:
+        """Adds ``gamma * dQ/db`` to the gradients of depths; a weight that the loss does not reach keeps its depths."""
+        self.stage()
+        assert self._staged is not None
+        learning = [
+            (parameter.raw_depth.grad, gradient)
+            for parameter, gradient in zip(self.size.parameters, self._staged, strict=True)
+            if parameter.raw_depth.grad is not None
         ]
         if learning:
             torch._foreach_add_(*map(list, zip(*learning, strict=True)))
+
+    @torch.no_grad()
+    def _is_finite(self) -> bool:
+        """Whether all gradients are finite."""
         # 0 times what is not finite is NaN; one sum takes fewer operations than a test of every element
-        return float(torch.cat(gradients).mul_(0).sum()) == 0
+        return float(torch.cat(self._gradients).mul_(0).sum()) == 0
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler where the optimizer itself skips the step
@@ -189,6 +192,8 @@ class DepthOptimizer:
             self.zero_grad()
         else:
             self.step()
+        self.unstage()
+        self._stepped()
 
     def _and_depths(self, zero_grad: Callable[..., None]) -> Callable[..., None]:
         @wraps(zero_grad)

@@ -1,57 +1,78 @@
 """The conversion of a module that a Trainer is about to train: around what the module itself still builds."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
 from torch import nn
 
+from lightning_selfcompress.files.checkpoint import follow_shapes
 from lightning_selfcompress.quantize.conversion_plan import ConversionPlan, unmatched
 from lightning_selfcompress.quantize.convert import as_float, convert, revert
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.quantize.registry import supported_types
+from lightning_selfcompress.training.lightning_private import averaged_models
+from lightning_selfcompress.training.strategies import (
+    agree_on_depths,
+    give_depths_back,
+    keep_depths_from_ddp,
+    shards_parameters,
+)
+from lightning_selfcompress.training.strategy_guard import guard_strategy
 
 _BUILDERS = ("setup", "configure_model")
 
 
-class Conversion:
+class ModuleSetup:
     """Converts the layers there are, then those that ``setup`` and ``configure_model`` of a LightningModule build.
 
     These methods, and ``configure_optimizers``, see the float network. They are wrapped on the instance until
     :meth:`unwrap`.
 
     Args:
+        trainer: The Trainer. The copies of the module that its callbacks average are converted along.
         initial_bits: Bit depth all channels start with.
         skip: What to leave in float, as in :func:`convert`.
     """
 
-    def __init__(self, *, initial_bits: float, skip: Sequence[type[nn.Module] | str]) -> None:
-        self._initial_bits, self._skip = initial_bits, skip
-        self._copies: Callable[[], Iterable[nn.Module]] = tuple
+    def __init__(self, trainer: Any, *, initial_bits: float, skip: Sequence[type[nn.Module] | str]) -> None:
+        self._trainer, self._initial_bits, self._skip = trainer, initial_bits, skip
         self._wrapped: dict[str, Any] = {}
         self._uncalibrated: dict[int, QuantizedParameter] = {}
         self._was_float = True
 
-    def begin(self, module: nn.Module, copies: Callable[[], Iterable[nn.Module]], *, training: bool) -> None:
-        """Converts what is there now.
+    def begin(self, module: nn.Module, *, training: bool) -> None:
+        """Converts what is there now, and has the Trainer's strategy read and write checkpoints of it.
 
         Args:
             module: A LightningModule.
-            copies: Returns the copies that others keep of it, which are converted along.
             training: Whether it is to be trained: it has to have something to convert then.
 
         Raises:
             ValueError: If it has not, and builds nothing itself.
         """
-        self._copies = copies
-        self._uncalibrated.clear()
         self._was_float = not any(isinstance(layer, Quantized) for layer in module.modules())
         builders = [name for name in _BUILDERS if _overrides(module, name)]
         self.convert(module, complete=training and not builders)
         for name in builders:
             self._wrap(module, name, self._then_convert)
         self._wrap(module, "configure_optimizers", _in_float)
+        for network in (module, *averaged_models(self._trainer.callbacks)):
+            follow_shapes(network)
+        if not shards_parameters(self._trainer.strategy):
+            guard_strategy(self._trainer.strategy)
+
+    def finish(self, module: nn.Module) -> ConversionPlan:
+        """The plan for the module that is complete now; its own methods are back.
+
+        Raises:
+            ValueError: If there is nothing to compress, or ``skip`` names what is not there.
+        """
+        self.unwrap(module)
+        plan = self.convert(module, complete=True)
+        agree_on_depths(self._trainer.strategy, module)
+        return plan
 
     def convert(self, module: nn.Module, *, complete: bool = False) -> ConversionPlan:
         """Converts what is there; the complete module has to have something to convert and all that ``skip`` names.
@@ -73,8 +94,9 @@ class Conversion:
             if self._was_float:
                 revert(module)
             raise
-        for copied in self._copies():
+        for copied in averaged_models(self._trainer.callbacks):
             convert(copied, initial_bits=self._initial_bits, skip=[e for e in skip if not unmatched(copied, [e])])
+        keep_depths_from_ddp(self._trainer.strategy, module)
         self._uncalibrated |= {id(p.latent): p for p in quantized_parameters(module) if id(p.latent) not in before}
         return plan
 
@@ -84,6 +106,11 @@ class Conversion:
             if not p.layer.depths_loaded:
                 p.layer.calibrate(p.weight_name)
         self._uncalibrated.clear()
+
+    def close(self, module: nn.Module) -> None:
+        """Leaves the module to later fits and to whoever uses it; its layers stay converted."""
+        self.unwrap(module)
+        give_depths_back(module)
 
     def unwrap(self, module: nn.Module) -> None:
         """Gives the module its own methods back."""
@@ -106,27 +133,9 @@ class Conversion:
                 self._uncalibrated.clear()
             result = method(*args, **kwargs)
             self.convert(module)
-            let_train(quantized_parameters(module))
             return result
 
         return wrapped
-
-
-def let_train(parameters: Iterable[QuantizedParameter], wanted: bool = True) -> None:
-    """Depths and exponents are trained where their weights are, and only while the callback is there.
-
-    DDP waits for the gradient of every parameter that may have one when it is wrapped: those of frozen weights never
-    come. A later fit without the callback would train them without any price.
-
-    Args:
-        parameters: Quantized weights.
-        wanted: Whether the callback is there.
-    """
-    for p in parameters:
-        trained = wanted and p.latent.requires_grad
-        if p.raw_depth.requires_grad != trained:
-            p.raw_depth.requires_grad_(trained)
-            p.exponent.requires_grad_(trained)
 
 
 def _overrides(module: nn.Module, name: str) -> bool:

@@ -1,48 +1,29 @@
-"""Other callbacks of the same Trainer: the copies they keep of the network, and those that cannot be beside ours."""
+"""Other callbacks of the same Trainer that cannot train the same network."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
-
-
-def averages(callbacks: Iterable[Any]) -> Iterator[nn.Module]:
-    """The copies that weight averaging keeps of a module: they are converted, and shrink, along.
-
-    Args:
-        callbacks: Those of a Trainer.
-
-    Yields:
-        The copy itself, without torch's wrapper.
-    """
-    for callback in callbacks:
-        average = getattr(callback, "_average_model", None)
-        if isinstance(average, nn.Module):
-            yield average.module if isinstance(average, AveragedModel) else average
+from lightning_selfcompress.tensors import is_a
 
 
 def refuse(own: Any, callbacks: Iterable[Any]) -> None:
     """Names a callback that cannot train the same network, before it does.
 
-    Classes are known by their names: there are two packages to take them from.
-
     Args:
         own: The SelfCompression callback that asks.
-        callbacks: Those of its Trainer.
+        callbacks: The callbacks of its Trainer.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If one of them cannot be beside it.
     """
     for callback in callbacks:
-        names = {c.__name__ for c in type(callback).__mro__}
-        if "SelfCompression" in names and callback is not own:
+        if is_a(callback, "SelfCompression") and callback is not own:
             raise ValueError(
                 f"Expected one SelfCompression callback in the Trainer, got {type(own).__name__} and "
                 f"{type(callback).__name__}: Q is the size of the whole network and has one price. Keep one of them, "
                 f"and name in its skip= what is to stay in float."
             )
-        if "ModelPruning" in names:
+        if is_a(callback, "ModelPruning"):
             raise ValueError(
                 f"Expected no {type(callback).__name__} beside SelfCompression: it masks `weight`, which is computed "
                 f"in a compressed layer. Take it off the Trainer's callbacks, as SelfCompression removes channels "

@@ -1,39 +1,50 @@
 """Removal while a Trainer runs: watch a training step, fade what is dead, take it out at the end of an epoch."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from inspect import signature
 from typing import Any
 
-import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.channels.watch import Watcher
 from lightning_selfcompress.removal.dry_run import prove
 from lightning_selfcompress.removal.fading import Fading
+from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
 from lightning_selfcompress.removal.plan import RemovalPlan, plan_removal
-from lightning_selfcompress.removal.surgery import Edit, Shrunk, remove
-from lightning_selfcompress.training.sandbox import _cast, _sandbox
+from lightning_selfcompress.removal.surgery import Shrunk, remove
+from lightning_selfcompress.size.coupling import couple
+from lightning_selfcompress.training.lightning_private import averaged_models
+from lightning_selfcompress.training.sandbox import copied_arguments, put_into_sandbox
+from lightning_selfcompress.training.strategies import unwrapped
 
-_STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 
-
-class Removal:
-    """What is known of a module's channels while it trains, and how they go.
+class RemovalSchedule:
+    """What is known of a module's channels while it trains, and when and how they go.
 
     Args:
         module: A converted LightningModule.
+        every_n_epochs: Epochs from one removal to the next, >= 1.
         round_to: Widths are kept at multiples of this.
         state: What :meth:`state_dict` of an earlier training said, to go on from there. What it says of a module of
             other sizes is of no use.
     """
 
-    def __init__(self, module: nn.Module, *, round_to: int = 1, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        every_n_epochs: int = 1,
+        round_to: int = 1,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         self.channels: Channels | None = None
-        self._round_to = round_to
+        self._every_n_epochs, self._round_to = every_n_epochs, round_to
+        self._overdue = False  # a removal that was due before there was a batch to prove it with
+        self._told: set[str] = set()
         self._fading: Fading | None = None
         self._step: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._batches = 0
@@ -106,24 +117,89 @@ class Removal:
         self._restore()
         self._watcher = self._step = None
 
-    def plan(self, trainer: Any, module: nn.Module) -> RemovalPlan:
+    def is_due(self, epoch: int) -> bool:
+        """Whether channels are to be removed at the end of an epoch; if nothing can prove it yet, it is made up for."""
+        due = (epoch + 1) % self._every_n_epochs == 0
+        self._overdue = due and not self.captured
+        return due and not self._overdue
+
+    def makes_up_for(self, module: nn.Module, batch: Any, batch_idx: int) -> bool:
+        """Whether a removal that was due can be proved with the batch that is about to run."""
+        if self._overdue:
+            self.capture(*step_arguments(module, batch, batch_idx))
+        overdue, self._overdue = self._overdue, False
+        return overdue
+
+    def carry_out(self, trainer: Any, module: nn.Module) -> list[Shrunk]:
+        """Removes dead channels of the module, of its averages and of its optimizers, alike in all processes.
+
+        Args:
+            trainer: The Trainer. The first process plans and proves, the others follow.
+            module: The module in training.
+
+        Returns:
+            What has become smaller.
+        """
+        plan = self._plan(trainer, module) if trainer.is_global_zero else None
+        plan = trainer.strategy.broadcast(plan)
+        assert plan is not None
+        self._tell(plan, trainer.current_epoch)
+        if not plan:
+            return []
+        with unwrapped(trainer.strategy, module):
+            shrunk = self._apply(plan, module, averaged_models(trainer.callbacks))
+        for optimizer in trainer.optimizers:
+            shrink_optimizer(optimizer, shrunk)
+        torch.compiler.reset()  # graphs of the larger network count towards dynamo's limit, after which all is eager
+        self._tell_replaced([record.name for record in shrunk if record.new is not record.old])
+        return shrunk
+
+    def _plan(self, trainer: Any, module: nn.Module) -> RemovalPlan:
         """What goes now, proved by a dry run of the captured step on a copy."""
         if self.channels is None:
             return RemovalPlan()
         plan = plan_removal(module, self.channels, round_to=self._round_to)
-        plan, self.channels = prove(module, self.channels, plan, lambda net, dtype: self._replay(trainer, net, dtype))
+
+        def replay(net: nn.Module, dtype: torch.dtype) -> Any:
+            if self._step is None:
+                raise RuntimeError("no training step was captured")
+            put_into_sandbox(net, trainer)
+            args, kwargs = copied_arguments(self._step, dtype)
+            return net.training_step(*args, **kwargs)  # type: ignore[operator]
+
+        plan, self.channels = prove(module, self.channels, plan, replay)
         return plan
 
-    def apply(self, module: nn.Module, edits: Sequence[Edit], numbers: Sequence[int]) -> list[Shrunk]:
-        """Takes the planned channels out of the module; returns the parameters that were replaced."""
-        shrunk = remove(module, edits)
-        torch.compiler.reset()  # graphs of the larger network count towards dynamo's limit, after which all is eager
+    def _apply(self, plan: RemovalPlan, module: nn.Module, copies: Iterable[nn.Module]) -> list[Shrunk]:
+        """Takes the planned channels out of the module and of its copies."""
+        shrunk = remove(module, plan.edits)
+        copies = list(copies)
+        for copied in copies:
+            remove(copied, plan.edits)
         if self.channels is not None:
-            gone = np.zeros(self.channels.count, bool)
-            gone[list(numbers)] = True
-            self.channels = self.channels.without(gone)
+            self.channels = self.channels.without_numbers(plan.channels)
             self._fading = Fading(module, self.channels, left=self._fading.left if self._fading is not None else None)
+            for network in (module, *copies):
+                couple(network, self.channels)
         return shrunk
+
+    def _tell(self, plan: RemovalPlan, epoch: int) -> None:
+        """Says what goes, and why dead channels stay, the latter once."""
+        lines = [plan.summary] if plan else []
+        lines += [line for line in plan.refusals if line not in self._told]
+        self._told.update(plan.refusals)
+        for line in lines:
+            rank_zero_info(f"SelfCompression, epoch {epoch}: {line}")
+
+    def _tell_replaced(self, names: list[str]) -> None:
+        """Says once which parameters are other objects now."""
+        if names and "replaced" not in self._told:
+            self._told.add("replaced")
+            rank_zero_warn(
+                f"SelfCompression: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} had to be replaced by new "
+                f"parameters, since something keeps a graph that was recorded with their old shapes, such as a loss in "
+                f"a list: what you hold of the old ones is not trained any more. Detach what you keep of a step."
+            )
 
     def _recall(self, module: nn.Module, state: Mapping[str, Any]) -> Tensor | None:
         """Takes up the channels of an earlier training; returns how many steps they had left to fade."""
@@ -138,19 +214,8 @@ class Removal:
         """All channels are known: nothing is watched any more, and what is dead fades."""
         assert self.channels is not None
         self._watcher = None
+        couple(module, self.channels)
         self._fading = Fading(module, self.channels, left=left)
-
-    def _replay(self, trainer: Any, net: nn.Module, dtype: torch.dtype) -> Any:
-        """The captured training step on a copy that logs nothing and steps no optimizer."""
-        if self._step is None:
-            raise RuntimeError("no training step was captured")
-        for name in _STEPS:  # compiled ones are bound to the module they were compiled from
-            net.__dict__.pop(name, None)
-        net.__class__ = _sandbox(type(net))
-        with suppress(AttributeError):
-            net.trainer = trainer
-        args, kwargs = (_cast(value, dtype) for value in self._step)
-        return net.training_step(*args, **kwargs)  # type: ignore[operator]
 
 
 def step_arguments(module: nn.Module, batch: Any, batch_idx: int) -> tuple[Any, ...]:

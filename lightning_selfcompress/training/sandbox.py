@@ -1,28 +1,61 @@
-"""The sandbox of a dry run: a module that reaches nothing outside itself."""
+"""The sandbox of a dry run: a module that reaches nothing outside itself, and its own copy of a batch."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_selfcompress.tensors import map_tensors
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """A copy of a batch, with its floating point numbers in another dtype."""
-    if isinstance(value, Tensor):
-        return value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
-    if isinstance(value, dict):
-        return type(value)({key: _cast(v, dtype) for key, v in value.items()})
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_cast(v, dtype) for v in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(_cast(v, dtype) for v in value)
-    if hasattr(value, "__next__"):
-        raise TypeError("training_step takes an iterator over batches, which cannot be repeated")
-    return value
+_STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
+_SILENCED = (
+    "log",
+    "log_dict",
+    "manual_backward",
+    "toggle_optimizer",
+    "untoggle_optimizer",
+    "toggled_optimizer",
+    "clip_gradients",
+    "lr_schedulers",
+    "lr_scheduler_step",
+    "print",
+)
 
 
-class _Nothing:
+def put_into_sandbox(copied: nn.Module, trainer: Any) -> None:
+    """Makes the copy of a LightningModule reach nothing outside itself: no logger, no optimizer, no schedule.
+
+    Args:
+        copied: The copy.
+        trainer: The Trainer of the original, which the copy's step may ask for numbers.
+    """
+    for name in _STEPS:  # compiled ones are bound to the module they were compiled from
+        copied.__dict__.pop(name, None)
+    copied.__class__ = sandboxed_class(type(copied))
+    with suppress(AttributeError):
+        copied.trainer = trainer
+
+
+def sandboxed_class(module_class: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of a LightningModule's class that reaches nothing outside itself."""
+    if getattr(module_class, "_is_sandbox", False):
+        return module_class
+
+    def optimizers(self: Any, *_: Any, **__: Any) -> Any:
+        count = len(self.trainer.optimizers)
+        return Nothing() if count == 1 else [Nothing() for _ in range(count)]
+
+    def nothing(self: Any, *_: Any, **__: Any) -> Any:
+        return Nothing()
+
+    body: dict[str, Any] = dict.fromkeys(_SILENCED, nothing) | {"optimizers": optimizers, "_is_sandbox": True}
+    body |= {name: property(lambda self: Nothing()) for name in ("logger", "loggers")}
+    return type(f"DryRun{module_class.__name__}", (module_class,), body)
+
+
+class Nothing:
     """Stands for loggers, optimizers and schedulers in a dry run: takes every call, does nothing."""
 
     def __getattr__(self, name: str) -> Any:
@@ -31,6 +64,7 @@ class _Nothing:
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Does nothing."""
         return self
 
     def __iter__(self) -> Any:
@@ -47,30 +81,24 @@ class _Nothing:
         return closure() if closure is not None else self
 
 
-def _sandbox(module_class: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of a LightningModule's class that reaches nothing outside itself."""
-    if getattr(module_class, "_is_sandbox", False):
-        return module_class
+def copied_arguments(arguments: tuple[tuple[Any, ...], dict[str, Any]], dtype: torch.dtype) -> Any:
+    """The arguments of a step once more, with floating point numbers of another dtype.
 
-    def optimizers(self: Any, *_: Any, **__: Any) -> Any:
-        count = len(self.trainer.optimizers)
-        return _Nothing() if count == 1 else [_Nothing() for _ in range(count)]
+    Args:
+        arguments: Positional and keyword arguments.
+        dtype: The type of the floating point tensors in the copy.
 
-    def nothing(self: Any, *_: Any, **__: Any) -> Any:
-        return _Nothing()
+    Returns:
+        Positional and keyword arguments. No tensor shares its memory with the original, and no container is the same.
 
-    names = [
-        "log",
-        "log_dict",
-        "manual_backward",
-        "toggle_optimizer",
-        "untoggle_optimizer",
-        "toggled_optimizer",
-        "clip_gradients",
-        "lr_schedulers",
-        "lr_scheduler_step",
-        "print",
-    ]
-    body: dict[str, Any] = dict.fromkeys(names, nothing) | {"optimizers": optimizers, "_is_sandbox": True}
-    body |= {name: property(lambda self: _Nothing()) for name in ("logger", "loggers")}
-    return type(f"DryRun{module_class.__name__}", (module_class,), body)
+    Raises:
+        TypeError: If one of them is an iterator, which can be read once only.
+    """
+    args, kwargs = arguments
+    if any(hasattr(value, "__next__") for value in (*args, *kwargs.values())):
+        raise TypeError("training_step takes an iterator over batches, which cannot be repeated")
+
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    return map_tensors(copied, (args, kwargs))

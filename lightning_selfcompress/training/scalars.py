@@ -1,6 +1,6 @@
 """Sizes as what loggers take: scalars and a histogram."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,24 +9,51 @@ from torch import Tensor, nn
 from lightning_selfcompress.quantize.formula import bit_depth
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.size.report import SizeReport
+from lightning_selfcompress.training.lightning_private import batches_that_stepped
 
 PREFIX = "selfcompress"
 
 
-def scalars(report: SizeReport) -> dict[str, float]:
-    """The totals: learned bits per original weight, bytes of the network, channels alive, share of weights left."""
-    return {
-        f"{PREFIX}/bits_per_weight": report.bits_per_weight,
-        f"{PREFIX}/nbytes": float(report.nbytes),
-        f"{PREFIX}/channels": float(report.channels),
-        f"{PREFIX}/weights_left": report.weights_left,
+def total_scalars(report: SizeReport, gamma: float) -> dict[str, float]:
+    """The totals of a network that is being trained.
+
+    Args:
+        report: Its sizes.
+        gamma: The price of the average weight's bit.
+
+    Returns:
+        ``selfcompress/bits_per_weight``: Q, as it is minimized; ``nbytes``: bytes of the packed file;
+        ``percent_of_float``: of the float network's bytes; ``channels``: channels alive; ``weights_left``: share of the
+        weights, from 0 to 1; ``gamma``; ``size_loss``: ``gamma * Q``.
+    """
+    values = {
+        "bits_per_weight": report.bits_per_weight,
+        "nbytes": float(report.nbytes),
+        "percent_of_float": 100 * report.nbytes / max(report.float_nbytes, 1),
+        "channels": float(report.channels),
+        "weights_left": report.weights_left,
+        "gamma": gamma,
+        "size_loss": gamma * report.bits_per_weight,
     }
+    return {f"{PREFIX}/{name}": value for name, value in values.items()}
 
 
 def layer_scalars(report: SizeReport) -> dict[str, float]:
     """Learned bits per original weight of each layer, and its channels alive."""
     bits = {f"{PREFIX}/bits/{layer.name}": layer.mean_bits for layer in report.layers}
     return bits | {f"{PREFIX}/channels/{layer.name}": float(layer.channels) for layer in report.layers}
+
+
+def make_known(trainer: Any, values: Mapping[str, float]) -> None:
+    """Lets callbacks monitor values, such as ModelCheckpoint and EarlyStopping; nothing is logged."""
+    trainer.callback_metrics.update({name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()})
+
+
+def log(trainer: Any, values: Mapping[str, float]) -> None:
+    """Writes values to all loggers of a Trainer, and lets callbacks monitor them."""
+    make_known(trainer, values)
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(values), step=batches_that_stepped(trainer))
 
 
 def depths(model: nn.Module) -> Tensor:

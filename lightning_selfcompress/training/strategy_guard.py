@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_selfcompress.files.checkpoint import FORMAT, MARK, _check_readable, _misfit
+from lightning_selfcompress.files.checkpoint import FORMAT, MARK, check_readable, misfit
 from lightning_selfcompress.quantize.layers import Quantized
-from lightning_selfcompress.removal.surgery import replace_tensors
+from lightning_selfcompress.removal.surgery import Replacement, replace_tensors
 from lightning_selfcompress.tensors import stored_tensors
 
 
@@ -33,7 +33,7 @@ def guard_strategy(strategy: Any) -> None:
 
     @wraps(load)
     def named(path: Any, *args: Any, **kwargs: Any) -> Any:
-        return _check_readable(lambda: load(path, *args, **kwargs), path)
+        return check_readable(lambda: load(path, *args, **kwargs), path)
 
     @wraps(fill)
     def whole(*args: Any, **kwargs: Any) -> Any:
@@ -46,15 +46,16 @@ def guard_strategy(strategy: Any) -> None:
 @contextmanager
 def _all_or_nothing(module: nn.Module) -> Iterator[None]:
     """Leaves a module as it was, shapes included, where loading raises; the error also says what to do."""
-    before = {name: (tensor, tensor.detach().clone()) for name, tensor in stored_tensors(module).items()}
+    before = {name: tensor.detach().clone() for name, tensor in stored_tensors(module).items()}
     try:
         yield
     except Exception as error:
         now = stored_tensors(module)
-        replace_tensors(module, {id(now[n]): t for n, (t, _) in before.items() if now[n] is not t})
+        reshaped = {name for name, values in before.items() if now[name].shape != values.shape}
+        replace_tensors(module, {id(now[name]): Replacement(before[name].clone()) for name in reshaped})
         with torch.no_grad():
-            for tensor, values in before.values():
-                tensor.copy_(values)
+            for name, tensor in stored_tensors(module).items():
+                tensor.copy_(before[name])
         if isinstance(error, RuntimeError):
-            raise _misfit(error, type(module)) from error
+            raise misfit(error, type(module)) from error
         raise

@@ -48,7 +48,7 @@ def test_onnx(said, monkeypatch):
         seen.append((model, inputs, settings))
         Path(path).write_bytes(b"onnx")
 
-    monkeypatch.setattr("lightning_selfcompress.cli.to_onnx", to_onnx)
+    monkeypatch.setattr("lightning_selfcompress.cli.commands.to_onnx", to_onnx)
     command = [
         "export",
         "net.ckpt",

@@ -75,21 +75,19 @@ def test_size_gradient_is_what_gamma_says(case, monkeypatch):
         settings = settings | {"plugins": settings["plugins"]()}
     gamma = 1000.0
     recorded = []
-    complete = DepthOptimizer._complete_gradients
+    add = DepthOptimizer._add_size_gradient
 
     def record(self):
         grads = [None if p.raw_depth.grad is None else p.raw_depth.grad.clone() for p in self.size.parameters]
-        scale = self._gradient_scale()
-        finite = complete(self)
+        add(self)
         size = ModelSize.of(model)
         for p, before in zip(self.size.parameters, grads, strict=True):
             raw = p.raw_depth.detach().clone().requires_grad_()
             (expected,) = torch.autograd.grad(raw.relu().sum() * p.weights_per_channel / size.original_numel, raw)
-            task = torch.zeros_like(raw) if before is None else before / scale
+            task = torch.zeros_like(raw) if before is None else before
             recorded.append(((p.raw_depth.grad - task) / (gamma * expected)).flatten())
-        return finite
 
-    monkeypatch.setattr(DepthOptimizer, "_complete_gradients", record)
+    monkeypatch.setattr(DepthOptimizer, "_add_size_gradient", record)
     model = make()
     make_trainer(SelfCompression(gamma=gamma), **settings).fit(model, batches())
 
@@ -109,15 +107,14 @@ def test_task_gradient_of_depths_is_that_of_the_unscaled_loss(case, monkeypatch)
     if "plugins" in settings:
         settings = settings | {"plugins": settings["plugins"]()}
     first = []
-    complete = DepthOptimizer._complete_gradients
+    add = DepthOptimizer._add_size_gradient
 
     def record(self):
-        finite = complete(self)
+        add(self)
         if not first:
             first.append(torch.cat([p.raw_depth.grad.float() for p in self.size.parameters]))
-        return finite
 
-    monkeypatch.setattr(DepthOptimizer, "_complete_gradients", record)
+    monkeypatch.setattr(DepthOptimizer, "_add_size_gradient", record)
     torch.manual_seed(1)
     model = make()
     reference = copy.deepcopy(model.net)
@@ -135,16 +132,15 @@ def test_task_gradient_of_depths_is_that_of_the_unscaled_loss(case, monkeypatch)
 def test_discriminators_depths_do_not_see_the_generators_loss(monkeypatch):
     """What the generator's backward leaves in the discriminator's depths goes with the discriminator's zero_grad."""
     seen = []
-    complete = DepthOptimizer._complete_gradients
+    add = DepthOptimizer._add_size_gradient
 
     def record(self):
         before = copy.deepcopy(model.discriminator)
-        finite = complete(self)
+        add(self)
         if self.size.parameters[0].layer is model.discriminator[0]:
             seen.append((before, [p.raw_depth.grad.clone() for p in self.size.parameters]))
-        return finite
 
-    monkeypatch.setattr(DepthOptimizer, "_complete_gradients", record)
+    monkeypatch.setattr(DepthOptimizer, "_add_size_gradient", record)
     model = Gan()
     steps = []
     loss = model.discriminator_loss
@@ -710,7 +706,7 @@ def test_state_restored_for_a_test_is_not_that_of_the_next_fit(tmp_path):
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     make_trainer(callback).test(model, batches(), ckpt_path=tmp_path / "one.ckpt", verbose=False)
     make_trainer(callback).fit(Lit(), batches(3))
-    steps = [s["step"].item() for d in callback._depth_optimizers for s in d.adam.state.values()]
+    steps = [s["step"].item() for d in callback._depths._optimizers for s in d.adam.state.values()]
     assert set(steps) == {3}
 
 
@@ -732,7 +728,7 @@ def test_optimizers_made_anew_during_training_are_followed():
 
     callback, model = SelfCompression(gamma=10.0, cooldown=0.0), Lit()
     make_trainer(callback, Anew(), max_epochs=2).fit(model, batches())
-    assert {s["step"].item() for d in callback._depth_optimizers for s in d.adam.state.values()} == {16}
+    assert {s["step"].item() for d in callback._depths._optimizers for s in d.adam.state.values()} == {16}
 
 
 @pytest.mark.parametrize("accumulated", [1, 4])

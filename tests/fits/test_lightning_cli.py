@@ -50,20 +50,6 @@ class WithEmbedding(Lit):
         return nn.functional.cross_entropy(self.net(batch[0]) + self.table.weight.mean(), batch[1])
 
 
-class Ramp:
-    """gamma from 0 up to its value."""
-
-    def __init__(self, gamma: float, steps: int) -> None:
-        self.gamma, self.steps = gamma, steps
-
-    def __call__(self, step: int) -> float:
-        return self.gamma * min(1.0, step / self.steps)
-
-
-def tenth(step: int) -> float:
-    return 0.1 * min(1, step)
-
-
 def command_line(*args, model=Lit, **callback):
     """LightningCLI on a YAML file's content with this callback, if any, and on more arguments; nothing is run."""
     config = {"trainer": QUIET | {"callbacks": []}}
@@ -122,9 +108,9 @@ def test_with_an_optimizer_of_the_command_line():
 
 GAMMAS = {
     "a number": (0.1, [0.1, 0.1]),
-    "the path of a function": ("test_lightning_cli.tenth", [0.0, 0.1]),
+    "the path of a function": ("gammas.tenth", [0.0, 0.1]),
     "a class path with init_args": (
-        {"class_path": "test_lightning_cli.Ramp", "init_args": {"gamma": 0.4, "steps": 10}},
+        {"class_path": "gammas.Ramp", "init_args": {"gamma": 0.4, "steps": 10}},
         [0.0, 0.2],
     ),
 }

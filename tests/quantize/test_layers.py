@@ -477,9 +477,9 @@ class TestKeptValue:
 
 @pytest.mark.parametrize("changed", ["weight", "bit_depth", "exponent"])
 def test_gradients_per_sample(changed):
-    """torch.func.grad and vmap see through a layer, whichever one of its parameters is handed in."""
+    """torch.func.grad and vmap see through a layer, whichever one of its tensors is handed in."""
     layer, x = converted(nn.Linear(5, 4).double(), raw_depth=2.4), torch.randn(3, 5, dtype=torch.float64)
-    parameter = dict(layer.named_parameters())[changed]
+    parameter = layer.state_dict(keep_vars=True)[changed]
 
     def of_one_sample(value, sample):
         return functional_call(layer, {changed: value}, (sample,)).square().sum()

@@ -11,6 +11,7 @@ from torch import nn
 from zoo import ZOO
 
 from lightning_selfcompress.quantize.convert import convert
+from lightning_selfcompress.quantize.parameters import learned_tensors
 from lightning_selfcompress.removal.dry_run import prove
 from lightning_selfcompress.removal.plan import plan_removal
 from lightning_selfcompress.removal.surgery import remove
@@ -117,7 +118,7 @@ def test_a_wrong_removal_is_seen():
     net, inputs = ZOO["vgg_bn"].make(), ZOO["vgg_bn"].inputs()
     channels, plan = half_dead(net, *inputs)
     with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.5)  # depths, biases and shifts: nothing is dead any more
+        for tensor in (*net.parameters(), *learned_tensors(net).values()):
+            if tensor.dim() == 1:
+                tensor.add_(0.5)  # depths, biases and shifts: nothing is dead any more
     assert not prove(net, channels, plan, replay(*inputs))[0]

@@ -103,7 +103,7 @@ def make_smaller(net, kept=KEPT):
         if name in kept:
             new = nn.Parameter(shrink(old.detach(), kept[name]), requires_grad=old.requires_grad)
             setattr(net.get_submodule(name.split(".")[0]), name.split(".")[1], new)
-            records.append(Shrunk(old, new, kept[name]))
+            records.append(Shrunk(old, new, kept[name], tuple(old.shape)))
     net[1].running_mean, net[1].running_var = (b[CHANNELS] for b in (net[1].running_mean, net[1].running_var))
     return records
 
@@ -328,7 +328,7 @@ class TestTraining:
             layer, attribute = name.split(".")
             old = smaller.get_parameter(name)
             setattr(smaller[int(layer)], attribute, nn.Parameter(shrink(old.detach(), dims)))
-            records.append(Shrunk(old, smaller.get_parameter(name), dims))
+            records.append(Shrunk(old, smaller.get_parameter(name), dims, tuple(old.shape)))
         shrink_optimizer(its_optimizer, iter(records))
         train(net, optimizer, range(15, 20), masks)
         train(smaller, its_optimizer, range(15, 20))
@@ -395,7 +395,7 @@ class TestLBFGS:
         optimizer = torch.optim.LBFGS([first, second], lr=0.1)
         optimizer.state[first]["d"] = torch.arange(6.0)
         kept = {0: torch.tensor([1, 3])}
-        shrink_optimizer(optimizer, [Shrunk(second, nn.Parameter(torch.ones(2)), kept)])
+        shrink_optimizer(optimizer, [Shrunk(second, nn.Parameter(torch.ones(2)), kept, tuple(second.shape))])
         assert optimizer.state[first]["d"].tolist() == [0.0, 1.0, 3.0, 5.0]
 
     def test_complex_parameters(self):
@@ -405,7 +405,7 @@ class TestLBFGS:
         optimizer.state[old]["d"] = torch.arange(6.0)
         kept = {0: torch.tensor([0, 2])}
         new = nn.Parameter(shrink(old.detach(), kept))
-        shrink_optimizer(optimizer, [Shrunk(old, new, kept)])
+        shrink_optimizer(optimizer, [Shrunk(old, new, kept, tuple(old.shape))])
         assert optimizer.state[new]["d"].tolist() == [0.0, 1.0, 4.0, 5.0]
 
 
@@ -434,7 +434,7 @@ def matrices(kept, settings, kind=None, shape=(4, 6), dead=False, dtype=torch.fl
         optimizers[0].step()
     optimizers[1].load_state_dict(deepcopy(optimizers[0].state_dict()))
     q = nn.Parameter(shrink(p.detach(), kept))
-    shrink_optimizer(optimizers[1], [Shrunk(p, q, kept)])
+    shrink_optimizer(optimizers[1], [Shrunk(p, q, kept, tuple(p.shape))])
     return (p, optimizers[0], kept), (q, optimizers[1])
 
 
@@ -496,7 +496,7 @@ class TestAdafactor:
         old.grad = torch.zeros_like(old)
         optimizer.step()
         new = nn.Parameter(shrink(old.detach(), kept))
-        shrink_optimizer(optimizer, [Shrunk(old, new, kept)])
+        shrink_optimizer(optimizer, [Shrunk(old, new, kept, tuple(old.shape))])
         assert torch.equal(optimizer.state[new]["row_var"], torch.zeros(2, 2, 1))
         assert torch.equal(optimizer.state[new]["col_var"], torch.zeros(2, 1, 3))
 
@@ -643,7 +643,7 @@ class TestPlaces:
         optimizer.state[old]["nested"] = {"list": [row, None, vector], "tuple": (exp_avg, 3)}
         kept = {0: torch.tensor([1, 3]), 1: torch.tensor([0, 4]), 3: torch.tensor([1])}
         new = nn.Parameter(shrink(old.detach(), kept))
-        shrink_optimizer(optimizer, [Shrunk(old, new, kept)])
+        shrink_optimizer(optimizer, [Shrunk(old, new, kept, tuple(old.shape))])
         state, expected = optimizer.state[new], exp_avg[[1, 3]][:, [0, 4]][..., [1]]
         assert torch.equal(state["exp_avg"], expected)
         assert state["exp_avg_sq"].shape == new.shape
@@ -667,7 +667,7 @@ class TestPlaces:
             new = nn.Parameter(shrink(old.detach(), kept).to(memory_format=layout))
             twin = torch.optim.Adam([old], fused=fused)
             twin.load_state_dict(deepcopy(optimizer.state_dict()))
-            shrink_optimizer(twin, [Shrunk(old, new, kept)])
+            shrink_optimizer(twin, [Shrunk(old, new, kept, tuple(old.shape))])
             assert twin.state[new]["exp_avg"].stride() == new.stride()
             new.grad = shrink(old.grad, kept).to(memory_format=layout)
             twin.step()

@@ -9,7 +9,7 @@ from zoo import ZOO
 
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.quantize.parameters import quantized_parameters
-from lightning_selfcompress.size.coupling import alive_factor
+from lightning_selfcompress.size.coupling import alive_factor, couple
 from lightning_selfcompress.size.price import ModelSize
 
 
@@ -30,9 +30,10 @@ def test_q_by_hand():
     net, channels = chain()
     net[0].bit_depth.data = torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
     net[2].bit_depth.data = torch.tensor([1.0, 2.0, 3.0])
-    expected = (4 * 15.5 + 4.5 * 6) / (24 + 18)
-    assert ModelSize.of(net, channels).bits_per_weight().item() == pytest.approx(expected)
     assert ModelSize.of(net).bits_per_weight().item() == pytest.approx((4 * 15.5 + 6 * 6) / 42)
+    couple(net, channels)
+    expected = (4 * 15.5 + 4.5 * 6) / (24 + 18)
+    assert ModelSize.of(net).bits_per_weight().item() == pytest.approx(expected)
 
 
 def test_a_channel_pays_for_its_consumers_in_its_last_bit():
@@ -40,7 +41,8 @@ def test_a_channel_pays_for_its_consumers_in_its_last_bit():
     net, channels = chain()
     net[0].bit_depth.data = torch.tensor([0.5, 0.5, 2.0, 2.0, 4.0, 8.0])
     net[2].bit_depth.data = torch.tensor([1.0, 2.0, 3.0])
-    first, second = ModelSize.of(net, channels).gradients(42.0)
+    couple(net, channels)
+    first, second = ModelSize.of(net).gradients(42.0)
     assert first.tolist() == pytest.approx([4 + 6, 4 + 6, 4, 4, 4, 4])
     assert second.tolist() == pytest.approx([5.0, 5.0, 5.0])
 
@@ -54,7 +56,8 @@ def test_gradients_against_finite_differences(name):
     channels, _ = watched(net, *inputs)
     for p in quantized_parameters(net):
         p.raw_depth.data.uniform_(0.2, 1.6)
-    size = ModelSize.of(net, channels)
+    couple(net, channels)
+    size = ModelSize.of(net)
     gradients = size.gradients(1.0)
     for p, gradient in zip(size.parameters, gradients, strict=True):
         for i in range(0, p.channels, 5):
@@ -78,7 +81,8 @@ def test_gradients_are_those_of_autograd(name, least):
     for p in quantized_parameters(net):
         p.raw_depth.data.uniform_(least, 2.5)
         p.raw_depth.data[::7] = max(least, 1.0)
-    size = ModelSize.of(net, channels)
+    couple(net, channels)
+    size = ModelSize.of(net)
     expected = torch.autograd.grad(3.0 * size.bits_per_weight(), [p.raw_depth for p in size.parameters])
     assert_close(size.gradients(3.0), expected, rtol=1e-12, atol=1e-12 / size.original_numel)
 
@@ -87,7 +91,8 @@ def test_parts_add_up_and_see_the_whole():
     """The parts of Q for several optimizers add up to it, and their gradients are those of the whole."""
     net, channels = chain()
     net[0].bit_depth.data.fill_(0.5)
-    size = ModelSize.of(net, channels)
+    couple(net, channels)
+    size = ModelSize.of(net)
     parts = [size.part([p]) for p in size.parameters]
     assert sum(p.bits_per_weight().item() for p in parts) == pytest.approx(size.bits_per_weight().item())
     for part, whole in zip(parts, size.gradients(1.0), strict=True):

@@ -306,7 +306,9 @@ class TestReport:
         """layer_size measures a single weight as the report does."""
         net = hand_made()
         packed = packed_size(Packed.of(net))
-        assert tuple(layer_size(p, packed) for p in quantized_parameters(net)) == size_report(net).layers
+        bits = ModelSize.of(net).layer_bits()
+        layers = [layer_size(p, z, packed) for p, z in zip(quantized_parameters(net), bits, strict=True)]
+        assert tuple(layers) == size_report(net).layers
 
 
 class TestTable:

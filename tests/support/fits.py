@@ -92,11 +92,11 @@ def largest_difference(some, others):
 
 
 def assert_only_living(trainer, model):
-    """Optimizers hold the module's own parameters, and state of theirs alone, in their shapes."""
+    """Optimizers hold the module's own parameters and depths, and state of these alone, in their shapes."""
     (compression,) = (c for c in trainer.callbacks if isinstance(c, SelfCompression))
-    depth = {id(t) for p in quantized_parameters(model) for t in (p.raw_depth, p.exponent)}
-    own = {id(p) for p in model.parameters()}
-    adams = [d.adam for d in compression._depth_optimizers]
+    depth = {id(t) for p in quantized_parameters(model) for t in p.learned}
+    own = {id(p) for p in model.parameters()} | depth
+    adams = [d.adam for d in compression._depths._optimizers]
     held = []
     for optimizer in [*trainer.optimizers, *adams]:
         params = [p for group in optimizer.param_groups for p in group["params"]]

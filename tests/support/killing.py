@@ -26,12 +26,12 @@ def randomize(model: nn.Module) -> None:
     Args:
         model: A converted module.
     """
-    own = {id(p) for q in quantized_parameters(model) for p in (q.latent, q.raw_depth, q.exponent)}
+    own = {id(p) for q in quantized_parameters(model) for p in (q.latent, *q.learned)}
     for p in model.parameters():
         if id(p) not in own and p.is_floating_point() and sum(n > 1 for n in p.shape) == 1:
             p.add_(0.3 * torch.randn_like(p))
     for buffer in model.buffers():
-        if buffer.is_floating_point() and buffer.dim() == 1:
+        if id(buffer) not in own and buffer.is_floating_point() and buffer.dim() == 1:
             buffer.uniform_(0.5, 1.5)
 
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.size.price import ModelSize
-from lightning_selfcompress.training.depth_optimizer import DepthOptimizer, cooldown_factor, take_out
+from lightning_selfcompress.training.depth_optimizer import DepthOptimizer, cooldown_factor
 
 
 def make_net():
@@ -22,7 +22,7 @@ def make_net():
 
 def learned(net):
     """Depths and exponents, in the order of their gradients."""
-    return [t for p in quantized_parameters(net) for t in (p.raw_depth, p.exponent)]
+    return [t for p in quantized_parameters(net) for t in p.learned]
 
 
 def backward(net, scale=1.0):
@@ -33,7 +33,6 @@ def backward(net, scale=1.0):
 def make_optimizers(net, make=torch.optim.SGD, gamma=0.5, lr=0.01, attach=True, **settings):
     """The user's optimizer, without depths, and that of the depths, attached to it."""
     owner = make(net.parameters(), lr=0.01)
-    take_out(owner, learned(net))
     depths = DepthOptimizer(owner, ModelSize.of(net), lr=lr, gamma=lambda: gamma, **settings)
     if attach:
         depths.attach()
@@ -52,77 +51,6 @@ def record_steps(depths, monkeypatch):
 
     monkeypatch.setattr(depths.adam, "step", recorded)
     return steps
-
-
-class TestTakeOut:
-    """Parameters taken out of the user's groups, in place."""
-
-    def test_keeps_groups_and_lists(self):
-        """Groups and their lists stay the same objects in the same order; only the entries asked for are gone."""
-        net = make_net()
-        first, second = list(net[0].parameters()), list(net[3].parameters())
-        optimizer = torch.optim.SGD([{"params": first}, {"params": second, "lr": 0.5}], lr=0.1)
-        groups, lists = list(optimizer.param_groups), [group["params"] for group in optimizer.param_groups]
-        assert take_out(optimizer, learned(net)) == 4
-        assert all(a is b for a, b in zip(groups, optimizer.param_groups, strict=True))
-        assert all(group["params"] is params for group, params in zip(groups, lists, strict=True))
-        assert [[id(p) for p in params] for params in lists] == [
-            [id(p) for p in group[:2]] for group in (first, second)
-        ]
-        assert [group["lr"] for group in groups] == [0.1, 0.5]
-        assert take_out(optimizer, learned(net)) == 0
-
-    def test_keeps_names_beside_their_parameters(self):
-        """Where groups hold names of parameters, the names are taken out with them, from the same list."""
-        net = make_net()
-        names, params = zip(*net.named_parameters(), strict=True)
-        optimizer = torch.optim.SGD([{"params": list(params), "param_names": list(names)}], lr=0.1)
-        kept = optimizer.param_groups[0]["param_names"]
-        take_out(optimizer, learned(net))
-        assert optimizer.param_groups[0]["param_names"] is kept
-        assert kept == ["0.weight", "0.bias", "3.weight", "3.bias"]
-        assert all(
-            dict(net.named_parameters())[n] is p for n, p in zip(kept, optimizer.param_groups[0]["params"], strict=True)
-        )
-
-    def test_finds_by_identity(self):
-        """An equal parameter that is another object stays."""
-        a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-        optimizer = torch.optim.SGD([a, b], lr=0.1)
-        assert take_out(optimizer, [b]) == 1
-        assert optimizer.param_groups[0]["params"][0] is a
-
-    def test_takes_state_along(self):
-        """The state of what is taken out goes too; that of what stays is untouched."""
-        net = make_net()
-        optimizer = torch.optim.Adam(net.parameters())
-        backward(net)
-        optimizer.step()
-        kept = {p: state for p, state in optimizer.state.items() if all(p is not q for q in learned(net))}
-        take_out(optimizer, learned(net))
-        assert dict(optimizer.state) == kept
-        assert set(optimizer.state) == set(optimizer.param_groups[0]["params"])
-        backward(net)
-        optimizer.step()
-
-    def test_lbfgs_counts_anew(self):
-        """LBFGS, which remembers how many elements it optimizes, steps on with fewer."""
-        net = make_net()
-        optimizer = torch.optim.LBFGS(net.parameters(), lr=0.01)
-        before = optimizer._numel()
-        take_out(optimizer, learned(net))
-        assert before - optimizer._numel() == sum(p.numel() for p in learned(net))
-
-        def closure():
-            optimizer.zero_grad()
-            loss = net(torch.ones(2, 1, 4, 4)).square().sum()
-            loss.backward()
-            return loss
-
-        weight, depth = net[3].latent("weight").detach().clone(), net[3].bit_depth.tolist()
-        optimizer.step(closure)
-        assert not torch.equal(net[3].latent("weight"), weight)
-        assert net[3].bit_depth.tolist() == depth
 
 
 class TestStep:
@@ -163,7 +91,6 @@ class TestStep:
         """A gamma that changes while training counts from the next step on."""
         net, gammas = make_net(), iter([0.0, 1.0])
         owner = torch.optim.SGD(net[0].parameters(), lr=0.0)
-        take_out(owner, learned(net))
         depths = DepthOptimizer(owner, ModelSize.of(net), lr=1e-9, gamma=lambda: next(gammas))
         depths.attach()
         steps = record_steps(depths, monkeypatch)
@@ -190,7 +117,7 @@ class TestStep:
         owner, depths = make_optimizers(net)
         backward(net)
         before = [p.detach().clone() for p in learned(net)]
-        dict(net[3].named_parameters())[name].grad[1] = bad
+        getattr(net[3], name).grad[1] = bad
         owner.step()
         assert all(torch.equal(p, q) for p, q in zip(learned(net), before, strict=True))
         assert depths.skipped_steps == 1
@@ -263,7 +190,6 @@ class TestStep:
             torch.manual_seed(0)
             net = make_net()
             owner = make(net.parameters(), lr=0.0, **settings)
-            take_out(owner, learned(net))
             DepthOptimizer(owner, ModelSize.of(net), lr=0.05, gamma=lambda: 0.5).attach()
             for _ in range(3):
                 owner.zero_grad()
@@ -279,7 +205,6 @@ class TestStep:
         """Where a GradScaler finds infinities the depths step no more than the owner, fused or not; else both do."""
         net = make_net()
         owner = torch.optim.Adam(net.parameters(), lr=0.01, fused=fused)
-        take_out(owner, learned(net))
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         depths = DepthOptimizer(owner, ModelSize.of(net), lr=0.01, gamma=lambda: 0.5, gradient_scale=scaler.get_scale)
         depths.attach()
@@ -302,7 +227,6 @@ class TestStep:
         owners, optimizers = [], []
         for layer in (net[0], net[3]):
             owner = torch.optim.SGD(layer.parameters(), lr=0.01)
-            take_out(owner, learned(net))
             share = whole.part(list(quantized_parameters(layer)))
             optimizers.append(DepthOptimizer(owner, share, lr=0.01, gamma=lambda: 0.5))
             optimizers[-1].attach()
@@ -329,7 +253,6 @@ class TestAttachment:
 
         net = make_net()
         owner = torch.optim.SGD(net.parameters(), lr=0.01)
-        take_out(owner, learned(net))
         wrapper = Wrapper(owner)
         depths = DepthOptimizer(owner, ModelSize.of(net), lr=0.01, gamma=lambda: 0.5, wrappers=[wrapper])
         depths.attach()

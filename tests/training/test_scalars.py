@@ -5,7 +5,7 @@ from torch import nn
 
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.size.report import size_report
-from lightning_selfcompress.training.scalars import depths, layer_scalars, log_histogram, scalars
+from lightning_selfcompress.training.scalars import depths, layer_scalars, log_histogram, total_scalars
 
 
 class Board:
@@ -29,10 +29,13 @@ def net():
 
 
 def test_scalars_are_the_reports_totals():
-    """Bits per weight, bytes, channels and weights left, under the names that callbacks monitor."""
+    """Bits per weight, bytes, channels, weights left and what these cost, under the names that callbacks monitor."""
     report = size_report(net())
-    assert scalars(report) == {
+    assert total_scalars(report, 0.5) == {
         "selfcompress/bits_per_weight": (6 * 8 + 2 * 8) / 10,
+        "selfcompress/gamma": 0.5,
+        "selfcompress/size_loss": 0.5 * (6 * 8 + 2 * 8) / 10,
+        "selfcompress/percent_of_float": 100 * report.nbytes / report.float_nbytes,
         "selfcompress/nbytes": report.nbytes,
         "selfcompress/channels": 3,
         "selfcompress/weights_left": 0.8,

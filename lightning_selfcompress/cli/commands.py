@@ -1,0 +1,167 @@
+"""What the commands of ``selfcompress`` do. Each takes the options, and returns the exit status."""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from functools import partial
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lightning_selfcompress.cli.contents import read_contents, with_network
+from lightning_selfcompress.cli.differences import differences
+from lightning_selfcompress.cli.model_class import module_class
+from lightning_selfcompress.cli.text import contents_text, contents_values, differences_text, differences_values
+from lightning_selfcompress.errors import DataError
+from lightning_selfcompress.files.atomic_write import write_beside
+from lightning_selfcompress.files.checkpoint import load_from_checkpoint
+from lightning_selfcompress.files.export import export
+from lightning_selfcompress.files.finalize import finalize
+from lightning_selfcompress.files.load import load
+from lightning_selfcompress.onnx.export import WEIGHTS, to_onnx
+from lightning_selfcompress.tables import line_width
+
+DIFFERENT = 2  # exit status of diff where files differ; every command ends with status 1 on an error
+
+
+def _demo(options: argparse.Namespace) -> int:
+    missing = [name for name in ("sklearn", "matplotlib", "pooch") if find_spec(name) is None]
+    if missing:
+        raise DataError(f"the demo needs {', '.join(missing)}: pip install 'lightning-selfcompress[demo]'.")
+    from lightning_selfcompress.demo.run import TASKS, Settings, run_demo, summary
+
+    if options.resume:
+        folder, settings = options.resume, Settings.read(options.resume)
+    else:
+        task = TASKS[options.data]
+        folder = next(f for n in count(1) if not (f := options.out / f"{options.data}-{n}").exists())
+        settings = Settings(
+            data=options.data,
+            data_dir=str(options.data_dir) if options.data_dir else None,
+            epochs=options.epochs or task.epochs,
+            gamma=task.gamma if options.gamma is None else options.gamma,
+            seed=options.seed,
+        )
+    torch.set_num_threads(TASKS[settings.data].threads)
+    try:
+        outcomes = run_demo(settings, folder, progress=not options.no_progress)
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+        program = sys.argv[0] if Path(sys.argv[0]).stem == "selfcompress" else "selfcompress"
+        print(f"\nInterrupted. Go on with: {program} demo --resume {folder}", file=sys.stderr)
+        return 130
+    print(summary(outcomes, folder))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    contents = read_contents(options.file, trusted=options.trust)
+    if options.model:
+        if contents.kind == "packed":
+            raise ValueError(
+                f"Expected a checkpoint where --model is given, {options.file!r} is a packed file already."
+            )
+        contents = with_network(contents, _open(options.model, options.file, trusted=options.trust))
+    if options.json:
+        print(json.dumps(contents_values(contents), indent=2, allow_nan=False), flush=True)
+    else:
+        print(contents_text(contents, width=line_width()), flush=True)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    if options.float16 and options.to != "packed":
+        raise ValueError(f"Expected --float16 with --to packed, got --to {options.to}. Leave it out.")
+    for name, value in (("--round-to", options.round_to), ("--weights", options.weights)):
+        if value and options.to != "onnx":
+            raise ValueError(f"Expected {name} with --to onnx, got --to {options.to}. Leave it out.")
+    if bool(options.input) != (options.to == "onnx"):
+        raise ValueError("Expected --input SHAPE, such as --input 1,1,28,28, with --to onnx and only there.")
+    if options.out.is_dir() or not os.access(options.out.parent, os.W_OK):
+        raise ValueError(f"Expected a file in a folder that can be written, got -o {str(options.out)!r}.")
+    if options.out.exists() and options.out.samefile(options.checkpoint):
+        raise ValueError(f"Expected another file than the one that is read, got -o {str(options.out)!r}.")
+    packed = _is_packed(options.checkpoint, trusted=options.trust)
+    if packed and options.to == "packed":
+        raise ValueError(
+            f"Expected a checkpoint, {options.checkpoint!r} is a packed file already, for --to onnx or state-dict."
+        )
+    open_file = _open_packed if packed else partial(_open, trusted=options.trust)
+    model = open_file(options.model, options.checkpoint).eval()
+    with warnings.catch_warnings(record=True) as caught, redirect_stdout(sys.stderr):
+        warnings.simplefilter("always")
+        _write(model, options, codes=options.checkpoint if packed else None)
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            print(f"selfcompress: {warning.message}", file=sys.stderr)
+    print(f"{options.out}: {options.out.stat().st_size:,} bytes")
+    return 0
+
+
+def _write(model: nn.Module, options: argparse.Namespace, *, codes: str | None) -> None:
+    if options.to == "packed":
+        export(model, options.out, floats=torch.float16 if options.float16 else torch.float32)
+    elif options.to == "onnx":
+        try:
+            weights, round_to = options.weights or WEIGHTS[0], options.round_to or 1
+            to_onnx(model, options.out, *options.input, weights=weights, round_to=round_to, codes=codes)
+        except ModuleNotFoundError as error:  # which says what to install
+            raise ValueError(str(error)) from error
+    else:
+        write_beside(options.out, lambda part: torch.save(finalize(model).state_dict(), part))
+
+
+def _diff(options: argparse.Namespace) -> int:
+    a, b = (read_contents(path, trusted=options.trust) for path in (options.a, options.b))
+    found = differences(a, b)
+    if options.json:
+        print(json.dumps(differences_values(a, b, found), indent=2, allow_nan=False), flush=True)
+    else:
+        print(differences_text(a, b, found, width=line_width()), flush=True)
+    return DIFFERENT if found else 0
+
+
+def _is_packed(file: str, *, trusted: bool) -> bool:
+    return read_contents(file, trusted=trusted).kind == "packed"  # which also names what is wrong with the file
+
+
+def _open(name: str, checkpoint: str, *, trusted: bool) -> nn.Module:
+    """The network of a checkpoint; whatever its code prints goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        wanted = module_class(name)
+        try:
+            trust = {"weights_only": False} if trusted else {}
+            return load_from_checkpoint(wanted, checkpoint, map_location="cpu", **trust)
+        except TypeError as error:
+            raise ValueError(
+                f"Expected to make a {wanted.__name__} of what the checkpoint holds: {error}. Call "
+                f"save_hyperparameters() in its __init__, or give the arguments defaults."
+            ) from error
+
+
+def _open_packed(name: str, file: str) -> nn.Module:
+    """The network of a packed file, made without arguments."""
+    with redirect_stdout(sys.stderr):
+        wanted = module_class(name)
+        try:
+            model = wanted()
+        except TypeError as error:
+            raise ValueError(
+                f"Expected to make a {wanted.__name__} without arguments, which a packed file does not hold: {error}. "
+                f"Take its checkpoint."
+            ) from error
+        return load(file, into=model)
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _demo,
+    "inspect": _inspect,
+    "export": _export,
+    "diff": _diff,
+}

@@ -1,0 +1,165 @@
+"""What the command ``selfcompress`` understands. Nothing here imports torch: help is there at once."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from lightning_selfcompress import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DATA_SETS = ("digits", "mnist")  # the keys of ``demo.run.TASKS``
+DATA_VARIABLE = "SELFCOMPRESS_DATA"  # the environment variable that names the folder of MNIST's files
+ONNX_WEIGHTS = ("dequantize", "multiply", "float")  # ``onnx.export.WEIGHTS``
+_TRUST = "make Python objects that the checkpoint holds, which runs its code"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the status of other errors."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(1, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    root = _Parser(prog="selfcompress", description="Networks that compress themselves in training.")
+    root.add_argument("--version", action="version", version=f"selfcompress {__version__}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_inspect(commands)
+    _add_export(commands)
+    _add_diff(commands)
+    return root
+
+
+_Commands = argparse._SubParsersAction  # its only name
+
+
+def _command(commands: "_Commands[_Parser]", name: str, summary: str, more: str = "") -> _Parser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    command = commands.add_parser(name, help=summary, description=f"{summary}\n{more}", formatter_class=formatter)
+    command.add_argument("--debug", action="store_true", help="show where an error comes from")
+    return command
+
+
+def _add_demo(commands: "_Commands[_Parser]") -> None:
+    demo = _command(commands, "demo", "train a small network on real images, in float and compressed")
+    demo.add_argument("--data", choices=DATA_SETS, default="digits", help="images to train on (default: digits)")
+    demo.add_argument("--data-dir", type=Path, help=f"folder with MNIST's files (default: ${DATA_VARIABLE})")
+    demo.add_argument("--epochs", type=_positive, help="epochs of each training (default: the data's own)")
+    demo.add_argument("--gamma", type=float, help="loss per bit of the average weight (default: the data's own)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--out", type=Path, default=Path("runs"), help="where the run gets its folder (default: runs)")
+    demo.add_argument("--resume", type=Path, metavar="RUN", help="go on with the interrupted run in this folder")
+    demo.add_argument("--no-progress", action="store_true", help="no progress bars")
+
+
+def _add_inspect(commands: "_Commands[_Parser]") -> None:
+    inspect = _command(
+        commands,
+        "inspect",
+        "show what a packed file or a checkpoint holds: layers, channels, bits, bytes",
+        """
+A checkpoint is shown as the packed file that it would be. bits are those of each weight left as an integer code of one
+width a channel, channels those with a code that is not 0, bytes those of entropy-coded codes and scales. What bits were
+learned is known of checkpoints only.
+
+keys of --json: file, kind (packed, checkpoint), nbytes, packed_nbytes,
+  head: format_version | lightning_version, epoch, global_step
+  layers: name, shape, channels, channels_stored, weights, learned_bits, bits, max_bits, nbytes, note
+  uncompressed: name, shape, dtype, stored_as, nbytes
+  histogram: bits a code needs -> channels
+What is not known is null.""",
+    )
+    inspect.add_argument("file", metavar="FILE")
+    inspect.add_argument("--model", metavar="package.module:Class", help="class of a checkpoint, for exact bytes")
+    inspect.add_argument("--json", action="store_true", help="for machines")
+    inspect.add_argument("--trust", action="store_true", help=_TRUST)
+
+
+def _add_export(commands: "_Commands[_Parser]") -> None:
+    made = _command(commands, "export", "write the network of a checkpoint into a file")
+    made.add_argument(
+        "checkpoint",
+        metavar="CKPT",
+        help="a checkpoint; for --to onnx and state-dict also a packed file, if the class needs no arguments",
+    )
+    made.add_argument(
+        "--model", required=True, metavar="package.module:Class", help="the LightningModule, found from here"
+    )
+    made.add_argument("-o", "--out", required=True, type=Path, metavar="FILE")
+    made.add_argument(
+        "--to",
+        choices=("packed", "onnx", "state-dict"),
+        default="packed",
+        help="packed: integer codes, for load() (default); onnx: needs --input; state-dict: of the plain, smaller "
+        "network, for torch.load",
+    )
+    made.add_argument("--float16", action="store_true", help="packed: biases and the like in two bytes each")
+    made.add_argument(
+        "--input",
+        action="append",
+        type=_example,
+        metavar="SHAPE[:DTYPE]",
+        help="onnx: shape of an input, such as 1,1,28,28 or 1,128:int64; once for each",
+    )
+    made.add_argument(
+        "--round-to",
+        type=_positive,
+        metavar="N",
+        help="onnx: have the runtime round widths up to multiples, 16 for ONNX Runtime's fast convolutions",
+    )
+    made.add_argument(
+        "--weights",
+        choices=ONNX_WEIGHTS,
+        help="onnx: as codes behind DequantizeLinear (default); as codes multiplied by their scales, which a runtime "
+        "computes once; or as floats",
+    )
+    made.add_argument("--trust", action="store_true", help=_TRUST)
+
+
+def _add_diff(commands: "_Commands[_Parser]") -> None:
+    diff = _command(
+        commands,
+        "diff",
+        "compare two packed files or checkpoints",
+        """
+What is compared is what packed files of both would hold: shapes, bits, bytes and values. Optimizers and learned
+bits are not compared.
+
+exit status: 0 if they hold the same network, 2 if they differ, 1 if something is wrong
+
+keys of --json: a and b (file, kind, nbytes, packed_nbytes), equal,
+  differences: name, a and b (shape, dtype, stored_as, bits, nbytes; null where it is absent), largest
+bits are null where it is not compressed; largest is the largest difference of two values, null where shapes
+differ or it is not finite.""",
+    )
+    diff.add_argument("a", metavar="A")
+    diff.add_argument("b", metavar="B")
+    diff.add_argument("--json", action="store_true", help="for machines")
+    diff.add_argument("--trust", action="store_true", help=_TRUST)
+
+
+def _example(text: str) -> "Tensor":
+    import torch
+
+    shape, _, name = text.partition(":")
+    dtype = getattr(torch, name or "float32", None)
+    try:
+        sizes = [int(n) for n in shape.split(",")]
+    except ValueError:
+        sizes = []
+    if not isinstance(dtype, torch.dtype) or not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"expected a shape such as 1,1,28,28 or 1,128:int64, got {text}")
+    if dtype.is_floating_point:  # of zeros much would look as if it could be folded
+        return torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.zeros(sizes, dtype=dtype)
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    return number

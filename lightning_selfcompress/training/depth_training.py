@@ -1,0 +1,186 @@
+"""The training of depths and exponents in a Trainer: one optimizer of them beside each of the user's."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_selfcompress.channels.watch import unwatched
+from lightning_selfcompress.quantize.parameters import learned_tensors
+from lightning_selfcompress.removal.surgery import Shrunk
+from lightning_selfcompress.size.price import ModelSize
+from lightning_selfcompress.training.depth_optimizer import DepthOptimizer, cooldown_factor
+from lightning_selfcompress.training.strategies import gradient_average
+
+
+class DepthTraining:
+    """Trains the depths and exponents of a module along with its weights, while a Trainer fits it.
+
+    Args:
+        trainer: The Trainer, whose optimizers exist.
+        module: The converted module.
+        gamma: The weight of Q in the loss, by the global step.
+        lr: Learning rate of depths and exponents.
+        cooldown: Share of the training, at its end, over which the learning rate falls to zero.
+        skipped_steps: Where to go on counting the steps left out.
+        state: What :meth:`state_dict` of an earlier training said, to go on from there.
+
+    Raises:
+        ValueError: If the state is of another number of optimizers, or the optimizers train another module.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        module: Any,
+        *,
+        gamma: Callable[[int], float],
+        lr: float,
+        cooldown: float,
+        skipped_steps: int = 0,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self._gamma, self._lr, self._cooldown = gamma, lr, cooldown
+        self._asked: tuple[int, float] | None = None  # the step that gamma was asked for last, and the answer
+        self._optimizers: list[DepthOptimizer] = []
+        self._skipped_before = skipped_steps
+        self._module = module
+        self._attach(trainer, state)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps of depths and exponents left out because a gradient was not finite."""
+        return self._skipped_before + sum(d.skipped_steps for d in self._optimizers)
+
+    def gamma(self, trainer: Any) -> float:
+        """The weight of Q in the loss at the step that was staged last; before the first one, at the step to come."""
+        return self._gamma_at(trainer.global_step) if self._asked is None else self._asked[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimizers of depths and exponents, in the order of the user's optimizers."""
+        states = [None if d.adam is None else d.adam.state_dict() for d in self._optimizers]
+        return {"depth_optimizers": states, "skipped_steps": self.skipped_steps}
+
+    def before_batch(self, trainer: Any, batch_idx: int) -> None:
+        """Follows optimizers that were made anew, and sets the learning rate of the batch's steps."""
+        owners = [d.owner for d in self._optimizers]
+        if owners and any(a is not b for a, b in zip_longest(owners, trainer.optimizers)):
+            state = self.state_dict()
+            self.detach()
+            self._attach(trainer, state)
+        lr = self._lr * cooldown_factor(progress(trainer, batch_idx), self._cooldown)
+        for depth_optimizer in self._optimizers:
+            depth_optimizer.set_lr(lr)
+
+    def stage(self) -> None:
+        """Evaluates the size's gradient for the steps to come, once for each step of an optimizer."""
+        with unwatched():
+            for depth_optimizer in self._optimizers:
+                depth_optimizer.stage()
+
+    def resize(self, shrunk: Sequence[Shrunk] = ()) -> None:
+        """Goes on after channels were removed, or with another account of the size.
+
+        Args:
+            shrunk: What has become smaller.
+        """
+        size = ModelSize.of(self._module)
+        for depth_optimizer in self._optimizers:
+            depth_optimizer.resize(size.part(depth_optimizer.size.parameters), shrunk)
+
+    def detach(self) -> None:
+        """Lets go of the user's optimizers."""
+        for depth_optimizer in self._optimizers:
+            depth_optimizer.detach()
+
+    def _attach(self, trainer: Any, state: dict[str, Any] | None) -> None:
+        self._optimizers = []
+        size = ModelSize.of(self._module)
+        owners = {id(p): o for o in reversed(trainer.optimizers) for group in o.param_groups for p in group["params"]}
+        if owners.keys().isdisjoint(id(p) for p in self._module.parameters()):
+            _check_foreign(trainer.optimizers, self._module)
+            rank_zero_warn("SelfCompression: no optimizer trains this module, so bit depths are not trained either.")
+            return
+        wrappers = self._module.optimizers(use_pl_optimizer=True)
+        wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
+        for optimizer, wrapper in zip(trainer.optimizers, wrappers, strict=True):
+            own = [p for p in size.parameters if owners.get(id(p.latent), trainer.optimizers[0]) is optimizer]
+            self._optimizers.append(
+                DepthOptimizer(
+                    optimizer,
+                    size.part(own),
+                    lr=self._lr,
+                    gamma=lambda: self._gamma_at(trainer.global_step),
+                    gradient_scale=lambda: loss_scale(trainer),
+                    average=gradient_average(trainer.strategy),
+                    wrappers=(wrapper,),
+                    stepped=self._unstage,
+                )
+            )
+        if state is not None:
+            self._restore(state)
+        for depth_optimizer in self._optimizers:
+            depth_optimizer.attach()
+
+    def _gamma_at(self, step: int) -> float:
+        """Asks for gamma once a step: a function of the user's may count its calls."""
+        if self._asked is None or self._asked[0] != step:
+            self._asked = step, self._gamma(step)
+        return self._asked[1]
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._skipped_before = state["skipped_steps"]
+        saved = state["depth_optimizers"]
+        if saved and len(saved) != len(self._optimizers):
+            raise ValueError(
+                f"Expected the {len(saved)} optimizer(s) of the checkpoint, got {len(self._optimizers)}. Resume "
+                f"with the configure_optimizers that the checkpoint was made with."
+            )
+        for depth_optimizer, one in zip(self._optimizers, saved, strict=False):
+            if depth_optimizer.adam is not None and one is not None:
+                depth_optimizer.adam.load_state_dict(one)
+
+    def _unstage(self) -> None:
+        """A step of one optimizer moves depths and the global step, on which the gradients of all depend."""
+        for depth_optimizer in self._optimizers:
+            depth_optimizer.unstage()
+
+
+def let_train(module: nn.Module, wanted: bool = True) -> None:
+    """Has depths and exponents get gradients, or not: a later fit without the callback has no use for them.
+
+    Args:
+        module: A converted module.
+        wanted: Whether they are trained from now on.
+    """
+    for tensor in learned_tensors(module).values():
+        tensor.requires_grad_(wanted)
+
+
+def progress(trainer: Any, batch_idx: int) -> float:
+    """Share of the training that is done, by whichever of epochs and steps ends it first; 0 if neither does."""
+    batches = trainer.num_training_batches
+    epochs = trainer.current_epoch + (batch_idx / batches if batches not in (0, math.inf) else 0.0)
+    by_epochs = epochs / trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 0.0
+    by_steps = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
+    return float(max(by_epochs, by_steps))
+
+
+def loss_scale(trainer: Any) -> float:
+    """What a GradScaler of the Trainer multiplies losses with; 1 without one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def _check_foreign(optimizers: Sequence[Optimizer], module: nn.Module) -> None:
+    foreign = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    if foreign:
+        raise ValueError(
+            f"Expected an optimizer of this {type(module).__name__}, got one of {len(foreign)} parameters that are "
+            f"none of its own (the first has the shape {tuple(foreign[0].shape)}): nothing of it would be trained. "
+            f"Make the optimizer in configure_optimizers, from self.parameters()."
+        )

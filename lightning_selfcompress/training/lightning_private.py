@@ -1,0 +1,41 @@
+"""Every private name of Lightning that this package uses. Each was looked up in Lightning 2.4 and 2.6."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+MULTIPROCESSING_LAUNCHER = "_MultiProcessingLauncher"  # of strategies that spawn or fork their processes
+
+
+def averaged_models(callbacks: Iterable[Any]) -> Iterator[nn.Module]:
+    """The copies of the trained module that weight averaging keeps, without torch's wrapper.
+
+    Args:
+        callbacks: The callbacks of a Trainer.
+    """
+    for callback in callbacks:
+        average = getattr(callback, "_average_model", None)
+        if isinstance(average, nn.Module):
+            yield average.module if isinstance(average, AveragedModel) else average
+
+
+def batches_that_stepped(trainer: Any) -> int:
+    """Batches of this fit that ended with a step of an optimizer: the x axis of Lightning's own logs."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def accumulates(trainer: Any) -> bool:
+    """Whether the batch that has just run is followed by another one before the optimizer steps."""
+    return bool(trainer.fit_loop._should_accumulate())
+
+
+def logs_are_due(trainer: Any) -> bool:
+    """Whether Lightning writes to its loggers after this batch."""
+    return bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
+
+
+def saves_between_epochs(checkpoint: Any) -> bool:
+    """Whether a ModelCheckpoint may save after any batch, and not at the end of epochs alone."""
+    return any(getattr(checkpoint, f"_{name}", None) for name in ("every_n_train_steps", "train_time_interval"))
