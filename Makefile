@@ -1,16 +1,23 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-nightly test-oldest table lint format notebooks clean
+.PHONY: help demo test test-fast test-nightly test-oldest test-wheel table lint format notebooks clean
 
-demo: $(READY)  ## train a small network on real images, in float and compressed
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## train a small network on real images, in float and compressed: a few minutes
 	$(BIN)/selfcompress demo $(ARGS)
 
-test: $(READY)  ## the tests, in minutes
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## all tests but the nightly ones, on all cores: about ten minutes on two
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-fast: $(READY)  ## what needs no fit, no ONNX and no process of its own: under two minutes on two cores
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not (fit or onnx or process or long or nightly)' $(ARGS)
 
 test-nightly: $(READY)  ## long runs on real data: needs SELFCOMPRESS_DATA or a network
 	$(BIN)/python -m pytest -m nightly $(ARGS)
@@ -18,15 +25,18 @@ test-nightly: $(READY)  ## long runs on real data: needs SELFCOMPRESS_DATA or a 
 test-oldest:  ## the tests on the oldest versions that work (downloads CUDA packages on Linux)
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
+test-wheel:  ## build the wheel, install it without extras in a new environment, and try it there
+	bash tests/wheel/smoke.sh $(PYTHON) $(CONSTRAINTS)
+
 table: $(READY)  ## docs/compatibility.md from the tests
 	$(BIN)/python -m pytest -m 'case' --write-table
 
-lint: $(READY)
+lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(READY)  ## what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -38,5 +48,5 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	touch $(READY)
 
-clean:
+clean:  ## environments, builds and caches
 	rm -rf .venv .venv-oldest build dist *.egg-info

@@ -36,6 +36,7 @@ from lightning_selfcompress.training.strategies import check_strategy, shards_pa
 
 Gamma = float | Callable[[int], float]
 _OF_ONE_FIT = {**dict.fromkeys(("_module_setup", "_depths", "_removal", "_restored", "_loss")), "_layers": ()}
+_SET_BY_LIGHTNING = ("log", "log_dict")  # methods of the module in training
 
 
 class SelfCompression(pl.Callback):
@@ -126,7 +127,8 @@ class SelfCompression(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """The arguments: a copy of a callback is one that has not begun to train, as there is no Trainer in it."""
-        return {**self.__dict__, **_OF_ONE_FIT, "_skipped_before": self.skipped_steps}
+        own = {name: value for name, value in self.__dict__.items() if name not in _SET_BY_LIGHTNING}
+        return {**own, **_OF_ONE_FIT, "_skipped_before": self.skipped_steps}
 
     @property
     def skipped_steps(self) -> int:

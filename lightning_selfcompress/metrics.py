@@ -33,7 +33,14 @@ class _SizeMetric(Metric):
 
 
 class BitsPerWeight(_SizeMetric):
-    """Q of a model: learned bits per original weight.
+    """Q of a model: learned bits per original weight, as training minimizes it.
+
+    >>> from torch import nn
+    >>> from lightning_selfcompress import BitsPerWeight, convert
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> plan = convert(net, initial_bits=6)
+    >>> float(BitsPerWeight(net).compute())
+    6.0
 
     Args:
         model: The model to measure, for example the LightningModule itself.
@@ -50,7 +57,14 @@ class BitsPerWeight(_SizeMetric):
 
 
 class NBytes(_SizeMetric):
-    """Bytes of a model, the total of :func:`size_report`.
+    """Bytes of a model's packed file, the total of :func:`size_report`.
+
+    >>> from torch import nn
+    >>> from lightning_selfcompress import NBytes, convert, size_report
+    >>> net = nn.Linear(4, 3)
+    >>> plan = convert(net)
+    >>> int(NBytes(net).compute()) == size_report(net).nbytes
+    True
 
     Args:
         model: The model to measure, for example the LightningModule itself.

@@ -19,6 +19,30 @@ settings.register_profile("same every time", deadline=None, derandomize=True, ma
 settings.load_profile("same every time")
 
 
+# What a test needs, by the beginning of its path in this folder; ``make test-fast`` leaves these out.
+KINDS = {
+    "fits/": "fit",
+    "cli/": "fit",
+    "demo/": "fit",
+    "files/test_bad_checkpoints": "fit",
+    "files/test_opening": "fit",
+    "onnx/": "onnx",
+    "fits/test_strategies": "process",
+    "test_imports": "process",
+    "test_notebooks": "process",
+    "test_readme": "process",
+    "packing/test_damage": "long",
+}
+
+
+def pytest_itemcollected(item):
+    """Marks a test with what it needs."""
+    path = item.path.relative_to(Path(__file__).parent).as_posix()
+    for beginning, kind in KINDS.items():
+        if path.startswith(beginning):
+            item.add_marker(kind)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

@@ -19,8 +19,8 @@ from lightning_selfcompress.demo.curve import draw_size_curve
 from lightning_selfcompress.demo.data import DigitsData, ImageData, MnistData
 from lightning_selfcompress.demo.networks import Classifier, DigitsNet, LeNet5
 from lightning_selfcompress.errors import DataError
-from lightning_selfcompress.metrics import BitsPerWeight
 from lightning_selfcompress.size.report import size_report
+from lightning_selfcompress.training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,6 @@ class Outcome:
     nbytes: int
     report: str
     checkpoint: str
-
-
-class Objective(pl.Callback):
-    """Logs what training minimizes, on the validation split: ``val/loss + gamma * Q``. The best epoch has the least.
-
-    Args:
-        gamma: Loss per bit of the average weight; 0 for a float network.
-    """
-
-    def __init__(self, gamma: float) -> None:
-        self.gamma = gamma
-
-    def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Adds the size's price to the validation loss."""
-        size = BitsPerWeight(pl_module).compute()
-        pl_module.log("val/objective", trainer.callback_metrics["val/loss"] + self.gamma * size)
 
 
 @dataclass(frozen=True)
@@ -180,13 +164,12 @@ def _train(settings: Settings, data: ImageData, folder: Path, *, compress: bool,
     """One training, or the rest of it, and its outcome from the best checkpoint read back."""
     pl.seed_everything(settings.seed, verbose=False)
     model = TASKS[settings.data].model()
-    price = settings.gamma if compress else 0.0
     best = ModelCheckpoint(
-        folder / "checkpoints", "best", monitor="val/objective", save_last=True, enable_version_counter=False
+        folder / "checkpoints", "best", monitor="selfcompress/objective", save_last=True, enable_version_counter=False
     )
     trainer = pl.Trainer(
         max_epochs=settings.epochs,
-        callbacks=[*([SelfCompression(gamma=settings.gamma)] if compress else []), Objective(price), best],
+        callbacks=[*([SelfCompression(gamma=settings.gamma)] if compress else []), Objective("val/loss"), best],
         logger=TensorBoardLogger(folder, name="", version=""),
         log_every_n_steps=10,
         # few candidates: among many epochs of a small validation split the luckiest is not the best

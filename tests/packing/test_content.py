@@ -118,7 +118,7 @@ def test_the_second_reader_is_short_and_on_its_own():
 
 def test_the_documented_steps_are_those_of_the_quantizer():
     """The sixteen numbers of docs/format.md, times powers of two, are the steps, in float64."""
-    text = (READER.parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
+    text = (READER.parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
     pairs = re.findall(r"\| (\d+) \| (1\.\d+|1\.0) (?=\|)", text)
     table = {int(i): float(value) for i, value in pairs}
     assert sorted(table) == list(range(16))

@@ -9,11 +9,17 @@ from layer_kinds import KINDS, same, tensors
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.testing import assert_close
+from zoo import ZOO
 
 from lightning_selfcompress.quantize.conversion_plan import plan_conversion, unmatched
 from lightning_selfcompress.quantize.convert import as_float, convert, revert
 from lightning_selfcompress.quantize.layers import Quantized
-from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.quantize.parameters import (
+    learned_names,
+    learned_tensors,
+    quantized_parameters,
+    weight_name_of,
+)
 from lightning_selfcompress.quantize.registry import REGISTRY, supported_types
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's own remark on speed
@@ -548,3 +554,51 @@ def test_frozen_weights_stay_frozen():
     convert(layer)
     assert not layer.latent("weight").requires_grad
     assert not layer.bias.requires_grad
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_parameters_are_the_same_list(name):
+    """Conversion adds no parameter, and neither does revert: the same objects in the same order."""
+    net = ZOO[name].make()
+    before = list(net.named_parameters())
+    for change in (convert, revert, convert):
+        change(net)
+        now = list(net.named_parameters())
+        assert [n for n, _ in now] == [n for n, _ in before]
+        assert all(p is q for (_, p), (_, q) in zip(now, before, strict=True))
+    assert len(learned_tensors(net)) == 2 * len(list(quantized_parameters(net)))
+
+
+@pytest.mark.parametrize("weight", ["weight", "net.0.weight", "rnn.weight_ih_l0", "attn.in_proj_weight", "a.weight_hh"])
+def test_names_of_depths_are_put_together_and_taken_apart(weight):
+    """The weight of the name of its depths is the weight; other names are no depths."""
+    depth, exponent = learned_names(weight)
+    assert weight_name_of(depth) == weight
+    assert depth.endswith("bit_depth")
+    assert exponent.endswith("exponent")
+    assert weight_name_of(weight) is weight_name_of(exponent) is None
+
+
+@pytest.mark.parametrize("move", ["double", "half", "bfloat16", "cpu"])
+def test_what_is_learned_keeps_its_identity_when_moved(move):
+    """An optimizer of depths and exponents goes on after a cast, as it does with parameters."""
+    layer = nn.Linear(3, 2)
+    convert(layer)
+    before = layer.learned("weight")
+    layer(torch.randn(4, 3)).sum().backward()
+    getattr(layer, move)()
+    assert all(a is b and a.is_leaf and a.requires_grad for a, b in zip(layer.learned("weight"), before, strict=True))
+    assert layer.bit_depth.dtype == (torch.float64 if move == "double" else torch.float32)
+    assert layer.bit_depth.grad.dtype == layer.bit_depth.dtype
+
+
+def test_assigned_state_is_trained():
+    """load_state_dict(assign=True) puts other tensors in place, which are trained like those before."""
+    layer, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    convert(layer)
+    convert(other)
+    other.bit_depth.data.fill_(5.0)
+    layer.load_state_dict(other.state_dict(), assign=True)
+    assert layer.bit_depth.tolist() == [5.0, 5.0]
+    layer(torch.randn(4, 3)).sum().backward()
+    assert all(t.grad is not None for t in layer.learned("weight"))

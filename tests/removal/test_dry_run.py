@@ -10,6 +10,7 @@ from killing import difference, kill, randomize, watched
 from torch import nn
 from zoo import ZOO
 
+from lightning_selfcompress.channels.watch import Watcher
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.quantize.parameters import learned_tensors
 from lightning_selfcompress.removal.dry_run import prove
@@ -122,3 +123,64 @@ def test_a_wrong_removal_is_seen():
             if tensor.dim() == 1:
                 tensor.add_(0.5)  # depths, biases and shifts: nothing is dead any more
     assert not prove(net, channels, plan, replay(*inputs))[0]
+
+
+class Summed(nn.Module):
+    """A hidden layer whose consumer is called by hand, so that nothing but the loss shows what it computes."""
+
+    def __init__(self, penalty):
+        super().__init__()
+        self.one, self.two, self.penalty = nn.Linear(5, 8), nn.Linear(8, 3), penalty
+
+    def step(self, x):
+        hidden = nn.functional.linear(x, self.one.weight, self.one.bias).relu()
+        out = nn.functional.linear(hidden, self.two.weight, self.two.bias)
+        return out.square().mean() + self.penalty(self)
+
+
+PENALTIES = {
+    "squares": lambda net: 0.1 * sum(p.square().sum() for p in net.parameters()),
+    "magnitudes": lambda net: 0.1 * sum(p.abs().sum() for p in net.parameters()),
+    "none": lambda net: 0.0,
+}
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_penalties_on_what_goes_refute_nothing(penalty):
+    """A loss that changes by a penalty on the weights that are gone is no reason to keep them."""
+    net, x = Summed(PENALTIES[penalty]), torch.randn(6, 5)
+    convert(net)
+    watcher = Watcher(net)
+    with watcher:
+        watcher.pin_outputs(net.step(x), "it is the loss")
+    channels = watcher.channels()
+    net.one.bit_depth.data[2] = net.one.bias.data[2] = 0
+    plan = plan_removal(net, channels)
+    assert plan.widths == {"one": (8, 7)}
+    proved, _ = prove(net, channels, plan, lambda copied, dtype: copied.step(x.to(dtype)))
+    assert proved.widths == plan.widths
+
+
+@pytest.mark.parametrize("scale", ["width", "mean of all weights"])
+def test_a_loss_with_other_gradients_is_refuted(scale):
+    """A loss that changes what is left in another way than by a constant keeps the channels."""
+    factors = {
+        "width": lambda net: net.one.out_features / 8,
+        "mean of all weights": lambda net: 1 + net.one.weight.abs().mean(),
+    }
+
+    class Scaled(Summed):
+        def step(self, x):
+            return super().step(x) * factors[scale](self)
+
+    net, x = Scaled(lambda _: 0.0), torch.randn(6, 5)
+    convert(net)
+    watcher = Watcher(net)
+    with watcher:
+        watcher.pin_outputs(net.step(x), "it is the loss")
+    channels = watcher.channels()
+    net.one.bit_depth.data[2] = net.one.bias.data[2] = 0
+    plan = plan_removal(net, channels)
+    assert bool(plan) is (scale == "width")  # no operation sees a width; a mean over channels is seen, and pins them
+    proved, _ = prove(net, channels, plan, lambda copied, dtype: copied.step(x.to(dtype)))
+    assert not proved

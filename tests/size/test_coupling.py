@@ -1,5 +1,8 @@
 """Coupling: weights count while their inputs are alive, and channels pay for them."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from killing import watched
@@ -7,8 +10,12 @@ from torch import nn
 from torch.testing import assert_close
 from zoo import ZOO
 
+from lightning_selfcompress import BitsPerWeight, revert, size_report
 from lightning_selfcompress.quantize.convert import convert
+from lightning_selfcompress.quantize.formula import bit_depth
+from lightning_selfcompress.quantize.layers import COUPLING
 from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.removal.surgery import Replacement, replace_tensors
 from lightning_selfcompress.size.coupling import alive_factor, couple
 from lightning_selfcompress.size.price import ModelSize
 
@@ -97,3 +104,51 @@ def test_parts_add_up_and_see_the_whole():
     assert sum(p.bits_per_weight().item() for p in parts) == pytest.approx(size.bits_per_weight().item())
     for part, whole in zip(parts, size.gradients(1.0), strict=True):
         assert torch.equal(part.gradients(1.0)[0], whole)
+
+
+def test_notes_go_with_the_layers():
+    """Q is the same for a deep copy, a pickle, a module inside and the network around it."""
+    net, channels = chain()
+    net[0].bit_depth.data = torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
+    couple(net, channels)
+    expected = ModelSize.of(net).bits_per_weight().item()
+    assert expected < (4 * 15.5 + 6 * 3 * 8) / 42
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), nn.Sequential(nn.ReLU(), net)):
+        assert ModelSize.of(other).bits_per_weight().item() == expected
+
+
+def test_inputs_made_elsewhere_count_as_alive():
+    """The size of a part of a network counts the inputs that come from outside."""
+    net, channels = chain()
+    net[0].bit_depth.data = torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
+    couple(net, channels)
+    assert ModelSize.of(net[2]).bits_per_weight().item() == 8.0
+
+
+def test_notes_go_when_shapes_change():
+    """A layer that has other shapes counts all inputs until its channels are noted again; revert leaves no note."""
+    net, channels = chain()
+    net[0].bit_depth.data.fill_(0.5)
+    couple(net, channels)
+    replace_tensors(net[2], {id(net[2].latent("weight")): Replacement(torch.zeros(3, 6))})
+    assert COUPLING not in net[2].__dict__
+    assert ModelSize.of(net).bits_per_weight().item() == pytest.approx((24 * 0.5 + 18 * 8) / 42)
+    revert(net)
+    assert all(COUPLING not in layer.__dict__ for layer in net)
+
+
+@pytest.mark.parametrize("name", ["resnet_basic", "shufflenet", "grouped_transposed", "bilinear", "char_transformer"])
+def test_reported_q_is_the_minimized_one(name):
+    """The report's total, the metric and the shares of its layers are the Q whose gradient training takes."""
+    net = ZOO[name].make()
+    convert(net)
+    couple(net, watched(net, *ZOO[name].inputs())[0])
+    for p in quantized_parameters(net):
+        p.raw_depth.data.uniform_(-0.3, 1.6)
+    minimized = ModelSize.of(net).bits_per_weight().item()
+    report = size_report(net)
+    assert report.bits_per_weight == pytest.approx(minimized, rel=1e-5)
+    assert sum(layer.learned_bits for layer in report.layers) / report.total.weights_before == pytest.approx(minimized)
+    assert BitsPerWeight(net).compute().item() == pytest.approx(minimized, rel=1e-5)
+    own = sum(float(bit_depth(p.raw_depth).sum()) * p.weights_per_channel for p in quantized_parameters(net))
+    assert minimized < 0.999 * own / report.total.weights_before

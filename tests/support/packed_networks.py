@@ -61,7 +61,8 @@ def without_channels():
         (a, "bias", (0,)),
         (b, "weight", (2, 0)),
     ):
-        owner._parameters[name] = nn.Parameter(torch.zeros(shape))
+        table = owner._parameters if name in owner._parameters else owner._buffers
+        table[name] = nn.Parameter(torch.zeros(shape)) if table is owner._parameters else torch.zeros(shape)
     for layer in model.values():
         layer.forget_quantized()
     return model
