@@ -29,11 +29,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from step_time import resnet18
 from torch import Tensor, nn
 
-from lightning_selfcompress import SelfCompression, convert, revert, size_report
+from lightning_selfcompress import Objective, SelfCompression, convert, revert, size_report
 from lightning_selfcompress.channels.watch import Watcher
 from lightning_selfcompress.demo.data import MnistData
 from lightning_selfcompress.demo.networks import LeNet5
-from lightning_selfcompress.demo.run import Objective, Settings
+from lightning_selfcompress.demo.run import Settings
 from lightning_selfcompress.files.checkpoint import take_shapes
 from lightning_selfcompress.removal.dry_run import prove
 from lightning_selfcompress.removal.plan import plan_removal
@@ -141,7 +141,11 @@ def epoch_seconds(net: LeNet5, data: MnistData, checkpoint: Path | None = None, 
         trainer = pl.Trainer(
             max_epochs=epoch + 1,
             accelerator="cpu",
-            callbacks=[*([SelfCompression(gamma=gamma)] if checkpoint is not None else []), Objective(gamma), clock],
+            callbacks=[
+                *([SelfCompression(gamma=gamma)] if checkpoint is not None else []),
+                Objective("val/loss"),
+                clock,
+            ],
             logger=TensorBoardLogger(folder),
             log_every_n_steps=10,
             enable_progress_bar=False,

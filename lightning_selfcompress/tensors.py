@@ -28,7 +28,12 @@ def is_a(thing: object, class_name: str) -> bool:
     Lightning has two packages, ``lightning`` and ``pytorch_lightning``, whose classes of one name are different
     classes; and torch has moved some of its classes from module to module.
     """
-    return any(base.__name__ == class_name for base in type(thing).__mro__)
+    return base_named(type(thing), class_name) is not None
+
+
+def base_named(kind: type, class_name: str) -> type | None:
+    """The class of this name among a class and its bases; None if there is none."""
+    return next((base for base in kind.__mro__ if base.__name__ == class_name), None)
 
 
 def is_bare_norm(module: nn.Module) -> bool:

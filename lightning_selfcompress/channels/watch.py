@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from types import TracebackType
 from typing import Any
@@ -12,19 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from lightning_selfcompress.channels.atoms import AtomStore, Axis, Dims, everywhere
-from lightning_selfcompress.channels.call import Call, Constant, Layout, Rule, Storage
+from lightning_selfcompress.channels.call import Call, Constant, Layout, Storage
 from lightning_selfcompress.channels.channels import Channels, Slot
-from lightning_selfcompress.channels.rules import moves, pointwise, products, reductions
+from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled, unwatched
+from lightning_selfcompress.channels.rules import RULES, moves, pointwise, products
 from lightning_selfcompress.quantize.layers import Quantized, reading_through
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.tensors import is_bare_norm, name_of, size_attribute, stored_tensors, tensors_in
-
-RULES: dict[str, Rule] = {**pointwise.RULES, **moves.RULES, **products.RULES, **reductions.RULES}
-
 
 _ADDING = frozenset({"add", "sub", "stack", "cat"})  # how a penalty comes to the loss
 
@@ -41,10 +38,17 @@ _LAYOUT = "_selfcompress_layout"  # the attribute of a tensor that says what is 
 class Watcher:
     """Reads the channels of a network off training steps; what several steps say is put together.
 
-    >>> watcher = Watcher(model)
-    >>> with watcher:
-    ...     loss = training_step(batch)
-    >>> channels = watcher.channels()
+    >>> import torch
+    >>> from torch import nn
+    >>> from lightning_selfcompress import convert
+    >>> from lightning_selfcompress.channels import Watcher
+    >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    >>> plan = convert(net)
+    >>> watcher = Watcher(net)
+    >>> with watcher:  # any training step
+    ...     out = net(torch.randn(3, 4))
+    >>> int(watcher.channels().removable().sum())
+    6
 
     Nothing is left behind: no hook, no attribute, no random number drawn. What goes wrong in a rule pins the channels
     it was about and never reaches the training.
@@ -87,7 +91,7 @@ class Watcher:
                 stack.callback(handle.remove)
             stack.enter_context(uncompiled())
             stack.enter_context(self._between_optimizer_steps())
-            stack.enter_context(_Mode(self._visit))
+            stack.enter_context(ShowOperations(self._visit))
             self._exit = stack.pop_all()
         return self
 
@@ -179,7 +183,7 @@ class Watcher:
     def _read(self, layer: Quantized, name: str) -> Tensor:
         """Quantized weights are known for what they are; how they are computed is not watched."""
         latent = layer.latent(name)
-        with _disable_current_modes():
+        with unwatched():
             value = layer._quantized_weight(name)
         known = self._weights.get((id(latent), name))
         self._set(value, known if known is not None else self._stored.get(id(latent)))
@@ -354,46 +358,3 @@ def _same_atoms(one: Any, other: Any) -> bool:
 
 def _loses_zero(before: Any, after: Any) -> bool:
     return isinstance(before, Axis) and isinstance(after, Axis) and bool((before.zero & ~after.zero).any())
-
-
-_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-
-
-def _is_composite(func: Any) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
-
-
-class _Mode(TorchDispatchMode):
-    """Shows every operation after it has run, but for those of a backward pass."""
-
-    def __init__(self, visit: Callable[..., None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._visit = visit
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() and _is_composite(func):
-            with self:  # without autograd, operations made of others arrive whole
-                return func._op_dk(_COMPOSITE, *args, **kwargs)
-        out = func(*args, **kwargs)
-        if torch._C._current_graph_task_id() == -1:
-            self._visit(func, args, kwargs, out)
-        return out
-
-
-def unwatched() -> AbstractContextManager[Any]:
-    """A context for operations of this package within somebody's step: no watcher sees them."""
-    return _disable_current_modes()
-
-
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Compiled modules run as they were written: a compiled graph is one opaque operation."""
-    if hasattr(torch.compiler, "set_stance"):
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        from torch._dynamo import config
-
-        with config.patch(disable=True):
-            yield

@@ -40,6 +40,19 @@ def load_from_checkpoint(
 
     What ``module_class.load_from_checkpoint`` is for a float network, and the same for the checkpoint of one.
 
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import lightning.pytorch as pl
+    >>> from lightning_selfcompress import SelfCompression, load_from_checkpoint
+    >>> from lightning_selfcompress.demo import DigitsData, DigitsNet
+    >>> def train_and_open(folder):
+    ...     trainer = pl.Trainer(max_epochs=20, callbacks=[SelfCompression(gamma=0.1)])
+    ...     trainer.fit(DigitsNet(), datamodule=DigitsData())
+    ...     trainer.save_checkpoint(Path(folder) / "net.ckpt")
+    ...     return load_from_checkpoint(DigitsNet, Path(folder) / "net.ckpt")
+    >>> with TemporaryDirectory() as folder:  # doctest: +SKIP
+    ...     net = train_and_open(folder)
+
     Args:
         module_class: The LightningModule class that was trained.
         path: The checkpoint, full or ``save_weights_only``.

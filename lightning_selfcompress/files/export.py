@@ -10,11 +10,51 @@ from lightning_selfcompress.files.atomic_write import write_beside
 from lightning_selfcompress.packing import Packed, is_half, to_bytes
 from lightning_selfcompress.quantize.layers import whole
 from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.size.report import float_nbytes_of
 from lightning_selfcompress.tensors import name_of, own_tensors
 
 
-def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtype = torch.float32) -> int:
+class ExportReport(int):
+    """The bytes of a packed file: a number, which prints as what was written.
+
+    Attributes:
+        path: The file.
+        float_nbytes: Bytes of the same network in float, before any compression.
+        coded: Names of the weights that are stored as codes.
+        uncoded: Names of the parameters and buffers that are stored as they are.
+    """
+
+    path: str
+    float_nbytes: int
+    coded: tuple[str, ...]
+    uncoded: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return int(self)
+
+    def __str__(self) -> str:
+        share = f", {self.nbytes / self.float_nbytes:.1%} of the float network's" if self.float_nbytes else ""
+        return (
+            f"{self.path}: {self.nbytes:,} bytes{share} ({len(self.coded)} weights as codes, {len(self.uncoded)} "
+            f"tensors as they are)"
+        )
+
+
+def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtype = torch.float32) -> ExportReport:
     """Writes a model into a packed file, of the size that :func:`size_report` says.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from torch import nn
+    >>> from lightning_selfcompress import convert, export, size_report
+    >>> net = nn.Linear(100, 50)
+    >>> plan = convert(net, initial_bits=4)
+    >>> with TemporaryDirectory() as folder:
+    ...     report = export(net, Path(folder) / "net.scnn")  # print(report) says what it holds
+    >>> report.nbytes == size_report(net).nbytes
+    True
 
     Args:
         model: Any module. What is not quantized is stored as it is.
@@ -23,7 +63,7 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtyp
             half precision, except where that would change one by more than a thousandth.
 
     Returns:
-        Bytes of the file.
+        The bytes of the file; ``print`` shows what they are for.
 
     Raises:
         ValueError: If weights are not finite, have no values yet (lazy layers, the meta device), or their codes are out
@@ -43,7 +83,11 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtyp
         )
     data = to_bytes(packed)
     write_beside(path, lambda part: part.write_bytes(data))
-    return len(data)
+    report = ExportReport(len(data))
+    report.path, report.float_nbytes = os.fspath(path), float_nbytes_of(model)
+    report.coded = tuple(t.name for t in packed.coded)
+    report.uncoded = tuple(t.name for t in packed.tensors if t.codes is None)
+    return report
 
 
 def check_there(model: nn.Module) -> None:

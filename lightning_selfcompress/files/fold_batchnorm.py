@@ -12,18 +12,44 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from lightning_selfcompress.quantize.layers import Quantized
 
 
-def fold_batchnorm(model: nn.Module, *inputs: Any) -> int:
+class FoldReport(int):
+    """The number of normalization layers that were folded, which prints as what was done.
+
+    Attributes:
+        folded: Paths of the normalization layers that were folded.
+        left: Paths of those that stay, since the output of the layer before them is used elsewhere as well.
+    """
+
+    folded: tuple[str, ...]
+    left: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"Folded {len(self.folded)} normalization layers"
+        text += f" ({', '.join(self.folded)})" if self.folded else ""
+        return f"{text}; {', '.join(self.left)} stay: {NOT_FOLDED}" if self.left else text
+
+
+def fold_batchnorm(model: nn.Module, *inputs: Any) -> FoldReport:
     """Folds batch normalization into the convolutions and linear layers right before it, in place, for evaluation.
 
     A normalization that gets another layer's output only is folded; where it turns out, because outputs change by more
     than rounding, that this output is used elsewhere as well, it is left, with a warning.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from lightning_selfcompress import fold_batchnorm
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    >>> print(fold_batchnorm(net, torch.randn(2, 1, 8, 8)))
+    Folded 1 normalization layers (1)
+    >>> net[1]
+    Identity()
 
     Args:
         model: A plain module, as :func:`finalize` makes it. Its folded normalization becomes ``nn.Identity``.
         inputs: What its ``forward`` takes, to see what follows what, and that nothing has changed.
 
     Returns:
-        Number of normalization layers folded.
+        The number of normalization layers folded; ``print`` shows which.
 
     Raises:
         ValueError: If the model has quantized layers, or returns nothing with tensors in it.
@@ -33,25 +59,28 @@ def fold_batchnorm(model: nn.Module, *inputs: Any) -> int:
     folded, left = fold_norms(model, *inputs)
     if left:
         warnings.warn(f"{', '.join(left)} stay: {NOT_FOLDED}.", stacklevel=2)
-    return folded
+    report = FoldReport(len(folded))
+    report.folded, report.left = tuple(folded), tuple(left)
+    return report
 
 
 NOT_FOLDED = "the output of the layer before is used elsewhere as well"
 
 
-def fold_norms(model: nn.Module, *inputs: Any) -> tuple[int, list[str]]:
-    """What :func:`fold_batchnorm` does; returns the number folded, and the paths of those that could not be."""
+def fold_norms(model: nn.Module, *inputs: Any) -> tuple[list[str], list[str]]:
+    """Does what :func:`fold_batchnorm` does; returns the paths of the layers folded, and of those that could not be."""
     modes = [(module, module.training) for module in model.modules()]
+    paths = {id(module): path for path, module in model.named_modules()}
     model.eval()
     try:
         with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode have no versions
             pairs, expected = _neighbours(model, inputs)
             left = _fold_all(pairs, lambda: _still(model, inputs, expected))
-        paths = [path for path, module in model.named_modules() if any(module is pair.norm for pair in left)]
     finally:
         for module, mode in modes:
             module.training = mode
-    return len(pairs) - len(left), paths
+    folded = [pair for pair in pairs if all(pair is not other for other in left)]
+    return [paths[id(pair.norm)] for pair in folded], [paths[id(pair.norm)] for pair in left]
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,19 @@ Module = TypeVar("Module", bound=nn.Module)
 def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> Module:
     """Fills a network from a packed file: plain torch layers of the shapes stored, the same outputs to the bit.
 
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import torch
+    >>> from torch import nn
+    >>> from lightning_selfcompress import convert, export, load
+    >>> net, x = nn.Linear(6, 4), torch.randn(2, 6)
+    >>> plan = convert(net)
+    >>> with TemporaryDirectory() as folder:
+    ...     report = export(net, Path(folder) / "net.scnn")
+    ...     plain = load(Path(folder) / "net.scnn", into=nn.Linear(6, 4))
+    >>> type(plain).__name__, torch.equal(plain(x), net(x))
+    ('Linear', True)
+
     Args:
         path: A packed file.
         into: A network of the class that was exported, of full size or of the sizes stored, float or converted. It

@@ -75,6 +75,18 @@ def to_onnx(
     the scales take in batch normalization, which changes weights by rounding, and branches that emit constants, because
     a layer has lost its last channel, become these.
 
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import torch
+    >>> from torch import nn
+    >>> from lightning_selfcompress import convert, to_onnx
+    >>> net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    >>> plan = convert(net)
+    >>> with TemporaryDirectory() as folder:
+    ...     report = to_onnx(net, Path(folder) / "net.onnx", torch.randn(3, 8))
+    >>> report.types
+    {'0.weight': 'int8', '2.weight': 'int8'}
+
     Args:
         model: A converted module, shrunken or not, or any other, which is written as it is. It is not changed.
         path: The file. It is written beside and renamed: no half of it is ever there.

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -39,9 +39,15 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """What :func:`convert` does, or did, to a model. Prints what is compressed and what is not, with the reason."""
+    """What :func:`convert` does, or did, to a model. Prints what is compressed and what is not, with the reason.
+
+    Args:
+        layers: One entry for each module that has parameters of its own.
+        model: The model that the plan is for.
+    """
 
     layers: tuple[PlannedLayer, ...]
+    model: nn.Module = field(repr=False, compare=False)
 
     @property
     def compressed(self) -> tuple[PlannedLayer, ...]:
@@ -71,6 +77,15 @@ class ConversionPlan:
 
 def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
     """Decides what :func:`convert` would do. Changes nothing.
+
+    >>> from torch import nn
+    >>> from lightning_selfcompress import plan_conversion
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    >>> print(plan_conversion(net, skip=["2"]))
+    Compressed: 12 weights in 1 layers (1 Linear)
+    Left in float:
+      1 LayerNorm ('1'; 6 values): one value per channel, no weight matrix
+      1 Linear ('2'; 8 values): skip='2'
 
     Args:
         model: Any module.
@@ -105,7 +120,7 @@ def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
         numel = sum(p.numel() for p in fresh)
         kind = (module._float_class if isinstance(module, Quantized) else type(module)).__name__
         layers.append(PlannedLayer(name, kind, tuple(weights.items()), numel, reasons.get(id(module), "")))
-    return ConversionPlan(tuple(layers))
+    return ConversionPlan(tuple(layers), model)
 
 
 def unmatched(model: nn.Module, skip: Skip) -> list[str | type[nn.Module]]:

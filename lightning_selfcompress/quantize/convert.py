@@ -23,12 +23,23 @@ from lightning_selfcompress.tensors import name_of
 
 
 def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> ConversionPlan:
-    """Quantizes every layer it can, in place; :func:`revert` makes the model what it was.
+    """Quantizes every layer it can, in place; ``revert(convert(model))`` is the same model again.
 
     Layers keep their identity, parameters, hooks and state-dict keys; ``bit_depth`` and ``exponent`` are added to
     each, as buffers that require gradients, so that ``model.parameters()`` stays the same list of the same objects. A
     layer converted before is not touched. With 8 bits the outputs are those of the float network but for 8-bit
     rounding.
+
+    >>> from torch import nn
+    >>> from lightning_selfcompress import convert
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> parameters = list(net.parameters())
+    >>> print(convert(net))
+    Compressed: 18 weights in 2 layers (2 Linear)
+    >>> all(a is b for a, b in zip(net.parameters(), parameters))
+    True
+    >>> net[0].bit_depth.tolist()
+    [8.0, 8.0, 8.0]
 
     Args:
         model: Any module.
@@ -67,17 +78,34 @@ def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> 
     return plan
 
 
-def revert(model: nn.Module) -> None:
+def revert(model: nn.Module | ConversionPlan) -> nn.Module:
     """Makes every layer what it was before :func:`convert`: same class, same float parameters, same keys.
 
+    >>> from torch import nn
+    >>> from lightning_selfcompress import convert, revert
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> revert(convert(net)) is net
+    True
+    >>> net
+    Sequential(
+      (0): Linear(in_features=4, out_features=3, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=3, out_features=2, bias=True)
+    )
+
     Args:
-        model: Any module.
+        model: Any module, or the plan that :func:`convert` returned for it.
+
+    Returns:
+        The module.
     """
+    model = model.model if isinstance(model, ConversionPlan) else model
     for layer in list(model.modules()):
         if isinstance(layer, Quantized):
             _swap_out(layer)
             for name in ("release_after_backward", "depths_loaded", "sharded", COUPLING):
                 layer.__dict__.pop(name, None)
+    return model
 
 
 @contextmanager

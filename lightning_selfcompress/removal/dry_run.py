@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_selfcompress.channels.channels import Channels
-from lightning_selfcompress.channels.watch import uncompiled
+from lightning_selfcompress.channels.dispatch import uncompiled
 from lightning_selfcompress.removal.plan import RemovalPlan, narrow
 from lightning_selfcompress.removal.surgery import Edit, remove, shrink
 from lightning_selfcompress.tensors import stored_tensors, tensors_in

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_selfcompress.packing import Packed, PackedSize, estimated_size, is_half, packed_size
 from lightning_selfcompress.quantize.formula import bit_depth, codes, integer_bits
 from lightning_selfcompress.quantize.layers import Quantized
-from lightning_selfcompress.quantize.parameters import QuantizedParameter, learned_tensors
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, learned_tensors, quantized_parameters
 from lightning_selfcompress.size.price import ModelSize
 from lightning_selfcompress.tables import table
 from lightning_selfcompress.tensors import stored_tensors
@@ -177,6 +177,16 @@ def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = t
     Bytes are those of the packed file that :func:`export` writes, counted by the code that writes it. Tied weights
     count once.
 
+    >>> from torch import nn
+    >>> from lightning_selfcompress import convert, size_report
+    >>> net = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
+    >>> plan = convert(net, initial_bits=4)
+    >>> report = size_report(net)  # print(report) shows a table
+    >>> report.bits_per_weight, report.channels, report.float_nbytes
+    (4.0, 60, 22240)
+    >>> report.nbytes < report.float_nbytes / 6
+    True
+
     Args:
         model: Any module, converted or not.
         exact: False estimates the bytes from a sample of the weights, within some percent, in milliseconds.
@@ -187,22 +197,29 @@ def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = t
     """
     packed = packed_size(Packed.of(model, half=is_half(floats), measured=True)) if exact else estimated_size(model)
     size = ModelSize.of(model)
-    latent = {id(p.latent): p.spec.original_numel for p in size.parameters}
     learned = learned_tensors(model)
     layers = (module for module in model.modules() if isinstance(module, Quantized))
     biases = {id(t) for layer in layers for name, t in layer._parameters.items() if "bias" in name}
-    bias_nbytes = 0
-    float_nbytes = sum(module.__dict__.get("_removed_nbytes", 0) for module in model.modules())
-    for name, tensor in stored_tensors(model, transient=False).items():
-        if id(tensor) not in learned:
-            float_nbytes += latent.get(id(tensor), tensor.numel()) * tensor.element_size()
-        if id(tensor) in biases and id(tensor) not in learned:
-            bias_nbytes += packed.values[name]
+    stored = stored_tensors(model, transient=False)
+    bias_nbytes = sum(packed.values[n] for n, t in stored.items() if id(t) in biases and id(t) not in learned)
     return SizeReport(
         tuple(layer_size(p, bits, packed) for p, bits in zip(size.parameters, size.layer_bits(), strict=True)),
         bias_nbytes,
         sum(packed.values.values()) - bias_nbytes,
         packed.structure_nbytes,
         packed.nbytes,
-        float_nbytes,
+        float_nbytes_of(model),
     )
+
+
+def float_nbytes_of(model: nn.Module) -> int:
+    """Bytes of a model as a float network, before any compression: all parameters and buffers that are saved.
+
+    Args:
+        model: Any module, converted or not; removed channels count.
+    """
+    original = {id(p.latent): p.spec.original_numel for p in quantized_parameters(model)}
+    learned = learned_tensors(model)
+    removed: int = sum(module.__dict__.get("_removed_nbytes", 0) for module in model.modules())
+    stored = (t for t in stored_tensors(model, transient=False).values() if id(t) not in learned)
+    return removed + sum(original.get(id(t), t.numel()) * t.element_size() for t in stored)

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_selfcompress.channels.watch import unwatched
+from lightning_selfcompress.channels.dispatch import unwatched
 from lightning_selfcompress.quantize.parameters import learned_tensors
 from lightning_selfcompress.removal.surgery import Shrunk
 from lightning_selfcompress.size.price import ModelSize

@@ -1,4 +1,4 @@
-"""The conversion of a module that a Trainer is about to train: around what the module itself still builds."""
+"""The conversion of a module that a Trainer is about to train, whose own hooks may still build layers."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -12,6 +12,7 @@ from lightning_selfcompress.quantize.convert import as_float, convert, revert
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.quantize.registry import supported_types
+from lightning_selfcompress.tensors import base_named
 from lightning_selfcompress.training.lightning_private import averaged_models
 from lightning_selfcompress.training.strategies import (
     agree_on_depths,
@@ -25,10 +26,10 @@ _BUILDERS = ("setup", "configure_model")
 
 
 class ModuleSetup:
-    """Converts the layers there are, then those that ``setup`` and ``configure_model`` of a LightningModule build.
+    """Converts the layers there are, then the layers that ``setup`` and ``configure_model`` of the module build.
 
-    These methods, and ``configure_optimizers``, see the float network. They are wrapped on the instance until
-    :meth:`unwrap`.
+    These two methods and ``configure_optimizers`` see the float network: ``layer.weight`` is the parameter there. The
+    methods are wrapped on the instance until :meth:`unwrap` is called.
 
     Args:
         trainer: The Trainer. The copies of the module that its callbacks average are converted along.
@@ -47,10 +48,10 @@ class ModuleSetup:
 
         Args:
             module: A LightningModule.
-            training: Whether it is to be trained: it has to have something to convert then.
+            training: Whether the module is to be trained; there has to be something to convert then.
 
         Raises:
-            ValueError: If it has not, and builds nothing itself.
+            ValueError: If there is nothing to convert, and the module builds nothing itself.
         """
         self._was_float = not any(isinstance(layer, Quantized) for layer in module.modules())
         builders = [name for name in _BUILDERS if _overrides(module, name)]
@@ -64,7 +65,10 @@ class ModuleSetup:
             guard_strategy(self._trainer.strategy)
 
     def finish(self, module: nn.Module) -> ConversionPlan:
-        """The plan for the module that is complete now; its own methods are back.
+        """Converts what is left of the module, which is complete now, and gives its own methods back.
+
+        Returns:
+            The plan for the whole module.
 
         Raises:
             ValueError: If there is nothing to compress, or ``skip`` names what is not there.
@@ -75,10 +79,18 @@ class ModuleSetup:
         return plan
 
     def convert(self, module: nn.Module, *, complete: bool = False) -> ConversionPlan:
-        """Converts what is there; the complete module has to have something to convert and all that ``skip`` names.
+        """Converts the layers that are there now, and the same layers of averaged copies.
+
+        Args:
+            module: A LightningModule.
+            complete: Whether nothing will be added to the module any more.
+
+        Returns:
+            The plan for the whole module.
 
         Raises:
-            ValueError: If it has not. The module is then as it was before :meth:`begin`.
+            ValueError: If a complete module has nothing to convert, or lacks something that ``skip`` names. The module
+                is then as it was before :meth:`begin`.
         """
         absent = () if complete else unmatched(module, self._skip)
         skip = [entry for entry in self._skip if entry not in absent]
@@ -101,14 +113,14 @@ class ModuleSetup:
         return plan
 
     def recalibrate(self) -> None:
-        """Starts at the float function of the weights as they are now, unless depths were loaded with them."""
+        """Lets depths and exponents start at the float function of the present weights, unless they were loaded."""
         for p in self._uncalibrated.values():
             if not p.layer.depths_loaded:
                 p.layer.calibrate(p.weight_name)
         self._uncalibrated.clear()
 
     def close(self, module: nn.Module) -> None:
-        """Leaves the module to later fits and to whoever uses it; its layers stay converted."""
+        """Leaves nothing of this class on the module; its layers stay converted."""
         self.unwrap(module)
         give_depths_back(module)
 
@@ -139,13 +151,13 @@ class ModuleSetup:
 
 
 def _overrides(module: nn.Module, name: str) -> bool:
-    """Whether a module has a hook of its own; of whichever package's LightningModule it is a subclass."""
-    base = next(c for c in type(module).__mro__ if c.__name__ == "LightningModule")
+    """Whether a module defines a hook of LightningModule itself, whichever of the two packages that class is from."""
+    base = base_named(type(module), "LightningModule")
     return name in module.__dict__ or getattr(type(module), name) is not getattr(base, name)
 
 
 def _in_float(module: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
-    """Optimizers are made from the float network: no depth among its parameters, its layers of their own types."""
+    """Has ``configure_optimizers`` see the float network: layers of their own types, whose weights are parameters."""
 
     @wraps(method)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

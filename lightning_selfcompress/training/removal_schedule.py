@@ -17,6 +17,7 @@ from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
 from lightning_selfcompress.removal.plan import RemovalPlan, plan_removal
 from lightning_selfcompress.removal.surgery import Shrunk, remove
 from lightning_selfcompress.size.coupling import couple
+from lightning_selfcompress.tensors import map_tensors
 from lightning_selfcompress.training.lightning_private import averaged_models
 from lightning_selfcompress.training.sandbox import copied_arguments, put_into_sandbox
 from lightning_selfcompress.training.strategies import unwrapped
@@ -29,8 +30,8 @@ class RemovalSchedule:
         module: A converted LightningModule.
         every_n_epochs: Epochs from one removal to the next, >= 1.
         round_to: Widths are kept at multiples of this.
-        state: What :meth:`state_dict` of an earlier training said, to go on from there. What it says of a module of
-            other sizes is of no use.
+        state: What :meth:`state_dict` of an earlier training returned, to go on from there. The state of a module with
+            other sizes is ignored.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class RemovalSchedule:
         }
 
     def before_batch(self, module: nn.Module) -> None:
-        """Has the next training step captured, and watched while parameters are unseen: steps 1, 2, 4, 8, ..."""
+        """Prepares the next training step to be captured; while parameters are unseen, steps 1, 2, 4, 8 are watched."""
         self._restore()  # a batch that was skipped left its step watched
         self._batches += 1
         watcher = self._watcher if not self._batches & (self._batches - 1) else None
@@ -99,7 +100,7 @@ class RemovalSchedule:
         self._restore = restore
 
     def after_batch(self, module: nn.Module) -> bool:
-        """Fades; returns whether the channels have just become known."""
+        """Fades the constants of dead channels; returns whether the channels have just become known."""
         self._restore()
         found = self._watcher is not None and self.channels is not None and not self.channels.unseen
         if found:
@@ -109,22 +110,22 @@ class RemovalSchedule:
         return found
 
     def capture(self, *args: Any, **kwargs: Any) -> None:
-        """Keeps the arguments of a training step, which plans are proved with."""
-        self._step = args, kwargs
+        """Keeps the arguments of a training step, with which plans are proved; a step may take its batch apart."""
+        self._step = map_tensors(lambda tensor: tensor, (args, kwargs))
 
     def close(self) -> None:
-        """Leaves the module as it was, whatever happened in a step, and lets go of the captured batch."""
+        """Gives the module its own ``training_step`` back and forgets the captured batch."""
         self._restore()
         self._watcher = self._step = None
 
     def is_due(self, epoch: int) -> bool:
-        """Whether channels are to be removed at the end of an epoch; if nothing can prove it yet, it is made up for."""
+        """Whether channels are to be removed at the end of an epoch; without a batch as proof the next one makes up."""
         due = (epoch + 1) % self._every_n_epochs == 0
         self._overdue = due and not self.captured
         return due and not self._overdue
 
     def makes_up_for(self, module: nn.Module, batch: Any, batch_idx: int) -> bool:
-        """Whether a removal that was due can be proved with the batch that is about to run."""
+        """Whether a removal is overdue that the batch which is about to run can prove."""
         if self._overdue:
             self.capture(*step_arguments(module, batch, batch_idx))
         overdue, self._overdue = self._overdue, False
@@ -155,7 +156,7 @@ class RemovalSchedule:
         return shrunk
 
     def _plan(self, trainer: Any, module: nn.Module) -> RemovalPlan:
-        """What goes now, proved by a dry run of the captured step on a copy."""
+        """Plans what goes now, proved by a dry run of the captured step on copies."""
         if self.channels is None:
             return RemovalPlan()
         plan = plan_removal(module, self.channels, round_to=self._round_to)
@@ -211,7 +212,7 @@ class RemovalSchedule:
         return left
 
     def _settle(self, module: nn.Module, left: Tensor | None = None) -> None:
-        """All channels are known: nothing is watched any more, and what is dead fades."""
+        """Stops watching, since all channels are known, and begins to fade the constants of dead channels."""
         assert self.channels is not None
         self._watcher = None
         couple(module, self.channels)

@@ -1,4 +1,4 @@
-"""Sizes as what loggers take: scalars and a histogram."""
+"""What loggers get of the size: scalars, and a histogram of bit depths."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

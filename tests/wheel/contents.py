@@ -19,11 +19,13 @@ NEEDED = (  # what tests open by path
 def main(paths: list[str]) -> None:
     wheel = next(path for path in paths if path.endswith(".whl"))
     source = next(path for path in paths if path.endswith(".tar.gz"))
-    names = zipfile.ZipFile(wheel).namelist()
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
     foreign = [n for n in names if not n.startswith(("lightning_selfcompress/", "lightning_selfcompress-"))]
     assert not foreign, f"the wheel holds {foreign[:3]}"
     assert "lightning_selfcompress/py.typed" in names, "the wheel has no py.typed"
-    inside = {name.partition("/")[2] for name in tarfile.open(source).getnames()}
+    with tarfile.open(source) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
     missing = [name for name in NEEDED if name not in inside]
     assert not missing, f"the source distribution has no {missing}"
 
