@@ -14,10 +14,10 @@ demo: $(READY)  ## train a small network on real images, in float and compressed
 	$(BIN)/selfcompress demo $(ARGS)
 
 test: $(READY)  ## all tests but the nightly ones, on all cores: about ten minutes on two
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-fast: $(READY)  ## what needs no fit, no ONNX and no process of its own: under two minutes on two cores
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not (fit or onnx or process or long or nightly)' $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not (fit or onnx or process or long or nightly)' $(ARGS)
 
 test-nightly: $(READY)  ## long runs on real data: needs SELFCOMPRESS_DATA or a network
 	$(BIN)/python -m pytest -m nightly $(ARGS)

@@ -11,7 +11,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A module's own parameters and buffers by name, those that are there."""
+    """A module's own parameters and buffers by name; names that are registered as None are left out."""
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is not None:
             yield name, tensor
@@ -112,7 +112,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
     Args:
         function: Applied to each tensor.
-        value: A tensor, or lists, tuples, mappings and dataclasses of them. Anything else is returned as it is.
+        value: A tensor, or lists, tuples, mappings and dataclasses of tensors. Anything else is returned unchanged.
 
     Returns:
         The new value.

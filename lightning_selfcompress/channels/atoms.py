@@ -1,4 +1,4 @@
-"""Atoms and what is known of them: which live and die together, and which are pinned.
+"""Atoms, and what a watched step says of them: which live and die together, and which are pinned.
 
 An atom is one index along one dimension of one stored tensor. Watching a step yields pairs of atoms that must stay or
 go together, and atoms that must stay whatever happens; both are kept as arrays, and put together once, at the end.
@@ -38,20 +38,20 @@ class Axis:
         return Axis(self.atoms[positions], self.zero[positions])
 
     def with_zero(self, zero: Flags | bool) -> "Axis":
-        """The same atoms, with other knowledge of where they are zero."""
+        """An axis of the same atoms that is zero at other positions."""
         return Axis(self.atoms, everywhere(zero, len(self.atoms)) if isinstance(zero, bool) else zero)
 
     def repeat(self, times: int) -> "Axis":
-        """Every position ``times`` times in a row."""
+        """An axis in which every position stands ``times`` times in a row."""
         return Axis(np.repeat(self.atoms, times), np.repeat(self.zero, times))
 
     def tile(self, times: int) -> "Axis":
-        """The whole axis ``times`` times in a row."""
+        """An axis in which this one stands ``times`` times in a row."""
         return Axis(np.tile(self.atoms, times), np.tile(self.zero, times))
 
 
 def everywhere(flag: bool, size: int) -> Flags:
-    """The same flag at every position."""
+    """An array with the same flag at every position."""
     return np.ones(size, bool) if flag else np.zeros(size, bool)  # np.full takes six times as long for False
 
 
@@ -72,12 +72,12 @@ Dims = tuple[Dim, ...]
 
 
 def join(axes: Sequence[Axis]) -> Axis:
-    """Axes one after the other."""
+    """One axis made of several, one after the other."""
     return Axis(np.concatenate([a.atoms for a in axes]), np.concatenate([a.zero for a in axes]))
 
 
 def fixed(size: int) -> Axis:
-    """Positions that belong to no channel, to stand beside some that do."""
+    """An axis whose positions belong to no channel, for use beside axes whose positions do."""
     return Axis(np.full(size, FIXED), np.zeros(size, bool))
 
 
@@ -90,23 +90,23 @@ class AtomStore:
         self._ties: dict[tuple[int, int], tuple[Atoms, Atoms, str]] = {}
 
     def new(self, size: int) -> Atoms:
-        """``size`` atoms of their own."""
+        """Makes ``size`` new atoms."""
         self.count += size
         return np.arange(self.count - size, self.count)
 
     def tie(self, one: Atoms, other: Atoms, reason: str) -> None:
-        """Atoms at equal positions live and die together; what meets a FIXED position is pinned, for that reason."""
+        """Has atoms at equal positions live and die together; an atom that meets a FIXED position is pinned."""
         if one.shape != other.shape:  # said here, where the operation is known
             raise ValueError(f"Expected as many atoms on both sides of a tie, got {len(one)} and {len(other)}.")
         if one is not other:
             self._ties.setdefault((id(one), id(other)), (one, other, reason))
 
     def pin(self, atoms: Atoms, reason: str) -> None:
-        """These atoms stay, for that reason."""
+        """Pins atoms: their channels stay, for the reason given."""
         self._ties.setdefault((id(atoms), FIXED), (atoms, np.zeros(len(atoms), np.int64), reason))
 
     def groups(self) -> tuple[NDArray[np.int64], dict[int, str]]:
-        """Puts everything together.
+        """Puts all ties and pins together.
 
         Returns:
             The group of each atom ``(count,)``, numbered from 0 (FIXED alone is in group 0), and for each pinned group

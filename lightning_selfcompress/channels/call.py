@@ -1,4 +1,4 @@
-"""One operation as the rules see it: its arguments by name, and what is known of its tensors."""
+"""One operation as a rule sees it: its arguments by name, and what is known of its tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """Where a tensor comes from that was computed from parameters alone.
+    """The origin of a tensor that was computed from parameters alone.
 
     In a penalty such a tensor is harmless. Once it meets data, its parameters took part in the step, and what it owes
     is due.
@@ -68,7 +68,7 @@ class Layout:
 
     @property
     def dims(self) -> Dims:
-        """Its dimensions, less what writes through other views of its memory have undone."""
+        """The tensor's dimensions, without what writes through other views of its memory have undone."""
         if self.storage.lost:
             return (None,) * len(self._dims)
         dims = never_zero(self._dims) if self.storage.zero_lost else self._dims
@@ -84,12 +84,12 @@ def name_of(func: Any) -> str:
 
 @cache
 def _declared(func: Any) -> dict[str, tuple[int, Any]]:
-    """Position and default of every argument of an operation, by name."""
+    """The position and the default of every argument of an operation, by name."""
     return {declared.name: (i, declared.default_value) for i, declared in enumerate(func._schema.arguments)}
 
 
 def never_zero(dims: Dims) -> Dims:
-    """The same channels, none of them known to be zero when dead."""
+    """Dimensions with the same channels, none of which is known to be zero when it is dead."""
     return tuple(d.with_zero(False) if isinstance(d, Axis) else d for d in dims)
 
 
@@ -135,11 +135,11 @@ class Call:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the first tensor returned."""
+        """The shape of the first tensor that the operation returned."""
         return tuple(self.outputs[0].shape)
 
     def dims(self, tensor: Tensor) -> Dims:
-        """What is known of the dimensions of one of the tensors; all None if nothing is."""
+        """What is known of the dimensions of a tensor; None for each dimension if nothing is known."""
         layout = self._layout_of(tensor)
         return (None,) * tensor.dim() if layout is None else layout.dims
 
@@ -150,7 +150,7 @@ class Call:
 
     @property
     def constant(self) -> Constant | None:
-        """Where the results come from, if all tensors among the arguments were computed from parameters alone."""
+        """The origin of the results, if all tensors among the arguments were computed from parameters alone."""
         found = []
         for layout in self.layouts:
             if layout is None or layout.constant is None:
@@ -167,26 +167,26 @@ class Call:
         return f"{self.name} {text}"
 
     def pin(self, dim: Dim, text: str = "needs all its channels") -> None:
-        """Whatever channels lie along a dimension stay."""
+        """Pins the channels along a dimension."""
         if isinstance(dim, Axis):
             self.store.pin(dim.atoms, self.why(text))
 
     def pin_or_owe(self, dim: Dim, text: str = "needs all its channels") -> None:
-        """Whatever channels lie along a dimension stay: of a value computed from parameters, once it meets data."""
+        """Pins the channels along a dimension; for a value computed from parameters, once the value meets data."""
         if isinstance(dim, Axis) and self.constant is not None:
             self._owed.append((dim.atoms, self.why(text)))
         else:
             self.pin(dim, text)
 
     def pin_all(self, text: str) -> Result:
-        """Whatever channels any of the arguments has stay; nothing is known of the results."""
+        """Pins the channels of all arguments; nothing is known of the results."""
         for tensor in self.inputs:
             for dim in self.dims(tensor):
                 self.pin(dim, text)
         return [None] * len(self.outputs)
 
     def tie(self, one: Atoms, other: Atoms) -> None:
-        """Atoms at equal positions live and die together."""
+        """Has atoms at equal positions live and die together."""
         self.store.tie(one, other, self.why("joins it with values that belong to no channel"))
 
     def align(self, axis: Axis, rows: int) -> Axis:
@@ -235,7 +235,7 @@ class Call:
         return tuple(self.meet(dims, size, zero=zero) for dims, size in columns)
 
     def contract(self, one: Dim, other: Dim) -> None:
-        """Two dimensions whose products are summed: their channels go together, and the dead have to be zero."""
+        """Joins two dimensions whose products are summed: their channels go together, and dead ones have to be zero."""
         if not isinstance(one, Axis) or not isinstance(other, Axis):
             if one is None or other is None:
                 self.pin(one, "sums it with values that belong to no channel")
@@ -247,7 +247,7 @@ class Call:
         self.sum_over(one.with_zero(one.zero | other.zero))
 
     def sum_over(self, dim: Dim) -> None:
-        """A sum over a dimension: its dead channels have to be zero."""
+        """Notes a sum over a dimension, whose dead channels have to be zero."""
         if isinstance(dim, Axis) and not dim.zero.all():
             self.pin_or_owe(dim[np.flatnonzero(~dim.zero)], "sums over it, and it is not zero when dead")
 

@@ -1,4 +1,4 @@
-"""Channels: what of a network's tensors lives and dies together."""
+"""Channels: the entries of a network's tensors that live and die together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -21,7 +21,7 @@ class Slot:
         dim: The dimension.
         size: Positions along it.
         start: Where they begin in the array of all atoms.
-        produces: Whether these are the depths of a quantized weight: what makes a channel live or die.
+        produces: Whether the tensor holds the depths of a quantized weight, which make a channel live or die.
         fades: Whether this is a vector in float (a bias, a scale, a shift) that goes to zero before a channel goes.
         attribute: Whether ``name`` is no tensor but a number: the size of a normalization layer without tensors.
     """
@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def atoms(self) -> slice:
-        """Where its positions lie in an array over all atoms."""
+        """The slice of an array over all atoms that holds these positions."""
         return slice(self.start, self.start + self.size)
 
 
@@ -88,11 +88,11 @@ class Channels:
         raise KeyError(f"Expected a dimension of a stored tensor, got {name!r}, {dim}.")
 
     def pin(self, channels: Sequence[int], reason: str) -> "Channels":
-        """The same, with some more channels pinned."""
+        """The same channels, some more of them pinned."""
         return replace(self, pinned={**dict.fromkeys(channels, reason), **self.pinned})
 
     def without(self, removed: NDArray[np.bool_]) -> "Channels":
-        """What is left when the channels flagged in ``removed`` ``(count,)`` are gone; numbers stay."""
+        """The channels that are left when the flagged ones ``(count,)`` are gone; their numbers stay."""
         kept = ~removed[self.group]
         slots, start = [], 1
         for slot in self.slots:
@@ -102,13 +102,13 @@ class Channels:
         return replace(self, slots=tuple(slots), group=self.group[kept])
 
     def without_numbers(self, numbers: Sequence[int]) -> "Channels":
-        """What is left when the channels of these numbers are gone."""
+        """The channels that are left when the channels with these numbers are gone."""
         gone = np.zeros(self.count, bool)
         gone[list(numbers)] = True
         return self.without(gone)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it in lists and tensors, for a checkpoint that opens with ``weights_only=True``."""
+        """The channels as lists and tensors, for a checkpoint that opens with ``weights_only=True``."""
         return {
             "slots": [list(astuple(slot)) for slot in self.slots],
             "group": torch.from_numpy(self.group.astype(np.int32)),
@@ -124,7 +124,7 @@ class Channels:
         return cls(slots, group, dict(state["pinned"]), tuple(state["unseen"]))
 
     def describes(self, model: nn.Module) -> bool:
-        """Whether these are channels of a module with the tensors, and the sizes, that it has now."""
+        """Whether a module has the tensors, and the sizes, that these channels were read from."""
         tensors = stored_tensors(model)
         sizes = {(s.name, s.dim): s.size for s in self.slots if not s.attribute}
         return sizes == {(name, d): n for name, tensor in tensors.items() for d, n in enumerate(tensor.shape)}

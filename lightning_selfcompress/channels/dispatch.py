@@ -15,7 +15,7 @@ def _is_composite(func: Any) -> bool:
 
 
 class ShowOperations(TorchDispatchMode):
-    """Shows every operation after it has run, but for those of a backward pass."""
+    """Shows every operation after it has run, except the operations of a backward pass."""
 
     def __init__(self, visit: Callable[..., None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -39,7 +39,7 @@ def unwatched() -> AbstractContextManager[Any]:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Compiled modules run as they were written: a compiled graph is one opaque operation."""
+    """A context in which compiled modules run as they were written, since a compiled graph is one opaque operation."""
     if hasattr(torch.compiler, "set_stance"):
         with torch.compiler.set_stance("force_eager"):
             yield

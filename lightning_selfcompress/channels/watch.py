@@ -1,4 +1,4 @@
-"""Watching: the operations of real training steps, as they run, tell which channels belong together."""
+"""The Watcher, which reads off the operations of real training steps which channels belong together."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ _LAYOUT = "_selfcompress_layout"  # the attribute of a tensor that says what is 
 
 
 class Watcher:
-    """Reads the channels of a network off training steps; what several steps say is put together.
+    """Reads the channels of a network off training steps; what it learns from several steps is put together.
 
     >>> import torch
     >>> from torch import nn
@@ -77,7 +77,7 @@ class Watcher:
             self._recall(earlier)
 
     def channels(self) -> Channels:
-        """What was found out so far."""
+        """The channels, as far as the steps watched have told."""
         group, pinned = self._store.groups()
         unseen = set(self._unseen.values())
         trained = {n for n, p in self.model.named_parameters() if n in unseen and p.requires_grad} if unseen else ()
@@ -101,7 +101,7 @@ class Watcher:
         self._exit.__exit__(kind, error, trace)
 
     def pin_outputs(self, outputs: Any, what: str) -> None:
-        """Whatever channels lie in these results stay: somebody outside uses them.
+        """Pins the channels that lie in results, which somebody outside uses.
 
         Args:
             outputs: Tensors, or lists, tuples and dictionaries of them.
@@ -146,7 +146,7 @@ class Watcher:
         self._unseen = {key: name for key, name in self._unseen.items() if name in earlier.unseen}
 
     def _add(self, name: str, tensor: Tensor, is_depth: Mapping[int, bool]) -> None:
-        """One tensor; ``is_depth`` has the ids of all that quantized weights are made of."""
+        """Enters one tensor; ``is_depth`` has the ids of all tensors that quantized weights are computed from."""
         is_parameter = isinstance(tensor, nn.Parameter)
         bare_mean = name.endswith("running_mean") and name.replace("running_mean", "weight") not in self._names
         fades = (is_parameter or bare_mean) and sum(n > 1 for n in tensor.shape) == 1
@@ -163,7 +163,7 @@ class Watcher:
             self._unseen[id(tensor)] = name
 
     def _add_quantized(self, weight: QuantizedParameter) -> None:
-        """The depths are what produces the channels; the quantized value is zero where they are."""
+        """Enters a quantized weight: its depths produce the channels, and its value is zero where they are zero."""
         spec, latent = weight.spec, weight.latent
         depth, exponent = (self._stored[id(t)]._dims[0] for t in weight.learned)
         dims = [d.with_zero(False) if isinstance(d, Axis) else d for d in self._stored[id(latent)]._dims]
@@ -181,7 +181,7 @@ class Watcher:
         self._weights[id(latent), weight.weight_name] = layout
 
     def _read(self, layer: Quantized, name: str) -> Tensor:
-        """Quantized weights are known for what they are; how they are computed is not watched."""
+        """Computes a quantized weight unwatched, since its channels are known."""
         latent = layer.latent(name)
         with unwatched():
             value = layer._quantized_weight(name)
@@ -198,7 +198,7 @@ class Watcher:
             yield module.register_forward_pre_hook(self._tie_size)
 
     def _tie_size(self, module: nn.Module, args: Any) -> None:
-        """A size that is a mere number belongs to the channels of what is normalized."""
+        """Ties the size of a normalization layer without tensors to the channels of its input."""
         layout = self._layout(args[0]) if args else None
         dim = layout.dims[1] if layout is not None else None
         axis = self._sizes[module]
@@ -207,7 +207,7 @@ class Watcher:
 
     @contextmanager
     def _between_optimizer_steps(self) -> Iterator[None]:
-        """Optimizer steps within a training step are not watched, but for the closures they call."""
+        """Does not watch optimizer steps within a training step, except the closures that they call."""
 
         def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self._paused += 1
@@ -263,7 +263,7 @@ class Watcher:
         return rule(call)
 
     def _produced(self, call: Call, inputs: list[tuple[Tensor, Layout]]) -> Axis | None:
-        """Depths of a weight in groups: copies have them too and convolutions read them; elsewhere the weight stays."""
+        """The depths of a weight in groups: copies have them, convolutions read them, others pin the weight."""
         found = [layout for _, layout in inputs if layout.produced is not None]
         if call.name in _COPIES:
             return found[0].produced if found else None
@@ -308,7 +308,7 @@ class Watcher:
                 self._set(tensor, Layout(dims, storage, constant=constant, produced=produced))
 
     def _written(self, tensor: Tensor, before: Layout, dims: Dims | None, constant: Constant | None) -> None:
-        """An operation in place: what other views of the memory are known for may be true no more."""
+        """Handles an operation in place, after which what is known of other views of the memory may be wrong."""
         dims = dims if dims is not None else (None,) * tensor.dim()
         same = len(dims) == len(before.dims) and all(map(_same_atoms, before.dims, dims))
         if before.storage.views == 1:

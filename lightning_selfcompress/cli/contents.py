@@ -1,4 +1,4 @@
-"""What a packed file or a checkpoint holds, read without the network's class."""
+"""The contents of a packed file or a checkpoint, read without the network's class."""
 
 import os
 import pickle
@@ -65,7 +65,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class PlainRow:
-    """One tensor of a file that is stored as it is.
+    """One tensor of a file that is stored unchanged.
 
     Args:
         name: Its name.
@@ -120,7 +120,7 @@ class Contents:
 
     @property
     def plain(self) -> tuple[PlainRow, ...]:
-        """What is stored as it is."""
+        """The tensors that are stored unchanged."""
         return tuple(
             PlainRow(t.name, t.shape, type_name(t.dtype), type_name(stored_dtype(t)), self.size.values[t.name])
             for t in self.packed.tensors
@@ -197,7 +197,7 @@ def read_contents(path: str | os.PathLike[str], *, trusted: bool = False) -> Con
 
 
 def with_network(contents: Contents, model: nn.Module) -> Contents:
-    """What a checkpoint holds, told by its network: where channels lie is known then, and groups of convolutions.
+    """The contents of a checkpoint with what its network adds: where channels lie, and the groups of convolutions.
 
     Args:
         contents: As :func:`read_contents` read it.
@@ -208,7 +208,7 @@ def with_network(contents: Contents, model: nn.Module) -> Contents:
 
 
 def channel_axes(shape: tuple[int, ...], channels: int, *, rows: bool = False) -> list[ChannelAxis]:
-    """Where the channels of a weight may lie, the likeliest first; none if so many fit nowhere.
+    """The places where the channels of a weight may lie, the likeliest first; none if their number fits nowhere.
 
     Args:
         shape: Of the weight.

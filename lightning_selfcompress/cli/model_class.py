@@ -52,12 +52,12 @@ def module_class(text: str) -> type[nn.Module]:
 
 
 def look_here() -> None:
-    """Has modules of the current folder found, as those of a command's user are."""
+    """Puts the current folder, where the user of a command has his code, on the path of imports."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
 
 def _is_lightning_module(value: object) -> bool:
-    """Of whichever of Lightning's two packages."""
+    """Whether a value is a LightningModule class, of either of Lightning's two packages."""
     opens: Callable[..., Any] | None = getattr(value, "load_from_checkpoint", None)
     return isinstance(value, type) and issubclass(value, nn.Module) and callable(opens)

@@ -23,7 +23,7 @@ _DIFFERENCE_HEAD = ("tensor", "shape A", "shape B", "bits A", "bits B", "bytes A
 
 
 def contents_text(contents: Contents, *, width: int | None) -> str:
-    """A file as text: what it is, its layers, what is stored as it is, and a histogram of depths.
+    """A file as text: its kind, its layers, the tensors stored unchanged, and a histogram of depths.
 
     Args:
         contents: Of the file.

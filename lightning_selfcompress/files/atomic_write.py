@@ -36,6 +36,8 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         part.replace(place)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is not None:  # that of the user, not the one beside it
+        if (
+            isinstance(error, OSError) and error.filename is not None
+        ):  # the error names the user's path, not the one beside it
             error.filename = os.fspath(path)
         raise

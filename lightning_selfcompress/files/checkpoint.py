@@ -1,4 +1,4 @@
-"""Checkpoints: a network takes the shapes of the compressed checkpoint that is loaded into it, or stays as it is."""
+"""Checkpoints: a network takes the shapes of the compressed checkpoint that is loaded into it, or stays unchanged."""
 
 import zipfile
 from collections.abc import Callable, Mapping, MutableMapping
@@ -38,7 +38,7 @@ def load_from_checkpoint(
 ) -> Module:
     """Opens a checkpoint of a run with SelfCompression: the smaller network, with its quantized layers.
 
-    What ``module_class.load_from_checkpoint`` is for a float network, and the same for the checkpoint of one.
+    It does what ``module_class.load_from_checkpoint`` does for a float network, and opens float checkpoints as well.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -56,8 +56,8 @@ def load_from_checkpoint(
     Args:
         module_class: The LightningModule class that was trained.
         path: The checkpoint, full or ``save_weights_only``.
-        strict: Whether the keys of the checkpoint have to be those of the module, as in Lightning.
-        kwargs: What else ``module_class.load_from_checkpoint`` takes: ``map_location``, ``hparams_file``,
+        strict: Whether the checkpoint has to have exactly the module's keys, as in Lightning.
+        kwargs: Other arguments of ``module_class.load_from_checkpoint``: ``map_location``, ``hparams_file``,
             ``weights_only`` and arguments of the module that its hyperparameters do not say.
 
     Returns:
@@ -103,7 +103,7 @@ def couple_as_saved(module: nn.Module, state: Any) -> None:
 
     Args:
         module: A converted module.
-        state: A callback's state in the checkpoint; that of other callbacks than SelfCompression says nothing.
+        state: A callback's state in the checkpoint; the states of callbacks other than SelfCompression are ignored.
     """
     removal = state.get("removal") if isinstance(state, Mapping) else None
     saved = removal.get("channels") if isinstance(removal, Mapping) else None
@@ -116,7 +116,7 @@ def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Converts those layers of a float module that a state dict has bit depths for, and takes its shapes from now on.
 
     Args:
-        module: A module, as it is built.
+        module: A freshly built module.
         state_dict: Of a network that was compressed, or of a float one, which changes nothing.
     """
     plan = plan_conversion(module)
@@ -141,8 +141,8 @@ def follow_shapes(module: nn.Module) -> None:
 def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str = "", *_: Any) -> None:
     """Gives the tensors of a converted module the shapes they have in a state dict, smaller or larger.
 
-    It is a ``load_state_dict`` pre-hook, so that it is at work for every way of loading. A state dict without bit
-    depths, that of a float network, changes nothing.
+    It is a ``load_state_dict`` pre-hook, so that it is at work for every way of loading. The state dict of a float
+    network, which has no bit depths, changes nothing.
 
     Args:
         module: A converted module.

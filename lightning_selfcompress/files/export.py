@@ -57,7 +57,7 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtyp
     True
 
     Args:
-        model: Any module. What is not quantized is stored as it is.
+        model: Any module. Tensors that are not quantized are stored unchanged.
         path: The file. It is written beside and renamed: no half of it is ever there.
         floats: ``torch.float16`` rounds biases, normalization and other float32 values that are not quantized to
             half precision, except where that would change one by more than a thousandth.
@@ -91,10 +91,10 @@ def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtyp
 
 
 def check_there(model: nn.Module) -> None:
-    """Whether all tensors of a model have values.
+    """Checks that all tensors of a model have values.
 
     Raises:
-        ValueError: If there are lazy layers, or some are on the meta device.
+        ValueError: If there are lazy layers, or tensors on the meta device.
     """
     for path, module in model.named_modules():
         for own, tensor in own_tensors(module):
@@ -105,10 +105,10 @@ def check_there(model: nn.Module) -> None:
 
 
 def check_values(model: nn.Module) -> None:
-    """Whether all values that are to be stored are there, and finite; buffers such as masks may hold infinities.
+    """Checks that all values to be stored are there and finite; buffers such as masks may hold infinities.
 
     Raises:
-        ValueError: If they are not.
+        ValueError: If a value is missing or not finite.
     """
     check_there(model)
     for path, module in model.named_modules():
@@ -136,7 +136,7 @@ def _tell_extra_state(model: nn.Module) -> None:
 
 
 def _check_equal(model: nn.Module, packed: Packed) -> None:
-    """Whether the weights to be written are those that the model computes with."""
+    """Checks that the weights to be written are the weights that the model computes with."""
     written = {t.name: t for t in packed.coded}
     for p in quantized_parameters(model):
         weight = whole(getattr(p.layer, p.weight_name).detach()).cpu()

@@ -14,7 +14,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def finalize(model: Module) -> Module:
-    """A copy of a compressed model in plain layers: the same outputs to the bit, and nothing left to learn but weights.
+    """A copy of a compressed model in plain layers: the same outputs to the bit, without bit depths or exponents.
 
     >>> import torch
     >>> from torch import nn
@@ -26,7 +26,7 @@ def finalize(model: Module) -> Module:
     ('Linear', True)
 
     Args:
-        model: A converted module, shrunken or not; a module that was never converted is copied as it is.
+        model: A converted module, shrunken or not; a module that was never converted is simply copied.
 
     Returns:
         A module of the same class: plain ``nn.Conv2d``, ``nn.Linear`` or whatever the layers were before, of the

@@ -17,7 +17,7 @@ class FoldReport(int):
 
     Attributes:
         folded: Paths of the normalization layers that were folded.
-        left: Paths of those that stay, since the output of the layer before them is used elsewhere as well.
+        left: Paths of the layers that stay, since the output of the layer before them is used elsewhere as well.
     """
 
     folded: tuple[str, ...]
@@ -68,7 +68,7 @@ NOT_FOLDED = "the output of the layer before is used elsewhere as well"
 
 
 def fold_norms(model: nn.Module, *inputs: Any) -> tuple[list[str], list[str]]:
-    """Does what :func:`fold_batchnorm` does; returns the paths of the layers folded, and of those that could not be."""
+    """Does what :func:`fold_batchnorm` does; returns the paths of the layers folded, and of the layers left."""
     modes = [(module, module.training) for module in model.modules()]
     paths = {id(module): path for path, module in model.named_modules()}
     model.eval()
@@ -98,7 +98,7 @@ class _Pair:
     places: tuple[tuple[nn.Module, str], ...]
 
     def fold(self) -> Callable[[], None]:
-        """Folds; returns what takes it back."""
+        """Folds the normalization; returns a function that undoes it."""
         layer, parameters = self.layer, dict(self.layer._parameters)
         n = cast(nn.BatchNorm2d, self.norm)
         mean = cast(Tensor, n.running_mean)
@@ -155,7 +155,9 @@ def _neighbours(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[_Pair],
         kept.append(given)
         layer, version = made_by.get(id(given), (None, 0))
         layer = layer if version == given._version else None
-        features_last = isinstance(layer, nn.Linear) and given.dim() > 2  # others than those that it normalizes
+        features_last = (
+            isinstance(layer, nn.Linear) and given.dim() > 2
+        )  # and batch normalization normalizes dimension 1
         found.append((layer if not features_last else None, module))
 
     handles = []

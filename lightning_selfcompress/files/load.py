@@ -1,4 +1,4 @@
-"""Packed files loaded into a network of the user's class, which takes their shapes, or stays as it is."""
+"""Packed files loaded into a network of the user's class, which takes their shapes, or stays unchanged."""
 
 import os
 import warnings
@@ -87,7 +87,7 @@ def _check_names(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, 
 
 
 def _check_attributes(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, strict: bool) -> None:
-    """Whether numbers that modules keep can be those of this network's modules, and go with the shapes."""
+    """Checks that the whole numbers in a file fit the network's modules and the shapes in the file."""
     shapes = {id(own[t.name]): t.shape for t in packed.tensors if t.name in own}  # tied tensors have one name only
     known = set()
     for path, module in into.named_modules():
@@ -111,7 +111,7 @@ def _check_attributes(packed: Packed, into: nn.Module, own: Mapping[str, Tensor]
 
 
 def _fits(number: int | None, module: nn.Module, weight: Shape | None, bias: Shape | None) -> bool:
-    """Whether a number in the file, or that there is none, can be what a module of these shapes keeps."""
+    """Whether a module of these shapes can keep a number that the file has, or has not."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return weight is None or _are_groups(1 if number is None else number, module, weight, bias)
     if number is None:
@@ -131,7 +131,7 @@ def _are_groups(groups: int, module: nn.modules.conv._ConvNd, weight: Shape, bia
 
 
 def _check_dtypes(packed: Packed, own: Mapping[str, Tensor]) -> list[str]:
-    """Whether the network's types can hold what is stored; the names of those that hold it rounded."""
+    """Checks that the network's types can hold what is stored; returns the names of tensors that hold it rounded."""
     rounded = []
     for tensor in (t for t in packed.tensors if t.name in own):
         dtype = own[tensor.name].dtype
@@ -169,7 +169,7 @@ def _fill(into: nn.Module, own: Mapping[str, Tensor], saved: Mapping[str, Tensor
 
 
 def _numbers(path: str, module: nn.Module, filled: set[int], numbers: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """What a module has to know of itself that its tensors do not tell; ``filled`` has the ids of those it got."""
+    """The attributes that a module's tensors do not tell; ``filled`` has the ids of the tensors that were filled."""
     if isinstance(module, nn.modules.conv._ConvNd) and id(module._parameters.get("weight")) in filled:
         groups = numbers.get(name_of(path, "groups"), 1)
         yield "groups", groups

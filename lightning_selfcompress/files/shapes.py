@@ -11,15 +11,15 @@ Shape = tuple[int, ...]
 
 
 def check_sizes(module: nn.Module, shapes: Mapping[str, Shape], *, larger: bool = False) -> None:
-    """Whether shapes are those of a module's parameters and buffers, or of what is left of these after removals.
+    """Checks that shapes are the shapes of a module's parameters and buffers, or of what removals leave of them.
 
     Args:
         module: The module.
         shapes: Name of a parameter or buffer -> its shape elsewhere.
-        larger: Whether they may be larger than the module's, which has shrunk itself.
+        larger: Whether they may be larger than the module's shapes, since the module has shrunk itself.
 
     Raises:
-        CheckpointError: If they are not.
+        CheckpointError: If the shapes are of another network.
     """
     tied = {  # which may be stored once, under one of their names
         id(tensor): shapes[name_of(path, name)]

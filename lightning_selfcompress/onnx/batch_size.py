@@ -69,7 +69,7 @@ def is_for(proto: Any, traced: Sequence[Tensor], inputs: Sequence[Tensor], outpu
         proto: An ONNX model.
         traced: The inputs that it was traced with.
         inputs: Others, of another size.
-        outputs: What the network makes of these.
+        outputs: The network's outputs for these inputs.
 
     Returns:
         False if an operator does not take them, or an output has another shape.
@@ -93,7 +93,7 @@ def gives(proto: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bo
     Args:
         proto: An ONNX model.
         inputs: Some inputs.
-        outputs: What the network makes of these.
+        outputs: The network's outputs for these inputs.
 
     Returns:
         False if it is something else; True also where ONNX Runtime has no such operator.

@@ -88,7 +88,8 @@ def to_onnx(
     {'0.weight': 'int8', '2.weight': 'int8'}
 
     Args:
-        model: A converted module, shrunken or not, or any other, which is written as it is. It is not changed.
+        model: A converted module, shrunken or not. Any other module is written with its float weights. The module is
+            not changed.
         path: The file. It is written beside and renamed: no half of it is ever there.
         inputs: What the module's ``forward`` takes, to trace it with.
         opset: Version of ONNX's operators. Below 21 there is no int4, and codes wider than int8 stay float.
@@ -168,7 +169,11 @@ def _stored_weights(
 
 
 def _put_back(buffers: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> None:
-    """Gives buffers, which calls may have written into, the values that they had: modules, buffers, copies of these."""
+    """Gives buffers the values that they had before calls may have written into them.
+
+    Args:
+        buffers: For each module the module, its buffers by name, and copies of these buffers.
+    """
     for module, own, values in buffers:
         for name in own.keys() & module._buffers.keys():
             if own[name] is not None and not torch.equal(own[name], values[name]):

@@ -1,4 +1,4 @@
-"""How an ONNX graph is written down: the nodes and types of integer weights, and attributes that need no mention."""
+"""The nodes of an ONNX graph that read integer weights, and what a graph can do without."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 class Names:
     """Names for new tensors of a graph, which no other has.
 
-    Names in a graph come of those in the user's code: any may be there.
+    Names in a graph come from names in the user's code, so any name may be taken.
 
     Args:
         graph: The graph of a model.
@@ -76,7 +76,13 @@ def add_zero_points(proto: Any, codes: Collection[str]) -> None:
             node.input.append(points[values.name])
 
 
-_IN_PLACE = {"Conv", "ConvTranspose", "Flatten", "Gather", "Pad"}  # these get nothing between weights and themselves
+_IN_PLACE = {
+    "Conv",
+    "ConvTranspose",
+    "Flatten",
+    "Gather",
+    "Pad",
+}  # no node is inserted between the weights and these operators
 
 
 def multiply_out(proto: Any, codes: Collection[str]) -> None:

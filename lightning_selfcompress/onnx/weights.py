@@ -52,7 +52,7 @@ class CodedWeights:
 
     @classmethod
     def of(cls, plain: nn.Module, packed: Mapping[str, PackedTensor], *, opset: int, as_float: bool) -> "CodedWeights":
-        """Finds them.
+        """Finds the weights of a network that are written as codes.
 
         Args:
             plain: The network with float weights, before anything is folded into these.
@@ -61,7 +61,7 @@ class CodedWeights:
             as_float: Whether all stay float.
 
         Returns:
-            The weights and where they are.
+            The weights, and the layers that read them.
         """
         weights = cls()
         by_id = {id(t): packed[name] for name, t in stored_tensors(plain, transient=False).items() if name in packed}
@@ -84,7 +84,7 @@ class CodedWeights:
         return weights
 
     def put_into(self, plain: nn.Module) -> None:
-        """Gives layers their codes and scales as buffers instead of their weights, and a class that reads those.
+        """Gives layers codes and scales as buffers in place of their weights, and a class that reads these buffers.
 
         Args:
             plain: The network, in whose weights batch normalization may have been folded.
@@ -128,7 +128,7 @@ class CodedWeights:
 def coded_weights(
     model: nn.Module, plain: nn.Module, file: str | os.PathLike[str] | None
 ) -> tuple[dict[str, PackedTensor], list[str]]:
-    """The weights that there are codes of.
+    """The weights of a model whose codes are known.
 
     Args:
         model: A module.
@@ -136,7 +136,7 @@ def coded_weights(
         file: A packed file that ``model`` has got its weights from; None takes its own codes, if it is converted.
 
     Returns:
-        The weights by name, and a note on those whose values are not the file's.
+        The weights by name, and a note on the weights whose values differ from the file's.
 
     Raises:
         PackedFileError: If the file is damaged.
@@ -198,7 +198,7 @@ def _scale(packed: PackedTensor) -> Tensor:
 
 
 def _factor(before: Tensor, after: Tensor, packed: PackedTensor) -> Tensor:
-    """What batch normalization has multiplied each channel by: seen at its largest weight."""
+    """The factor by which batch normalization has multiplied each channel, read off the channel's largest weight."""
     one, other = (to_rows(t.detach().float(), _codes_of(packed).axis) for t in (before, after))
     largest = one.abs().argmax(1, keepdim=True)
     one, other = (t.gather(1, largest).squeeze(1) for t in (one, other))
@@ -206,7 +206,7 @@ def _factor(before: Tensor, after: Tensor, packed: PackedTensor) -> Tensor:
 
 
 def read_codes(layer: Quantized, name: str) -> Tensor:
-    """What a layer that has got codes reads as its weight, while the exporter traces it.
+    """The weight of a layer with codes, as the exporter traces it: codes and scales behind a DequantizeLinear.
 
     Args:
         layer: The layer.
@@ -228,7 +228,7 @@ def read_codes(layer: Quantized, name: str) -> Tensor:
 
 
 def store_narrow(proto: Any, bits: Mapping[str, int]) -> None:
-    """Stores codes of 4 bits as such, two in a byte, in place.
+    """Stores int4 codes as such, two in a byte, in place.
 
     Args:
         proto: An ONNX model.

@@ -22,7 +22,7 @@ _JOIN = {"Add", "Mul", "Sub"}
 
 
 def round_channels(proto: Any, multiple: int) -> None:
-    """Pads convolutions' outputs to a multiple, in place, where other convolutions get them; and these with zeros.
+    """Pads the outputs of convolutions that feed other convolutions to a multiple of channels, in place.
 
     What a padded channel holds is finite and meets weights of zero. Everybody else gets a slice without them.
 
@@ -102,7 +102,7 @@ class _Rounding:
         self.made: dict[tuple[Any, ...], str] = {}  # tensors of the new nodes, by what they are made of
 
     def rewritten(self, node: Any, shapes: dict[str, tuple[int, ...]]) -> Iterator[Any]:
-        """The node, behind what it needs besides."""
+        """The node, and before it the nodes that pad or slice its inputs."""
         if _is_plain_convolution(node, shapes):
             channels = shapes[node.input[1]]
             ends = zip(channels, self._ends(node), strict=False)

@@ -62,7 +62,7 @@ def to_tokens(
     symbols: Integers,  # (weights per channel, channels)
     bounds: Integers,  # (channels,)
 ) -> Integers:
-    """The tokens of symbols, uint8, ``(weights per channel, channels)``; that of code 0 for those at a bound."""
+    """The tokens of symbols, uint8, ``(weights per channel, channels)``; symbols at a bound have code 0's."""
     if not bounds.any():
         return symbols
     less = WITHIN * (bounds > 0).astype(np.uint8)
@@ -74,7 +74,7 @@ def put_bounds(
     symbols: Integers,  # (weights per channel, channels)
     bounds: Integers,  # (channels,)
 ) -> Integers:
-    """The codes, with those at a bound, which were 0, in the narrowest signed type for all of them; may be in place."""
+    """The codes with the bounds in place of zeros, in the narrowest signed type that holds all; may be in place."""
     largest = int(bounds.max(initial=0))
     if not largest:
         return codes

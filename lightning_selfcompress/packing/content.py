@@ -1,4 +1,4 @@
-"""What is stored of a model: the integer codes of its weights, and everything else as it is."""
+"""What is stored of a model: the integer codes of its weights, and all other tensors unchanged."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,7 +155,7 @@ class Packed:
 
     @property
     def coded(self) -> tuple[PackedTensor, ...]:
-        """Those that are stored as codes."""
+        """The tensors that are stored as codes."""
         return tuple(t for t in self.tensors if t.codes is not None)
 
 

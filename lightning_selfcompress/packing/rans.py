@@ -93,7 +93,7 @@ def decode(data: bytes, parts: Sequence[Part]) -> list[Integers]:
         The symbols of each part, ``(n,)``, uint8 if they fit and otherwise uint16.
 
     Raises:
-        DamagedStreamError: If these are not the bytes of so many symbols.
+        DamagedStreamError: If the bytes do not decode to that number of symbols.
     """
     lanes = lane_count(sum(len(part.contexts) for part in parts))
     check_length(data, lanes)

@@ -69,7 +69,7 @@ def from_bytes(data: bytes) -> Packed:
         What was stored.
 
     Raises:
-        PackedFileError: If these are not the bytes of a packed file of this version.
+        PackedFileError: If the bytes are not a packed file of this version.
     """
     try:
         return _read(data)

@@ -16,7 +16,7 @@ MAGIC = b"SCNN"
 VERSION = 1
 
 
-RAW, HALF, CODED, INT8, INT16, INT32 = range(6)  # how a tensor is stored: as it is, in a narrower type, as codes
+RAW, HALF, CODED, INT8, INT16, INT32 = range(6)  # how a tensor is stored: unchanged, as codes, or in a narrower type
 
 
 NARROW = {HALF: torch.float16, INT8: torch.int8, INT16: torch.int16, INT32: torch.int32}

@@ -51,7 +51,7 @@ def tokens_of(
 def extra_bits(
     codes: Integers,  # (n,)
 ) -> bytes:
-    """The lower bits of all large codes: the lowest bit of all, then the next of those that have it, and so on.
+    """The lower bits of all large codes: first every code's lowest bit, then the next bit of codes that have one.
 
     The first bit is the highest of the first byte; the last byte is filled up with 0.
     """

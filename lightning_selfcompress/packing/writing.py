@@ -1,4 +1,4 @@
-"""The bytes of a packed file. The size of a model is the number of these bytes."""
+"""The bytes of a packed file, whose number is the size of a model."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -106,8 +106,8 @@ def classes_of(
 ) -> Integers:
     """Puts channels of like codes in a class.
 
-    By the mean of their magnitudes, in half octaves; those that have a bound, by the share of their codes that are not
-    at it, in octaves.
+    Channels are put together by the mean of their codes' magnitudes, in half octaves; channels that have a bound by the
+    share of their codes that are not at the bound, in octaves.
 
     Args:
         codes: Codes.
@@ -208,7 +208,7 @@ def packed_size(packed: Packed) -> PackedSize:
         packed: What would be stored.
 
     Returns:
-        Their number, and what takes them.
+        The number of bytes, and what they are spent on.
     """
     coded = [_Coded.of(t) for t in packed.coded]
     layout = _Layout.of(packed, coded)

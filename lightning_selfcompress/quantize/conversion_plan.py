@@ -25,9 +25,10 @@ class PlannedLayer:
     Args:
         name: Path in the model.
         kind: Name of its class.
-        weights: Names and channel axes of the weights that are quantized; empty where the module is left alone.
-        numel: Number of those weights, tied ones counted where they come first; of a module left alone, all its own.
-        reason: Why it is left alone; empty where it is quantized.
+        weights: Names and channel axes of the weights that are quantized; empty if the module is left alone.
+        numel: Number of the quantized weights, tied weights counted where they come first; of a module left alone,
+            the number of all its own parameters' entries.
+        reason: Why the module is left alone; empty if it is quantized.
     """
 
     name: str

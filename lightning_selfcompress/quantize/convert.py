@@ -27,8 +27,8 @@ def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> 
 
     Layers keep their identity, parameters, hooks and state-dict keys; ``bit_depth`` and ``exponent`` are added to
     each, as buffers that require gradients, so that ``model.parameters()`` stays the same list of the same objects. A
-    layer converted before is not touched. With 8 bits the outputs are those of the float network but for 8-bit
-    rounding.
+    layer converted before is not touched. With 8 bits the outputs equal the outputs of the float network up to
+    8-bit rounding.
 
     >>> from torch import nn
     >>> from lightning_selfcompress import convert

@@ -69,7 +69,7 @@ def step_size(e: Tensor) -> Tensor:
         e: Exponents, any shape, floating point.
 
     Returns:
-        Steps of the shape and dtype of ``e``. Exponents out of -128 to 127.9 count as the nearest of these.
+        Steps of the shape and dtype of ``e``. Exponents outside -128 to 127.9 are clamped to that range.
     """
     limit = _EXPONENT_LIMIT * EXPONENT_STEPS
     places = (e.detach() * EXPONENT_STEPS).round_().clamp_(-limit, limit - 1).add_(limit)
@@ -186,7 +186,7 @@ def q_known(
 
     Args:
         x: Weights, floating point.
-        raw: Raw depths in bits; the gradient is that of :func:`bit_depth` too.
+        raw: Raw depths in bits; the gradient passes through :func:`bit_depth` as well.
         e: Exponents.
         value: The value; the result shares its memory.
         known: Range of the depths and exponents, of a shape that broadcasts to ``x``.
@@ -291,7 +291,7 @@ def _gradient_block(
     known: Range,
     within: tuple[int, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of x, and what those of b and e are multiples of: sums over the dimensions ``within``."""
+    """The gradient of x, and sums over the dimensions ``within`` that the gradients of b and e are multiples of."""
     g, level = grad.to(known.scale.dtype), x * known.inverse
     clipped = torch.maximum(level, known.low)
     torch.minimum(clipped, known.high, out=clipped)

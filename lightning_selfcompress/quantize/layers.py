@@ -75,7 +75,7 @@ COUPLING = "_coupling"  # the attribute of a layer that holds what ``size.coupli
 
 @dataclass(frozen=True)
 class QuantizedSpec:
-    """How one weight of a layer is quantized: the names of its parameters and where its channels lie.
+    """How one weight of a layer is quantized: the names of its buffers and where its channels lie.
 
     Args:
         bit_depth: Name of the layer's buffer of raw bit depths, ``(channels,)``, in bits.
@@ -123,7 +123,7 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def _is_transformed() -> bool:
-    """Whether a compiler, a tracer or a torch.func transform records the operations: they want plain ones."""
+    """Whether a compiler, a tracer or a torch.func transform records the operations, and wants plain ones."""
     return bool(
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
@@ -169,7 +169,7 @@ class Quantized(nn.Module):
         self._quantized_values.clear()
 
     def calibrate(self, name: str) -> None:
-        """Starts the weight ``name`` anew: all channels at the initial depth, exponents that hold its weights.
+        """Starts the weight ``name`` anew, with all channels at the initial depth and exponents that fit its range.
 
         Raises:
             ValueError: If weights are not finite.
@@ -212,7 +212,7 @@ class Quantized(nn.Module):
         return axis.join(q_known(axis.split(x), b, e, axis.split(kept.value.detach()), kept.range, arrives))
 
     def _gradient_arrives(self, name: str) -> None:
-        """Called when a backward pass reaches a weight, before its gradient is computed."""
+        """Frees and clears what a new gradient makes stale, before the gradient of a weight is computed."""
         if self.release_after_backward:
             self._quantized_values.pop(name, None)
         if self.latent(name).grad is None and not self.sharded:  # ``zero_grad`` of a module clears parameters alone
@@ -309,7 +309,7 @@ def _applied(fn: Callable[[Tensor], Tensor], learned: Tensor) -> Tensor:
 
 
 class _QuantizedRNN(Quantized):
-    """What nn.RNNBase needs besides: it reads its weights from a list, and packs that list for cuDNN."""
+    """Mixin of quantized recurrent layers, which read their weights from a list and pack that list for cuDNN."""
 
     _flat_weights_names: list[str]
 

@@ -1,4 +1,4 @@
-"""The dry run: a removal is carried out on a copy and compared before it touches the network.
+"""The dry run, in which a removal is carried out on copies and compared before it touches the network.
 
 Sizes that became Python numbers (``view(n, 2, 4)``, ``x.shape[1] ** -0.5``) are seen by no operation. Here they show.
 """
@@ -75,7 +75,7 @@ def prove(model: nn.Module, channels: Channels, plan: RemovalPlan, replay: Repla
 
 
 def _signatures(channels: Channels) -> dict[int, tuple[str, ...]]:
-    """For each channel the depths it is made of: channels of the same layers are right or wrong together."""
+    """The names of the depths that produce each channel: channels of the same layers are right or wrong together."""
     found: dict[int, list[str]] = {}
     for slot in channels.slots:
         if slot.produces:
@@ -147,7 +147,7 @@ class _Trial:
         return [output for net in list(self._copies(edits)) for output in self._outputs_of(net)]
 
     def _outputs_of(self, net: nn.Module) -> list[_Output]:
-        """What the step returns, and what the network and its direct children return on the way."""
+        """The outputs of the step, and the outputs of the network and of its direct children on the way."""
         seen: list[_Output] = []
 
         def record(role: Role) -> Callable[..., None]:
@@ -214,7 +214,7 @@ def _floats(value: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """The same numbers at every run, whatever the shapes: the states of all generators are put back afterwards."""
+    """A context of equal random numbers at every run and for all shapes; generators get their states back."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(), _Constant():  # type: ignore[no-untyped-call]
         torch.manual_seed(0)
@@ -228,7 +228,7 @@ def _repeatable() -> Iterator[None]:
 
 
 class _Constant(TorchDispatchMode):
-    """Random numbers become constants, dropout keeps everything: so that a smaller network sees the same ones."""
+    """Turns random numbers into constants and dropout off, so that a smaller network sees the same numbers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

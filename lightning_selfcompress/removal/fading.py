@@ -1,4 +1,4 @@
-"""Fading: the constants of dead channels go to zero over some steps, before the channels go."""
+"""Fading, which takes the constants of dead channels to zero over some steps, before the channels go."""
 
 from collections.abc import Sequence
 
@@ -50,7 +50,7 @@ class Fading:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step, to be taken after each step of the optimizers."""
+        """Takes one step; to be called after each step of the optimizers."""
         if not self._vectors or not self._depths:
             return
         depth = bit_depth(torch.cat([d.to(self.left) for d in self._depths]))

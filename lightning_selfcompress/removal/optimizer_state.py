@@ -20,8 +20,8 @@ def shrink_optimizer(optimizer: Optimizer, shrunk: Iterable[Shrunk]) -> None:
     was replaced by a new object is replaced in the groups, whose lists stay the same objects.
 
     For optimizers that treat every entry on its own, and LBFGS where the removed entries never moved, the next steps
-    are those of the larger network with the removed channels held at zero. What depends on a tensor's shape follows
-    the new one: Adafactor's root mean squares of weights and updates, Muon's ``adjust_lr_fn``.
+    equal the steps of the larger network with the removed channels held at zero. Whatever depends on a tensor's shape
+    follows the new shape: Adafactor's root mean squares of weights and updates, Muon's ``adjust_lr_fn``.
 
     Args:
         optimizer: Any optimizer of torch, or one that keeps its state as those do.
@@ -66,10 +66,10 @@ def _shrink_state(state: dict[str, Any], record: Shrunk, *, factored: bool) -> N
 def _rescale_factors(state: dict[str, Any], record: Shrunk) -> None:
     """Makes Adafactor's means over rows and columns, before they are sliced, means over the kept entries.
 
-    Adafactor's estimate of the squared gradient is V = R C / mean(R), with R the means over the last dimension and C
-    those over the one before it (Shazeer and Stern 2018, arXiv:1804.04235). R times the old number of columns over the
-    new, and C times the mean of the kept R over that of all, leave V as it is for every kept entry. The steps after
-    are exact too where the removed rows' gradients had been 0.
+    Adafactor's estimate of the squared gradient is V = R C / mean(R), R being the means over the last dimension and C
+    the means over the one before it (Shazeer and Stern 2018, arXiv:1804.04235). V is unchanged for every kept entry if
+    R is multiplied by the old number of columns over the new one, and C by the mean of kept R over the mean of all R.
+    The steps after that are exact too where the gradients of the removed rows had been 0.
     """
     row_var, rows = state["row_var"], len(record.shape) - 2
     kept_rows = {dim: indices for dim, indices in record.kept.items() if dim == rows}

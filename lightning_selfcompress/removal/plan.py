@@ -1,4 +1,4 @@
-"""What of a model goes: a plan, pure and printable, which :func:`~lightning_selfcompress.surgery.remove` applies.
+"""The plan of a removal, pure and printable, which :func:`~lightning_selfcompress.removal.surgery.remove` applies.
 
 A channel is dead when the depths of all its producers are zero. Its constants (biases, scales and shifts) have to be
 zero as well before it goes, so that its removal changes nothing.
@@ -105,8 +105,7 @@ def plan_removal(model: nn.Module, channels: Channels, *, round_to: int = 1) -> 
         round_to: Widths are kept at multiples of this.
 
     Returns:
-        The plan: channels that are dead and without constants, less those that are pinned and those that keep a
-        layer from losing its last channel.
+        The plan: channels that are dead and without constants, except pinned channels and the last channel of a layer.
 
     Raises:
         ValueError: If ``round_to`` is below 1.
@@ -129,7 +128,7 @@ def plan_removal(model: nn.Module, channels: Channels, *, round_to: int = 1) -> 
 
 
 def narrow(model: nn.Module, channels: Channels, plan: RemovalPlan, wanted: Sequence[int], reason: str) -> RemovalPlan:
-    """A smaller plan.
+    """The plan for some of a plan's channels.
 
     Args:
         model: The module.

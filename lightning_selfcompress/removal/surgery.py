@@ -126,7 +126,7 @@ def replace_tensors(model: nn.Module, replacements: Mapping[int, Replacement]) -
 
     Args:
         model: The module; its attributes that repeat sizes are brought in line.
-        replacements: Id of a parameter or buffer -> what takes the place of its entries.
+        replacements: Id of a parameter or buffer -> its new entries.
 
     Returns:
         For each of the ids the tensor that the model has now: the same object, or a new one.

@@ -55,7 +55,7 @@ class CoupledWeight:
     inputs: Mapping[int, NDArray[np.int64]]
 
     def fits(self, parameter: QuantizedParameter) -> bool:
-        """Whether these are numbers for a weight of the shape that it has now."""
+        """Whether the notes belong to a weight of the present shape."""
         shape = parameter.latent.shape
         along = all(len(numbers) == shape[dim] for dim, numbers in self.inputs.items())
         return along and len(self.produced) == parameter.channels
@@ -86,7 +86,7 @@ def couple(model: nn.Module, channels: Channels) -> None:
 
 
 def _coupled(parameter: QuantizedParameter) -> CoupledWeight | None:
-    """What is noted of a weight; None if nothing is, or of a weight of another shape."""
+    """The notes on a weight; None if there are none, or if they belong to a weight of another shape."""
     found: CoupledWeight | None = parameter.layer.__dict__.get(COUPLING, {}).get(parameter.weight_name)
     return found if found is not None and found.fits(parameter) else None
 
@@ -219,7 +219,7 @@ class Coupling:
 
 
 def _input_dims(p: QuantizedParameter) -> list[int]:
-    """The dimensions of a weight that count inputs; not those of a depthwise layer, whose inputs go with it."""
+    """The dimensions of a weight that count inputs; none for a depthwise layer, whose inputs go with its outputs."""
     axis = p.spec.axis
     own = {axis.dim} if axis.groups < p.latent.shape[0] or axis.groups == 1 else {0, 1}
     return [d for d in range(p.latent.dim()) if d not in own]

@@ -52,8 +52,8 @@ class ModelSize:
     def of(cls, model: nn.Module) -> "ModelSize":
         """The size of a converted model.
 
-        Weights count as far as their inputs are alive, and a channel pays for those that vanish with it, if it has been
-        noted on the layers which channels they make and read (:func:`couple`); otherwise all inputs count.
+        Weights count as far as their inputs are alive, and a channel pays for the weights that vanish with it, if the
+        layers have notes on the channels that they make and read (:func:`couple`); otherwise all inputs count.
 
         Args:
             model: A module; its quantized weights are found once, here.
@@ -97,7 +97,7 @@ class ModelSize:
     def gradients(self, factor: float) -> tuple[Tensor, ...]:
         """``factor * dQ/db`` with respect to the raw depths of each of ``parameters``, ``(channels,)`` each.
 
-        Q is that of the whole model: a depth pays for weights of other layers, whichever optimizer trains them.
+        Q is the size of the whole model: a depth also pays for weights of other layers that another optimizer trains.
         """
         whole = self.whole or self
         if not whole.parameters:

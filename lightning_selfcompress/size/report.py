@@ -174,8 +174,8 @@ def layer_size(parameter: QuantizedParameter, learned_bits: float, packed: Packe
 def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = torch.float32) -> SizeReport:
     """Measures a model: learned bits, whole bits and bytes, layer by layer and in total.
 
-    Bytes are those of the packed file that :func:`export` writes, counted by the code that writes it. Tied weights
-    count once.
+    The bytes are the bytes of the packed file that :func:`export` writes, counted by the code that writes it. Tied
+    weights count once.
 
     >>> from torch import nn
     >>> from lightning_selfcompress import convert, size_report
@@ -190,7 +190,7 @@ def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = t
     Args:
         model: Any module, converted or not.
         exact: False estimates the bytes from a sample of the weights, within some percent, in milliseconds.
-        floats: As for :func:`export`.
+        floats: The type of values that are not quantized, as for :func:`export`.
 
     Returns:
         The report; ``print`` shows it as a table.

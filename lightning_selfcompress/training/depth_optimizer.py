@@ -101,7 +101,7 @@ class DepthOptimizer:
         """Goes on after channels were removed, or with another account of the size.
 
         Args:
-            size: The share in Q of the same weights, as it is now.
+            size: The present share in Q of the same weights.
             shrunk: What has become smaller.
         """
         self.size = size

@@ -22,7 +22,7 @@ def total_scalars(report: SizeReport, gamma: float) -> dict[str, float]:
         gamma: The price of the average weight's bit.
 
     Returns:
-        ``selfcompress/bits_per_weight``: Q, as it is minimized; ``nbytes``: bytes of the packed file;
+        ``selfcompress/bits_per_weight``: the Q that is minimized; ``nbytes``: bytes of the packed file;
         ``percent_of_float``: of the float network's bytes; ``channels``: channels alive; ``weights_left``: share of the
         weights, from 0 to 1; ``gamma``; ``size_loss``: ``gamma * Q``.
     """

@@ -7,6 +7,7 @@ import pytest
 import torch
 from graph_nets import IMAGES, Calling, X, small_net
 from killing import assert_exact, converted, difference, half_removed, reason, removable_of, watched
+from networks import trained_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # as user code names it
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -252,7 +253,7 @@ def test_nothing_is_changed():
         else:
             out = one(IMAGES)
             out.square().sum().backward()
-        results.append([out, torch.get_rng_state(), *(p.grad for p in one.parameters()), *one.buffers()])
+        results.append([out, torch.get_rng_state(), *(t.grad for t in trained_tensors(one).values()), *one.buffers()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

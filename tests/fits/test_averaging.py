@@ -6,7 +6,7 @@ import torch
 from compressing import Record, assert_shrunk, compress, survivors
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
-from networks import Lit, batches
+from networks import Lit, batches, trained_tensors
 
 from lightning_selfcompress import convert
 from lightning_selfcompress.files.checkpoint import take_shapes
@@ -36,7 +36,7 @@ def network_of(state):
 
 def assert_is_average(model, expected, *, buffers=True):
     state = model.state_dict()
-    names = dict(model.named_parameters()).keys() if not buffers else {n for n, t in state.items() if t.dim()}
+    names = trained_tensors(model).keys() if not buffers else {n for n, t in state.items() if t.dim()}
     for name in names:
         torch.testing.assert_close(state[name], expected[name], rtol=1e-4, atol=1e-5)
     images = next(iter(batches()))[0]

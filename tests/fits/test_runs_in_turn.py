@@ -11,7 +11,7 @@ from compressing import Classifier, assert_shrunk, compress
 from fits import SCHEDULE, Kill, assert_only_living, data
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from networks import Lit, batches, make_trainer, small_net
+from networks import Lit, batches, make_trainer, small_net, trained_tensors
 from torch import nn
 
 from lightning_selfcompress import SelfCompression, size_report
@@ -23,7 +23,7 @@ def learned(model):
 
 
 def parameters(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    return {name: p.detach().clone() for name, p in trained_tensors(model).items()}
 
 
 def same(some, others):
@@ -76,7 +76,7 @@ def test_one_callback_for_two_networks():
         assert_shrunk(network, trainer)
         ends.append(network.losses)
     assert ends[0] == ends[1] == ends[2]
-    assert same(list(networks[0].parameters()), list(networks[1].parameters()))
+    assert same(list(trained_tensors(networks[0]).values()), list(trained_tensors(networks[1]).values()))
 
 
 class Stopping(Classifier):

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from layer_kinds import KINDS, same, tensors
+from networks import trained_tensors
 from torch import nn
 from torch.func import functional_call
 from torch.testing import assert_close
@@ -82,8 +83,8 @@ def saved_and_loaded(layer):
 
 
 def grads(layer):
-    """The gradients at hand, by parameter."""
-    return {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
+    """The gradients at hand, by name."""
+    return {name: p.grad.clone() for name, p in trained_tensors(layer).items() if p.grad is not None}
 
 
 def gradients(layer, inputs, call=None):
@@ -223,7 +224,7 @@ class TestContract:
     def test_functional_call(self, kind):
         """Parameters handed in from outside are quantized like the layer's own, and get the same gradients."""
         layer, inputs = converted(kind.make().double(), raw_depth=2.4), double(kind.inputs())
-        handed_in = {name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()}
+        handed_in = {name: p.detach().clone().requires_grad_() for name, p in trained_tensors(layer).items()}
         out = functional_call(layer, handed_in, inputs)
         assert same(out, layer(*inputs))
         loss(out).backward()

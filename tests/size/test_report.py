@@ -6,6 +6,7 @@ from depths import mixed_net, with_depths
 from hypothesis import given
 from hypothesis import strategies as st
 from layer_kinds import KINDS
+from networks import trained_tensors
 from torch import nn
 from torch.testing import assert_close
 
@@ -295,11 +296,12 @@ class TestReport:
     def test_measuring_changes_nothing(self):
         """A report reads the model: no parameter, gradient or mode changes, and no gradient is recorded."""
         net = with_depths(mixed_net())
-        before = [(p, p._version, p.grad) for p in net.parameters()]
+        before = [(p, p._version, p.grad) for p in trained_tensors(net).values()]
         size_report(net)
         ModelSize.of(net).bits_per_weight()
         assert all(
-            p is q and p._version == v and p.grad is g for (p, v, g), q in zip(before, net.parameters(), strict=True)
+            p is q and p._version == v and p.grad is g
+            for (p, v, g), q in zip(before, trained_tensors(net).values(), strict=True)
         )
 
     def test_of_one_layer(self):

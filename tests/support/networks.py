@@ -1,4 +1,4 @@
-"""LightningModules for the tests of whole fits; none of them knows of compression."""
+"""LightningModules for the tests of whole fits, none of which knows of compression; and what is trained of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_selfcompress.quantize.parameters import learned_tensors
 
 
 def small_net() -> nn.Sequential:
@@ -19,6 +21,12 @@ def small_net() -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(16, 4),
     )
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All that training changes by gradients, by name: parameters, and depths and exponents, which are buffers."""
+    learned = learned_tensors(model)
+    return {**dict(model.named_parameters()), **{n: t for n, t in model.named_buffers() if id(t) in learned}}
 
 
 def batches(n: int = 8, size: int = 8, *, dtype: torch.dtype = torch.float32) -> DataLoader:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from fits import NEVER, Widths, assert_only_living, fit
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from networks import Lit
+from networks import Lit, trained_tensors
 from torch import nn
 
 from lightning_selfcompress import convert
@@ -72,9 +72,9 @@ def train(every=1, make=Lit, strategy=DDPStrategy, precision="64-true", **option
     with warnings.catch_warnings(record=True) as said:
         model, trainer = fit(every, widths, make=make, devices=2, strategy=strategy(**options), precision=precision)
     assert_only_living(trainer, model)
-    whole = (p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters())
+    whole = (t.full_tensor() if hasattr(t, "full_tensor") else t for t in trained_tensors(model).values())
     values = torch.cat([p.detach().flatten().double() for p in whole])
-    shapes = {name: tuple(t.shape) for name, t in model.named_parameters()}
+    shapes = {name: tuple(t.shape) for name, t in trained_tensors(model).items()}
     return {
         "losses": model.losses,
         "widths": widths.seen,

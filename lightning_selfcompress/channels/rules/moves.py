@@ -1,4 +1,4 @@
-"""Operations that move values about: what was along a dimension is found along another."""
+"""Rules of operations that move values: what lay along one dimension lies along another one afterwards."""
 
 from collections.abc import Sequence
 

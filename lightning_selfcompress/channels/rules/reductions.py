@@ -83,7 +83,7 @@ def spatial(count: int) -> Rule:
 
 
 def _values_and_indices(call: Call, dims: Dims) -> Result:
-    """Results of the same shape, of which those that are no values may be anything."""
+    """Results of the same shape; indices among the results may be anything."""
     return [dims if t.is_floating_point() else never_zero(dims) for t in call.outputs]
 
 
