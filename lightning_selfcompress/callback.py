@@ -19,7 +19,7 @@ from lightning_selfcompress.training.lightning_private import (
     accumulates,
     batches_that_stepped,
     logs_are_due,
-    saves_between_epochs,
+    saves_after_this_batch,
 )
 from lightning_selfcompress.training.module_setup import ModuleSetup
 from lightning_selfcompress.training.other_callbacks import refuse
@@ -211,7 +211,7 @@ class SelfCompression(pl.Callback):
         if logs_are_due(trainer):
             log(trainer, self._totals(trainer, pl_module, exact=False))
         by_size = [c for c in trainer.checkpoint_callbacks if str(getattr(c, "monitor", "")).startswith(f"{PREFIX}/")]
-        if any(map(saves_between_epochs, by_size)):  # what is recorded has to be the size of the file
+        if any(saves_after_this_batch(c, trainer) for c in by_size):  # what is recorded has to be the file's size
             make_known(trainer, self._totals(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

@@ -67,6 +67,56 @@ def stored_tensors(model: nn.Module, *, transient: bool = True) -> dict[str, Ten
     return found
 
 
+def copy_module(model: nn.Module) -> nn.Module:
+    """A deep copy of a module with whatever attributes it has.
+
+    A tensor that is kept with its graph is copied without it. What cannot be copied (a lock, a generator, an open
+    file) is shared with the copy.
+
+    Args:
+        model: Any module; it is not changed.
+
+    Returns:
+        A module of the same class, with parameters and buffers of its own.
+    """
+    kept = [t for module in model.modules() for t in tensors_in(vars(module)) if not t.is_leaf]
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept}
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except Exception:  # whatever an attribute's own copying raises
+        for module in model.modules():
+            state = module.__reduce_ex__(4)[2]  # a LightningModule leaves its Trainer out
+            for name, value in state.items() if isinstance(state, dict) else ():
+                if name not in _OF_EVERY_MODULE:
+                    _share_what_cannot_be_copied(value, memo, set())
+        return copy.deepcopy(model, memo)
+
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+
+
+def _share_what_cannot_be_copied(value: Any, memo: dict[int, Any], entered: set[int]) -> None:
+    """Enters the smallest parts of a value that cannot be copied into a memo of ``copy.deepcopy``, as themselves."""
+    if id(value) in memo or id(value) in entered or _can_be_copied(value, memo):
+        return
+    entered.add(id(value))
+    items = _items(value)
+    if items is None and hasattr(value, "__dict__"):
+        items = list(vars(value).values())
+    for item in items or ():
+        _share_what_cannot_be_copied(item, memo, entered)
+    if not _can_be_copied(value, memo):
+        memo[id(value)] = value
+
+
+def _can_be_copied(value: Any, memo: Mapping[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception:
+        return False
+    return True
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of a nested value: itself, or those in its lists, tuples, mappings and dataclasses, in order.
 

@@ -73,7 +73,8 @@ class Channels:
     def removable(self) -> NDArray[np.bool_]:
         """Whether each channel may ever be removed, ``(count,)``: it has producers and is not pinned."""
         flags = self.produced()
-        flags[[g for g in self.pinned if g < self.count]] = False
+        pinned = np.fromiter(self.pinned, np.int64, len(self.pinned))
+        flags[pinned[pinned < len(flags)]] = False
         return flags if not self.unseen else np.zeros_like(flags)
 
     def of(self, name: str, dim: int) -> NDArray[np.int64]:

@@ -19,9 +19,9 @@ from lightning_selfcompress.cli.contents import read_contents, with_network
 from lightning_selfcompress.cli.differences import differences
 from lightning_selfcompress.cli.model_class import module_class
 from lightning_selfcompress.cli.text import contents_text, contents_values, differences_text, differences_values
-from lightning_selfcompress.errors import DataError
+from lightning_selfcompress.errors import CheckpointError, DataError
 from lightning_selfcompress.files.atomic_write import write_beside
-from lightning_selfcompress.files.checkpoint import load_from_checkpoint
+from lightning_selfcompress.files.checkpoint import load_from_checkpoint, read_checkpoint
 from lightning_selfcompress.files.export import export
 from lightning_selfcompress.files.finalize import finalize
 from lightning_selfcompress.files.load import load
@@ -133,6 +133,8 @@ def _is_packed(file: str, *, trusted: bool) -> bool:
 
 def _open(name: str, checkpoint: str, *, trusted: bool) -> nn.Module:
     """The network of a checkpoint; whatever its code prints goes to stderr."""
+    if not trusted:
+        _check_hyperparameters(checkpoint)
     with redirect_stdout(sys.stderr):
         wanted = module_class(name)
         try:
@@ -143,6 +145,18 @@ def _open(name: str, checkpoint: str, *, trusted: bool) -> nn.Module:
                 f"Expected to make a {wanted.__name__} of what the checkpoint holds: {error}. Call "
                 f"save_hyperparameters() in its __init__, or give the arguments defaults."
             ) from error
+
+
+def _check_hyperparameters(checkpoint: str) -> None:
+    """Refuses hyperparameters that have Lightning import what they name, as LightningCLI's may."""
+    saved = read_checkpoint(checkpoint)
+    for key in ("hyper_parameters", "hparams", "module_arguments"):  # the keys that Lightning reads
+        values = saved.get(key)
+        if isinstance(values, Mapping) and "_instantiator" in values:
+            raise CheckpointError(
+                f"Expected hyperparameters of plain values in {checkpoint!r}, found some that name code to import "
+                f"(_instantiator={values['_instantiator']!r}). Add --trust if you know where the file comes from."
+            )
 
 
 def _open_packed(name: str, file: str) -> nn.Module:

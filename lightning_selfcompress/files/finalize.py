@@ -1,7 +1,6 @@
 """Plain networks: ordinary torch layers with the quantized weights, no trace of this package."""
 
-import copy
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -9,6 +8,7 @@ from torch import nn
 from lightning_selfcompress.files.checkpoint import take_shapes
 from lightning_selfcompress.quantize.convert import revert
 from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.tensors import copy_module
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -32,7 +32,7 @@ def finalize(model: Module) -> Module:
         A module of the same class: plain ``nn.Conv2d``, ``nn.Linear`` or whatever the layers were before, of the
         shapes they have now, with dequantized weights. It can be pickled, exported and trained like any other.
     """
-    plain = copy.deepcopy(model)
+    plain = cast(Module, copy_module(model))
     with torch.no_grad():
         for p in quantized_parameters(plain):
             p.latent.copy_(getattr(p.layer, p.weight_name))

@@ -3,7 +3,6 @@
 Sizes that became Python numbers (``view(n, 2, 4)``, ``x.shape[1] ** -0.5``) are seen by no operation. Here they show.
 """
 
-import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.channels.dispatch import uncompiled
 from lightning_selfcompress.removal.plan import RemovalPlan, narrow
 from lightning_selfcompress.removal.surgery import Edit, remove, shrink
-from lightning_selfcompress.tensors import stored_tensors, tensors_in
+from lightning_selfcompress.tensors import copy_module, stored_tensors, tensors_in
 
 Replay = Callable[[nn.Module, torch.dtype], Any]
 
@@ -113,12 +112,18 @@ class _Trial:
     def __init__(self, model: nn.Module, replay: Replay) -> None:
         self._model, self._replay = model, replay
         self._gradients: list[dict[str, Tensor]] | None = None
+        self._evaluates = False
         try:
             self._dtype, self._tolerance = torch.float64, 1e-10
             self._outputs = self._run(())
         except Exception:  # some networks name their dtype
             self._dtype, self._tolerance = torch.float32, 1e-4
             self._outputs = self._run(())
+        try:
+            self._outputs += self._outputs_of(copy_module(model).to(self._dtype).eval())
+            self._evaluates = True
+        except Exception:  # a training step may be written for training mode alone, which then is what it proves
+            return
 
     def holds(self, plan: RemovalPlan) -> bool:
         """Whether the outputs are the same after a plan was carried out on a copy.
@@ -137,14 +142,16 @@ class _Trial:
         return not other or (losses and self._trains_alike(plan.edits))
 
     def _copies(self, edits: Sequence[Edit]) -> Iterator[nn.Module]:
-        """The network after a removal, in training mode and in evaluation mode."""
-        trained = _copy(self._model).to(self._dtype)
+        """The network after a removal, in training mode and, if the step runs in it, in evaluation mode."""
+        trained = copy_module(self._model).to(self._dtype)
         remove(trained, edits)
+        evaluated = copy_module(trained).eval() if self._evaluates else None
         yield trained
-        yield _copy(trained).eval()
+        if evaluated is not None:
+            yield evaluated
 
     def _run(self, edits: Sequence[Edit]) -> list[_Output]:
-        return [output for net in list(self._copies(edits)) for output in self._outputs_of(net)]
+        return [output for net in self._copies(edits) for output in self._outputs_of(net)]
 
     def _outputs_of(self, net: nn.Module) -> list[_Output]:
         """The outputs of the step, and the outputs of the network and of its direct children on the way."""
@@ -186,7 +193,7 @@ class _Trial:
     def _gradients_of(self, edits: Sequence[Edit]) -> list[dict[str, Tensor]]:
         """For each copy the gradients of the losses that its step returns, by name; none if it returns no loss."""
         found = []
-        for net in list(self._copies(edits)):
+        for net in self._copies(edits):
             with uncompiled(), _repeatable(), torch.enable_grad():
                 losses = [t for t in _floats(self._replay(net, self._dtype)) if t.numel() == 1 and t.requires_grad]
                 learning = {name: t for name, t in stored_tensors(net).items() if t.requires_grad}
@@ -200,12 +207,6 @@ def _gradients(losses: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Ten
     if not losses or not tensors:
         return ()
     return torch.autograd.grad(torch.stack([loss.reshape(()) for loss in losses]).sum(), tensors, allow_unused=True)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A copy of a network; tensors it keeps with their graph (its last images, say) are copied without it."""
-    kept = (t for module in model.modules() for t in tensors_in(vars(module)) if not t.is_leaf)
-    return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept})
 
 
 def _floats(value: Any) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """Every private name of Lightning that this package uses. Each was looked up in Lightning 2.4 and 2.6."""
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -36,6 +37,12 @@ def logs_are_due(trainer: Any) -> bool:
     return bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
 
 
-def saves_between_epochs(checkpoint: Any) -> bool:
-    """Whether a ModelCheckpoint may save after any batch, and not at the end of epochs alone."""
-    return any(getattr(checkpoint, f"_{name}", None) for name in ("every_n_train_steps", "train_time_interval"))
+def saves_after_this_batch(checkpoint: Any, trainer: Any) -> bool:
+    """Whether a ModelCheckpoint is about to save at the end of this batch, by its number of steps or its interval."""
+    steps = getattr(checkpoint, "_every_n_train_steps", 0) or 0
+    interval = getattr(checkpoint, "_train_time_interval", None)
+    if interval is not None:
+        last = getattr(checkpoint, "_last_time_checked", None)
+        soon = interval.total_seconds() - 1  # its own clock is read later in the same batch
+        return last is not None and time.monotonic() - last >= soon
+    return steps >= 1 and trainer.global_step % steps == 0

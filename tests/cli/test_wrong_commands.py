@@ -156,3 +156,44 @@ def test_a_reader_that_leaves(folder):
     process.stdout.close()
     assert (process.stderr.read(), process.wait(60)) == ("", 1)
     process.stderr.close()
+
+
+MARKER = """
+from pathlib import Path
+
+Path("ran").touch()
+
+
+class X:
+    pass
+
+
+def make(module_class, kwargs):
+    return module_class()
+"""
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["export", "-o", "made.scnn"]])
+@pytest.mark.parametrize(
+    "hyper_parameters",
+    [
+        {"_instantiator": "marker.make"},
+        {"_instantiator": "lightning.pytorch.cli.instantiate_module", "layer": {"class_path": "marker.X"}},
+    ],
+)
+@pytest.mark.parametrize("key", ["hyper_parameters", "hparams"])
+def test_a_checkpoint_cannot_have_code_imported(command, hyper_parameters, key, tmp_path, monkeypatch, said):
+    """What hyperparameters name is not imported without --trust; the error says what they name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "marker.py").write_text(MARKER)
+    state = dict(Lit().state_dict())
+    saved = {"state_dict": state, key: hyper_parameters, "pytorch-lightning_version": "2.6.0"}
+    torch.save(saved, tmp_path / "bad.ckpt")
+    name, *rest = command
+    status, _, error = said(name, "bad.ckpt", "--model", "networks:Lit", *rest)
+    assert status == 1
+    assert "found some that name code to import" in error
+    assert "--trust" in error
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "made.scnn").exists()
