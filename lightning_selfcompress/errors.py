@@ -1,17 +1,17 @@
-"""The errors of this package, all of one base."""
+"""The exceptions of this package, which share one base class."""
 
 
 class SelfCompressError(Exception):
-    """The base of all errors that are this package's own."""
+    """The base class of all exceptions that this package defines."""
 
 
 class CheckpointError(SelfCompressError, RuntimeError):
-    """A checkpoint that cannot be read, or does not fit the module it is loaded into."""
+    """Raised when a checkpoint cannot be read, or does not fit the module that loads it."""
 
 
 class DataError(SelfCompressError, RuntimeError):
-    """Data of the demo that is missing or damaged; the message names the file and says what to do."""
+    """Raised when data of the demo is missing or damaged; the message names the file and says what to do."""
 
 
 class PackedFileError(SelfCompressError, ValueError):
-    """A packed file that is damaged, of a later version, or no packed file."""
+    """Raised when a file is damaged, is of another format version, or is not a packed file."""

@@ -1,14 +1,14 @@
-"""Plain text for terminals: tables and histograms that fit their width."""
+"""Plain-text tables and histograms that fit the width of a terminal."""
 
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-GAP = "  "  # between columns
+GAP = "  "  # separates two columns
 
 
-NARROWEST = 12  # characters that are left of a name, at least
+NARROWEST = 12  # columns are never narrowed below this many characters
 
 
 def table(
@@ -19,18 +19,18 @@ def table(
     left: int = 1,
     width: int | None = None,
 ) -> str:
-    """Lines of equal columns: head, rule, rows, and below another rule the total.
+    """Formats a table: the head, a rule, the rows, and the total below another rule.
 
     Args:
         head: Names of the columns.
-        rows: A text for each column.
-        total: A last row.
-        left: How many columns are flush left; the others are flush right.
-        width: Characters of a line, if they are limited: the longest texts that are flush left are then shortened in
-            their middle.
+        rows: The rows, each with one text per column.
+        total: The last row, if there is one.
+        left: Number of leading columns that are flush left; the other columns are flush right.
+        width: Largest number of characters per line, or None for no limit. To keep to the limit, the widest flush-left
+            columns are narrowed, to no fewer than 12 characters, and their texts lose characters in the middle.
 
     Returns:
-        The table, without a line's end at its end.
+        The table, without a newline at its end.
     """
     lines = [[printable(text) for text in line] for line in (head, *rows, *([total] if total is not None else []))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -50,12 +50,12 @@ def table(
 
 
 def printable(text: str) -> str:
-    """A text without what would command a terminal: names in a file may hold anything."""
+    """Replaces all unprintable characters of a text, because names in a file may contain terminal escape codes."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def shorten(text: str, length: int) -> str:
-    """A text of at most so many characters: without its middle where it is longer."""
+    """Shortens a text to at most ``length`` characters by replacing its middle with two dots."""
     if len(text) <= length:
         return text
     first = (length - 2) // 2
@@ -63,14 +63,15 @@ def shorten(text: str, length: int) -> str:
 
 
 def histogram(counts: Mapping[int, int], *, width: int) -> str:
-    """A line for each number from the smallest to the largest: the number, how often it occurs, and a bar.
+    """Formats one line for each number from the smallest to the largest: the number, its count and a bar.
 
     Args:
         counts: How often each number occurs.
-        width: Characters of a line.
+        width: Number of characters per line.
 
     Returns:
-        The lines; the longest bar ends at the width.
+        The lines. A bar has one character per occurrence if the longest bar then fits; otherwise all bars are scaled so
+        that the longest one ends at ``width``.
     """
     if not counts:
         return ""
@@ -84,7 +85,7 @@ def histogram(counts: Mapping[int, int], *, width: int) -> str:
 
 
 def line_width() -> int | None:
-    """Characters of a line of the terminal, or as ``COLUMNS`` says; None where the output goes elsewhere."""
+    """Returns the line width of the terminal or from ``COLUMNS``; None if the output is no terminal and it is unset."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS"):
         return shutil.get_terminal_size().columns
     return None

@@ -1,4 +1,4 @@
-"""Names, classes and tensors of modules, and the tensors in nested values."""
+"""Helpers for the names, classes and tensors of modules, and for the tensors in nested values."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,50 +11,50 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A module's own parameters and buffers by name; names that are registered as None are left out."""
+    """Yields the name and tensor of each parameter and buffer of the module itself; None entries are skipped."""
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is not None:
             yield name, tensor
 
 
 def name_of(path: str, name: str) -> str:
-    """The name in the network of what the module at ``path`` calls ``name``."""
+    """Joins the path of a module and the name of one of its tensors or attributes into a name in the network."""
     return f"{path}.{name}".lstrip(".")
 
 
 def is_a(thing: object, class_name: str) -> bool:
-    """Whether an object is of a class of this name, or of a subclass, whichever package the class comes from.
+    """Returns whether the class of an object, or one of its bases, has this name, in any package.
 
-    Lightning has two packages, ``lightning`` and ``pytorch_lightning``, whose classes of one name are different
-    classes; and torch has moved some of its classes from module to module.
+    Names are compared because ``lightning`` and ``pytorch_lightning`` define different classes of the same name, and
+    because torch has moved some classes from one module to another.
     """
     return base_named(type(thing), class_name) is not None
 
 
 def base_named(kind: type, class_name: str) -> type | None:
-    """The class of this name among a class and its bases; None if there is none."""
+    """Returns the first class with this name among a class and its bases, or None if no class has it."""
     return next((base for base in kind.__mro__ if base.__name__ == class_name), None)
 
 
 def is_bare_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalization layer without tensors, whose size is a mere number."""
+    """Returns whether a module is a normalization layer without tensors, so that only an attribute holds its size."""
     return isinstance(module, NORMS) and not any(True for _ in own_tensors(module))
 
 
 def size_attribute(module: nn.Module) -> str:
-    """Name of the attribute of a normalization layer that says how many channels it has."""
+    """Returns the name of the attribute that holds the number of channels of a normalization layer."""
     return "num_channels" if isinstance(module, nn.GroupNorm) else "num_features"
 
 
 def stored_tensors(model: nn.Module, *, transient: bool = True) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each once, under the first of its names.
+    """Returns all parameters and buffers by name; a shared tensor appears once, under the first of its names.
 
     Args:
         model: Any module.
-        transient: Whether buffers that are not saved count too.
+        transient: Whether non-persistent buffers are included.
 
     Returns:
-        Latent weights under the names they have in a state dict; lazy parameters are left out.
+        The tensors under their names in a state dict, latent weights included and lazy parameters excluded.
     """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -68,24 +68,24 @@ def stored_tensors(model: nn.Module, *, transient: bool = True) -> dict[str, Ten
 
 
 def copy_module(model: nn.Module) -> nn.Module:
-    """A deep copy of a module with whatever attributes it has.
+    """Makes a deep copy of a module, with all its attributes.
 
-    A tensor that is kept with its graph is copied without it. What cannot be copied (a lock, a generator, an open
-    file) is shared with the copy.
+    A tensor that is not a leaf of the autograd graph is copied without its graph. An object that cannot be copied (a
+    lock, a generator, an open file) is shared with the copy.
 
     Args:
         model: Any module; it is not changed.
 
     Returns:
-        A module of the same class, with parameters and buffers of its own.
+        A module of the same class that shares no parameter or buffer with the original.
     """
     kept = [t for module in model.modules() for t in tensors_in(vars(module)) if not t.is_leaf]
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept}
     try:
         return copy.deepcopy(model, dict(memo))
-    except Exception:  # whatever an attribute's own copying raises
+    except Exception:  # the copy method of an attribute may raise any exception
         for module in model.modules():
-            state = module.__reduce_ex__(4)[2]  # a LightningModule leaves its Trainer out
+            state = module.__reduce_ex__(4)[2]  # a LightningModule excludes its Trainer from its state
             for name, value in state.items() if isinstance(state, dict) else ():
                 if name not in _OF_EVERY_MODULE:
                     _share_what_cannot_be_copied(value, memo, set())
@@ -96,7 +96,7 @@ _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
 def _share_what_cannot_be_copied(value: Any, memo: dict[int, Any], entered: set[int]) -> None:
-    """Enters the smallest parts of a value that cannot be copied into a memo of ``copy.deepcopy``, as themselves."""
+    """Adds each smallest part of a value that cannot be copied to a ``copy.deepcopy`` memo, as its own copy."""
     if id(value) in memo or id(value) in entered or _can_be_copied(value, memo):
         return
     entered.add(id(value))
@@ -118,13 +118,13 @@ def _can_be_copied(value: Any, memo: Mapping[int, Any]) -> bool:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of a nested value: itself, or those in its lists, tuples, mappings and dataclasses, in order.
+    """Lists the tensors in a tensor or in nested lists, tuples, mappings and dataclasses, in order.
 
     Args:
-        value: Anything. A container that contains itself is entered once.
+        value: Any value. A container that contains itself is entered once.
 
     Returns:
-        The tensors. One that is there several times is listed several times.
+        The tensors. A tensor that occurs several times is listed several times.
     """
     found: list[Tensor] = []
     _collect(value, found, set())
@@ -144,7 +144,7 @@ def _collect(value: Any, found: list[Tensor], open_containers: set[int]) -> None
 
 
 def _items(value: Any) -> Iterable[Any] | None:
-    """What a container contains; None if the value is no container."""
+    """Returns the items of a container, or None if the value is not a container."""
     if isinstance(value, (list, tuple)):
         return value
     if isinstance(value, Mapping):
@@ -155,14 +155,15 @@ def _items(value: Any) -> Iterable[Any] | None:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A nested value with every tensor replaced by the function of it. Containers are copied, never changed.
+    """Applies a function to every tensor of a nested value. Containers are copied, never changed.
 
-    A container keeps its type and whatever else it holds: its constructor is not called, so a ``defaultdict``, a named
-    tuple or a subclass of ``dict`` with arguments of its own comes out as what it was.
+    A copied container keeps its type, for example ``defaultdict``, a named tuple or a subclass of ``dict`` whose
+    constructor takes other arguments. Lists, dicts and dataclasses also keep their other attributes.
 
     Args:
-        function: Applied to each tensor.
-        value: A tensor, or lists, tuples, mappings and dataclasses of tensors. Anything else is returned unchanged.
+        function: The function that is applied to each tensor.
+        value: A tensor, or nested lists, tuples, dicts and dataclasses of tensors. Any other value is returned
+            unchanged.
 
     Returns:
         The new value.

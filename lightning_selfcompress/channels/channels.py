@@ -49,12 +49,14 @@ class Channels:
         group: The channel of each atom, ``(atoms,)``; 0 for none.
         pinned: Channels that have to stay, each with the reason.
         unseen: Trainable parameters that took no part in the steps watched. While there are any, nothing is removed.
+        untouched: Frozen parameters that took no part in the steps watched. What they belong to stays.
     """
 
     slots: tuple[Slot, ...]
     group: NDArray[np.int64]
     pinned: Mapping[int, str]
     unseen: tuple[str, ...] = ()
+    untouched: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -75,7 +77,17 @@ class Channels:
         flags = self.produced()
         pinned = np.fromiter(self.pinned, np.int64, len(self.pinned))
         flags[pinned[pinned < len(flags)]] = False
+        flags[self.of_untouched()] = False
         return flags if not self.unseen else np.zeros_like(flags)
+
+    def of_untouched(self) -> NDArray[np.bool_]:
+        """Whether a frozen parameter that took no part in the steps watched has each channel, ``(count,)``."""
+        flags = np.zeros(self.count, bool)
+        names = set(self.untouched)
+        for slot in self.slots if names else ():
+            if slot.name in names:
+                flags[self.group[slot.atoms]] = True
+        return flags
 
     def of(self, name: str, dim: int) -> NDArray[np.int64]:
         """The channel of each position along a dimension of a tensor.
@@ -115,6 +127,7 @@ class Channels:
             "group": torch.from_numpy(self.group.astype(np.int32)),
             "pinned": dict(self.pinned),
             "unseen": list(self.unseen),
+            "untouched": list(self.untouched),
         }
 
     @classmethod
@@ -122,7 +135,7 @@ class Channels:
         """Inverse of :meth:`state_dict`."""
         slots = tuple(Slot(*values) for values in state["slots"])
         group = state["group"].cpu().numpy().astype(np.int64)
-        return cls(slots, group, dict(state["pinned"]), tuple(state["unseen"]))
+        return cls(slots, group, dict(state["pinned"]), tuple(state["unseen"]), tuple(state["untouched"]))
 
     def describes(self, model: nn.Module) -> bool:
         """Whether a module has the tensors, and the sizes, that these channels were read from."""

@@ -79,9 +79,11 @@ class Watcher:
     def channels(self) -> Channels:
         """The channels, as far as the steps watched have told."""
         group, pinned = self._store.groups()
-        unseen = set(self._unseen.values())
-        trained = {n for n, p in self.model.named_parameters() if n in unseen and p.requires_grad} if unseen else ()
-        return Channels(tuple(self._slots), group, pinned, tuple(n for n in self._unseen.values() if n in trained))
+        names = set(self._unseen.values())
+        trained = {n for n, p in self.model.named_parameters() if n in names and p.requires_grad} if names else set()
+        unseen = tuple(n for n in self._unseen.values() if n in trained)
+        untouched = tuple(n for n in self._unseen.values() if n not in trained)
+        return Channels(tuple(self._slots), group, pinned, unseen, untouched)
 
     def __enter__(self) -> "Watcher":
         with ExitStack() as stack:
@@ -143,7 +145,8 @@ class Watcher:
         self._store.tie(np.arange(1, self._store.count), first[which][1:], "it is in no channel")
         for number, reason in earlier.pinned.items():
             self._store.pin(np.flatnonzero(earlier.group == number), reason)
-        self._unseen = {key: name for key, name in self._unseen.items() if name in earlier.unseen}
+        unseen = {*earlier.unseen, *earlier.untouched}
+        self._unseen = {key: name for key, name in self._unseen.items() if name in unseen}
 
     def _add(self, name: str, tensor: Tensor, is_depth: Mapping[int, bool]) -> None:
         """Enters one tensor; ``is_depth`` has the ids of all tensors that quantized weights are computed from."""

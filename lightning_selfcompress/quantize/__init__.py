@@ -1,4 +1,4 @@
-"""The quantizer, and layers that apply it: converted in place, and back."""
+"""The quantizer, the layers that apply it, and the conversion of a network to these layers and back."""
 
 from lightning_selfcompress.quantize.conversion_plan import ConversionPlan, PlannedLayer
 from lightning_selfcompress.quantize.formula import bit_depth, codes, q, step_size

@@ -1,4 +1,4 @@
-"""What of a model is quantized and what stays in float, decided before anything is changed."""
+"""The conversion plan: which layers of a model are quantized and which stay in float, decided before any change."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,15 +20,15 @@ Skip = Sequence[str | type[nn.Module]]
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """What becomes of one module that has parameters of its own.
+    """The decision about one module that has parameters of its own.
 
     Args:
-        name: Path in the model.
-        kind: Name of its class.
-        weights: Names and channel axes of the weights that are quantized; empty if the module is left alone.
-        numel: Number of the quantized weights, tied weights counted where they come first; of a module left alone,
-            the number of all its own parameters' entries.
-        reason: Why the module is left alone; empty if it is quantized.
+        name: Path of the module in the model.
+        kind: Name of the module's float class.
+        weights: Names and channel axes of the weights that are quantized; empty if the module stays in float.
+        numel: Number of entries of the quantized weights, or of all own parameters if the module stays in float. A tied
+            parameter is counted only for the first module that has it, and a lazy parameter is not counted.
+        reason: Why the module stays in float; empty if it is quantized.
     """
 
     name: str
@@ -40,11 +40,11 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """What :func:`convert` does, or did, to a model. Prints what is compressed and what is not, with the reason.
+    """The plan that :func:`convert` carries out. As a string, it lists which layers are compressed and why others are not.
 
     Args:
         layers: One entry for each module that has parameters of its own.
-        model: The model that the plan is for.
+        model: The model of the plan.
     """
 
     layers: tuple[PlannedLayer, ...]
@@ -57,7 +57,7 @@ class ConversionPlan:
 
     @property
     def left_alone(self) -> tuple[PlannedLayer, ...]:
-        """The modules left in float, each with its reason."""
+        """The modules that stay in float, each with its reason."""
         return tuple(layer for layer in self.layers if layer.reason)
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ class ConversionPlan:
 
 
 def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
-    """Decides what :func:`convert` would do. Changes nothing.
+    """Plans which layers :func:`convert` would quantize, without changing the model.
 
     >>> from torch import nn
     >>> from lightning_selfcompress import plan_conversion
@@ -90,18 +90,18 @@ def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
 
     Args:
         model: Any module.
-        skip: What to leave in float, as in :func:`convert`.
+        skip: The modules that stay in float, given as in :func:`convert`.
 
     Returns:
         The plan, with one entry for each module that has parameters of its own.
 
     Raises:
-        TypeError: If ``skip`` holds something else than strings and module types.
+        TypeError: If an entry of ``skip`` is neither a string nor a module type.
         ValueError: If an entry of ``skip`` matches no module.
     """
     skipped = _skipped(model, skip)
     fsdp = {id(inner) for m in model.modules() if is_a(m, "FSDPModule") for inner in m.modules()}
-    axes: dict[int, dict[str, ChannelAxis]] = {}  # id(module) -> its weights
+    axes: dict[int, dict[str, ChannelAxis]] = {}  # id(module) -> the names and axes of its weights
     reasons: dict[int, str] = {}
     owners = [(name, m) for name, m in model.named_modules() if any(p is not None for p in m._parameters.values())]
     for _, module in owners:
@@ -125,7 +125,7 @@ def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
 
 
 def unmatched(model: nn.Module, skip: Skip) -> list[str | type[nn.Module]]:
-    """The entries of ``skip`` that match no module of ``model`` (yet)."""
+    """Returns the entries of ``skip`` that match no module of ``model``."""
     return [entry for entry in skip if not _matches(model, entry)]
 
 
@@ -136,7 +136,7 @@ def _weights(module: nn.Module) -> dict[str, ChannelAxis]:
 
 
 def _obstacle(module: nn.Module, fsdp: bool) -> str:
-    """Why a module, which FSDP2 may have sharded, cannot be quantized, or an empty string."""
+    """Returns why a module cannot be quantized, or an empty string; ``fsdp`` says whether FSDP2 manages the module."""
     if isinstance(module, Quantized):
         return ""
     if any(p is not None and is_lazy(p) for p in module._parameters.values()):
@@ -182,7 +182,7 @@ def _weight_obstacle(module: nn.Module, name: str, fsdp: bool) -> str:
 def _exclude_half_tied(
     owners: Iterable[tuple[str, nn.Module]], axes: dict[int, dict[str, ChannelAxis]], reasons: dict[int, str]
 ) -> None:
-    """Leaves out layers whose weight another module uses in float, and gives tied weights the axis of the first."""
+    """Excludes layers whose weight another module uses in float, and gives tied weights the axis of the first."""
     users: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for path, module in owners:
         for name, parameter in module._parameters.items():
@@ -208,7 +208,7 @@ def _exclude_half_tied(
 
 
 def _skipped(model: nn.Module, skip: Skip) -> dict[int, str]:
-    """Id of each module to leave alone -> the entry of ``skip`` that says so."""
+    """Maps the id of each module that ``skip`` matches, or contains, to the matching entry of ``skip``."""
     found: dict[int, str] = {}
     for entry in (skip,) if isinstance(skip, (str, type)) else skip:
         hits = _matches(model, entry)
@@ -225,7 +225,7 @@ def _skipped(model: nn.Module, skip: Skip) -> dict[int, str]:
 
 
 def _matches(model: nn.Module, entry: str | type[nn.Module]) -> list[nn.Module]:
-    """The modules that one entry of ``skip`` means."""
+    """Returns the modules that one entry of ``skip`` matches."""
     named = list(model.named_modules(remove_duplicate=False))
     if isinstance(entry, str):
         return [m for name, m in named if name and fnmatchcase(name, entry)]

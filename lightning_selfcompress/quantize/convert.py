@@ -1,4 +1,4 @@
-"""Conversion in place: plan (pure, printable), convert, and its inverse revert."""
+"""The conversion of a model in place, :func:`convert`, and its inverse, :func:`revert`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +23,12 @@ from lightning_selfcompress.tensors import name_of
 
 
 def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> ConversionPlan:
-    """Quantizes every layer it can, in place; ``revert(convert(model))`` is the same model again.
+    """Quantizes in place every layer that can be quantized; :func:`revert` undoes the conversion.
 
-    Layers keep their identity, parameters, hooks and state-dict keys; ``bit_depth`` and ``exponent`` are added to
-    each, as buffers that require gradients, so that ``model.parameters()`` stays the same list of the same objects. A
-    layer converted before is not touched. With 8 bits the outputs equal the outputs of the float network up to
-    8-bit rounding.
+    Each layer keeps its identity, its parameters, its hooks and its state-dict keys. Raw bit depths and exponents are
+    added to the layer as buffers that require gradients, so ``model.parameters()`` stays the same list of the same
+    objects. A layer that is already quantized is not changed. With 8 bits, the outputs equal the outputs of the float
+    network up to 8-bit rounding.
 
     >>> from torch import nn
     >>> from lightning_selfcompress import convert
@@ -43,17 +43,17 @@ def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> 
 
     Args:
         model: Any module.
-        initial_bits: Bit depth all channels start with, from 2 to 24.
-        skip: What to leave in float: module names (``"head"``, with everything inside), patterns
+        initial_bits: Bit depth of all channels at the start, from 2 to 24.
+        skip: The modules that stay in float, with all their submodules: module names (``"head"``), patterns
             (``"blocks.*.attn"``) or module types (``nn.Embedding``).
 
     Returns:
         The plan that was carried out.
 
     Raises:
-        TypeError: If ``skip`` holds something else than strings and module types.
+        TypeError: If an entry of ``skip`` is neither a string nor a module type.
         ValueError: If an entry of ``skip`` matches no module, ``initial_bits`` is out of range, a weight is not
-            finite, or bit depths were sharded. The model is then unchanged.
+            finite, or FSDP2 sharded the model after an earlier conversion. The model is then unchanged.
     """
     if not 2 <= initial_bits <= 24:
         raise ValueError(f"Expected initial_bits from 2 to 24, got {initial_bits!r}.")
@@ -79,22 +79,18 @@ def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> 
 
 
 def revert(model: nn.Module | ConversionPlan) -> nn.Module:
-    """Makes every layer what it was before :func:`convert`: same class, same float parameters, same keys.
+    """Turns every quantized layer back into its float class, with the same parameters and state-dict keys.
 
     >>> from torch import nn
     >>> from lightning_selfcompress import convert, revert
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> revert(convert(net)) is net
     True
-    >>> net
-    Sequential(
-      (0): Linear(in_features=4, out_features=3, bias=True)
-      (1): ReLU()
-      (2): Linear(in_features=3, out_features=2, bias=True)
-    )
+    >>> net[0], list(net[0].state_dict())
+    (Linear(in_features=4, out_features=3, bias=True), ['weight', 'bias'])
 
     Args:
-        model: Any module, or the plan that :func:`convert` returned for it.
+        model: Any module, or the plan that :func:`convert` returned for the module.
 
     Returns:
         The module.
@@ -110,9 +106,9 @@ def revert(model: nn.Module | ConversionPlan) -> nn.Module:
 
 @contextmanager
 def as_float(model: nn.Module) -> Iterator[None]:
-    """Within this context the model is the float network again; after it, quantized with the same parameters.
+    """Makes the model the float network within this context, and quantizes the same parameters again after it.
 
-    For code that must not notice the conversion, such as ``configure_optimizers``.
+    The context is for code that must not notice the conversion, such as ``configure_optimizers``.
 
     Args:
         model: Any module.
@@ -125,11 +121,11 @@ def as_float(model: nn.Module) -> Iterator[None]:
             _swap_in(layer, quantized, specs, buffers)
 
 
-Learned = tuple[QuantizedSpec, Tensor, Tensor]  # how a weight is quantized, its raw depths, its exponents
+Learned = tuple[QuantizedSpec, Tensor, Tensor]  # of one weight: its spec, raw bit depths and exponents
 
 
 def _learned_of(model: nn.Module) -> dict[int, Learned]:
-    """What is learned of each latent weight already quantized, by the weight's id, for weights tied to it."""
+    """Maps the id of each quantized latent weight to its spec, depths and exponents, which tied weights share."""
     return {id(p.latent): (p.spec, *p.learned) for p in quantized_parameters(model)}
 
 
@@ -167,7 +163,7 @@ def _swap_in(
 
 
 def _swap_out(layer: Quantized) -> tuple[dict[str, QuantizedSpec], dict[str, Tensor]]:
-    """Back to the float class; returns what :func:`_swap_in` needs to undo it."""
+    """Gives a layer its float class back; returns the specs and buffers that :func:`_swap_in` needs to undo this."""
     specs: dict[str, QuantizedSpec] = layer.__dict__.pop("_quantized")
     del layer.__dict__["_quantized_values"]
     keys = [key for spec in specs.values() for key in (spec.bit_depth, spec.exponent)]

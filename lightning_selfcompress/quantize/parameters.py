@@ -1,4 +1,4 @@
-"""The quantized weights of a model, each with its depths and exponents."""
+"""The quantized weights of a model, each with its raw bit depths and its exponents."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from lightning_selfcompress.tensors import name_of
 
 @dataclass(frozen=True, eq=False)
 class QuantizedParameter:
-    """One quantized weight of a model, tied ones once.
+    """One quantized weight of a model; tied weights are one object.
 
     Args:
-        name: Path of the weight in the model, ``"features.0.weight"``.
-        layer: The layer it belongs to.
-        weight_name: Its name in the layer.
+        name: Path of the weight in the model, for example ``"features.0.weight"``.
+        layer: The first layer that has the weight.
+        weight_name: Name of the weight in this layer.
     """
 
     name: str
@@ -25,44 +25,44 @@ class QuantizedParameter:
 
     @property
     def spec(self) -> QuantizedSpec:
-        """How the weight is quantized."""
+        """The names of the weight's buffers, and its channel axis."""
         return self.layer._quantized[self.weight_name]
 
     @property
     def latent(self) -> nn.Parameter:
-        """The float parameter, in the layer's own shape."""
+        """The latent weight: the float parameter, in the shape that the layer gives it."""
         return self.layer.latent(self.weight_name)
 
     @property
     def learned(self) -> tuple[Tensor, Tensor]:
-        """The trained raw depths, which :func:`bit_depth` reads, and the trained exponents, ``(channels,)`` each."""
+        """The raw bit depths, which :func:`bit_depth` reads, and the exponents, ``(channels,)`` each."""
         return self.layer.learned(self.weight_name)
 
     @property
     def raw_depth(self) -> Tensor:
-        """The first of :attr:`learned`."""
+        """The raw bit depths, ``(channels,)``, in bits."""
         return self.learned[0]
 
     @property
     def exponent(self) -> Tensor:
-        """The second of :attr:`learned`."""
+        """The exponents, ``(channels,)``."""
         return self.learned[1]
 
     @property
     def channels(self) -> int:
-        """Number of output channels."""
+        """The number of output channels."""
         return self.raw_depth.numel()
 
     @property
     def weights_per_channel(self) -> int:
-        """Number of weights of one output channel."""
+        """The number of weights of one output channel."""
         return self.latent.numel() // max(self.channels, 1)
 
 
 def learned_names(weight_name: str) -> tuple[str, str]:
-    """Names of the raw depths and the exponents of a weight, in its layer or in a state dict.
+    """Returns the names of a weight's raw bit depths and exponents, in its layer or in a state dict.
 
-    Inverse of :func:`weight_name_of`, for any path before the name.
+    The name may begin with any path. :func:`weight_name_of` is the inverse function.
 
     >>> learned_names("weight"), learned_names("rnn.weight_ih_l0")
     (('bit_depth', 'exponent'), ('rnn.weight_ih_l0_bit_depth', 'rnn.weight_ih_l0_exponent'))
@@ -73,7 +73,7 @@ def learned_names(weight_name: str) -> tuple[str, str]:
 
 
 def weight_name_of(depth_name: str) -> str | None:
-    """Name of the weight whose raw depths have this name; None if no raw depths have such a name.
+    """Returns the name of the weight whose raw bit depths have this name, or None for the name of any other tensor.
 
     >>> weight_name_of("net.0.bit_depth"), weight_name_of("rnn.weight_ih_l0_bit_depth"), weight_name_of("net.0.bias")
     ('net.0.weight', 'rnn.weight_ih_l0', None)
@@ -85,18 +85,18 @@ def weight_name_of(depth_name: str) -> str | None:
 
 
 def learned_tensors(model: nn.Module) -> dict[int, Tensor]:
-    """All raw depths and exponents of a model, each once, by their ids."""
+    """Returns all raw bit depths and exponents of a model by the ids of the tensors."""
     return {id(t): t for p in quantized_parameters(model) for t in p.learned}
 
 
 def quantized_parameters(model: nn.Module) -> Iterator[QuantizedParameter]:
-    """The quantized weights of a model in the order of its modules, each once however often it is tied.
+    """Yields the quantized weights of a model in the order of its modules; tied weights are yielded once.
 
     Args:
         model: Any module.
 
     Yields:
-        One :class:`QuantizedParameter` for each latent parameter.
+        One :class:`QuantizedParameter` for each latent weight.
     """
     seen: set[int] = set()
     for path, layer in model.named_modules():

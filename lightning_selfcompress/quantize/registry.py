@@ -1,4 +1,4 @@
-"""Which layers can be quantized: for each type its weights and where their output channels lie."""
+"""The layer types that can be quantized, with the names and output-channel axes of their weights."""
 
 from collections.abc import Callable
 from typing import cast
@@ -9,7 +9,8 @@ from lightning_selfcompress.quantize.layers import ChannelAxis
 
 
 def _rows(*names: str) -> Callable[[nn.Module], dict[str, ChannelAxis]]:
-    # a name registered as None is a weight the layer does without; one not registered was taken away by a hook
+    # The layer does not use a weight that is registered as None. A hook has removed a weight that is not registered:
+    # the weight is listed here, and the plan reports it as an obstacle.
     return lambda layer: {n: ChannelAxis() for n in names if layer._parameters.get(n, layer) is not None}
 
 
@@ -26,7 +27,7 @@ def _recurrent(layer: nn.Module) -> dict[str, ChannelAxis]:
     return {n: ChannelAxis() for n in names if n.startswith("weight_")}
 
 
-# Layer type -> its weights and where their output channels lie. Subclasses that keep their own forward count as well.
+# Layer type -> the names and channel axes of its weights. Subclasses count as well, and keep their own forward.
 REGISTRY: dict[type[nn.Module], Callable[[nn.Module], dict[str, ChannelAxis]]] = {
     nn.Linear: _rows("weight"),
     nn.Conv1d: _rows("weight"),
@@ -49,5 +50,5 @@ REGISTRY: dict[type[nn.Module], Callable[[nn.Module], dict[str, ChannelAxis]]] =
 
 
 def supported_types() -> str:
-    """Names of the layer types that can be quantized, for messages."""
+    """Returns the names of the layer types that can be quantized, for messages."""
     return ", ".join(t.__name__ for t in REGISTRY)

@@ -92,6 +92,10 @@ def _units(channels: Channels, plan: RemovalPlan) -> dict[tuple[str, ...], tuple
     return {key: tuple(numbers) for key, numbers in units.items()}
 
 
+class ProvesNothingError(ValueError):
+    """A step whose outputs tell nothing about the network."""
+
+
 class Role(Enum):
     """What an output of a step is to whoever runs it."""
 
@@ -119,6 +123,8 @@ class _Trial:
         except Exception:  # some networks name their dtype
             self._dtype, self._tolerance = torch.float32, 1e-4
             self._outputs = self._run(())
+        if not any(bool(output.value.isfinite().any()) for output in self._outputs):
+            raise ProvesNothingError("no output of the step is finite")
         try:
             self._outputs += self._outputs_of(copy_module(model).to(self._dtype).eval())
             self._evaluates = True
@@ -173,8 +179,10 @@ class _Trial:
         return self._close(one.value, other)
 
     def _close(self, one: Tensor, other: Tensor) -> bool:
-        scale = float(one.abs().nan_to_num(0, 0, 0).max()) if one.numel() else 0.0
-        return torch.allclose(one, other, rtol=self._tolerance, atol=self._tolerance * scale, equal_nan=True)
+        known = one.isfinite()  # what is not finite proves nothing, and refutes nothing
+        one, other = one[known], other[known]
+        scale = float(one.abs().max()) if one.numel() else 0.0
+        return torch.allclose(one, other, rtol=self._tolerance, atol=self._tolerance * scale)
 
     def _trains_alike(self, edits: Sequence[Edit]) -> bool:
         """Whether what a removal leaves gets the gradients of the loss that it had before."""

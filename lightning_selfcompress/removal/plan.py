@@ -114,9 +114,12 @@ def plan_removal(model: nn.Module, channels: Channels, *, round_to: int = 1) -> 
         raise ValueError(f"Expected round_to >= 1 (channels), got {round_to!r}.")
     dead = dead_channels(model, channels)
     reasons: dict[int, str] = {}
+    untouched = channels.of_untouched()
     for number in np.flatnonzero(dead).tolist():
         if number in channels.pinned:
             reasons[number] = channels.pinned[number]
+        elif untouched[number]:
+            reasons[number] = "no step that was watched runs it"
         elif channels.unseen:
             reasons[number] = f"{channels.unseen[0]!r} took no part in the steps watched"
     going = dead & channels.removable()

@@ -19,7 +19,7 @@ from lightning_selfcompress.removal.surgery import Shrunk, remove
 from lightning_selfcompress.size.coupling import couple
 from lightning_selfcompress.tensors import map_tensors
 from lightning_selfcompress.training.lightning_private import averaged_models
-from lightning_selfcompress.training.sandbox import copied_arguments, put_into_sandbox
+from lightning_selfcompress.training.sandbox import copied_arguments, proves_nothing, put_into_sandbox
 from lightning_selfcompress.training.strategies import unwrapped
 
 
@@ -86,6 +86,9 @@ class RemovalSchedule:
         @wraps(method)  # type: ignore[arg-type]
         def watched(*args: Any, **kwargs: Any) -> Any:
             restore()
+            if proves_nothing((args, kwargs)):
+                self._batches -= 1  # the next one takes its place
+                return method(*args, **kwargs)  # type: ignore[operator]
             self.capture(*args, **kwargs)
             if watcher is None:
                 return method(*args, **kwargs)  # type: ignore[operator]
@@ -126,10 +129,11 @@ class RemovalSchedule:
 
     def makes_up_for(self, module: nn.Module, batch: Any, batch_idx: int) -> bool:
         """Whether a removal is overdue that the batch which is about to run can prove."""
-        if self._overdue:
-            self.capture(*step_arguments(module, batch, batch_idx))
-        overdue, self._overdue = self._overdue, False
-        return overdue
+        if not self._overdue or proves_nothing(batch):
+            return False
+        self.capture(*step_arguments(module, batch, batch_idx))
+        self._overdue = False
+        return True
 
     def carry_out(self, trainer: Any, module: nn.Module) -> list[Shrunk]:
         """Removes dead channels of the module, of its averages and of its optimizers, alike in all processes.
@@ -168,8 +172,10 @@ class RemovalSchedule:
             args, kwargs = copied_arguments(self._step, dtype)
             return net.training_step(*args, **kwargs)  # type: ignore[operator]
 
-        plan, self.channels = prove(module, self.channels, plan, replay)
-        return plan
+        proved, self.channels = prove(module, self.channels, plan, replay)
+        if plan and not proved:
+            self._step = None  # another batch may prove what this one does not
+        return proved
 
     def _apply(self, plan: RemovalPlan, module: nn.Module, copies: Iterable[nn.Module]) -> list[Shrunk]:
         """Takes the planned channels out of the module and of its copies."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.tensors import map_tensors
+from lightning_selfcompress.tensors import map_tensors, tensors_in
 
 _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 _SILENCED = (
@@ -79,6 +79,21 @@ class Nothing:
     def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
         """Calls the closure, for its forward pass."""
         return closure() if closure is not None else self
+
+
+def proves_nothing(arguments: Any) -> bool:
+    """Whether no removal can be proved with the arguments of a step: there are no samples, or no finite numbers.
+
+    A tensor with some numbers that are not finite (missing values, masks) is as good as any; so is one that is empty
+    beside others that are not (an image without boxes).
+
+    Args:
+        arguments: Tensors, or containers of tensors.
+    """
+    tensors = [t for t in tensors_in(arguments) if t.dim()]
+    floats = [t for t in tensors if t.numel() and (t.is_floating_point() or t.is_complex())]
+    empty = bool(tensors) and all(t.numel() == 0 for t in tensors)
+    return empty or any(not bool(t.isfinite().any()) for t in floats)
 
 
 def copied_arguments(arguments: tuple[tuple[Any, ...], dict[str, Any]], dtype: torch.dtype) -> Any:
