@@ -85,7 +85,7 @@ def histogram(counts: Mapping[int, int], *, width: int) -> str:
 
 
 def line_width() -> int | None:
-    """Returns the line width of the terminal or from ``COLUMNS``; None if the output is no terminal and it is unset."""
+    """Returns the line width that ``COLUMNS`` or the terminal gives, or None if there is neither."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS"):
         return shutil.get_terminal_size().columns
     return None

@@ -40,7 +40,7 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """The plan that :func:`convert` carries out. As a string, it lists which layers are compressed and why others are not.
+    """The plan that :func:`convert` carries out. Its string lists the compressed layers, and the others with reasons.
 
     Args:
         layers: One entry for each module that has parameters of its own.

@@ -1,9 +1,9 @@
-"""The quantizer of self-compressing networks: q(x, b, e), its codes and its closed-form gradient.
+"""The quantizer of self-compressing networks: q(x, b, e), its integer codes and its closed-form gradient.
 
 Source of the formulas: Cséfalvay and Imber, "Self-Compressing Neural Networks", 2023, arXiv 2301.13142.
 
-Letters used in shapes: ``x`` is a weight of any shape, ``b`` (bit depth) and ``e`` (exponent) have the same number of
-dimensions and broadcast to it: size 1 wherever the weights of one channel lie.
+The letters mean: ``x`` is a weight of any shape. The bit depths ``b`` and the exponents ``e`` have as many dimensions as
+``x`` and broadcast to ``x``: their size is 1 in each dimension along which the weights of one channel lie.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 LN2 = math.log(2.0)
 
 
-EXPONENT_STEPS = 16  # exponents are whole sixteenths, as files hold them: steps between levels 4% apart
+EXPONENT_STEPS = 16  # steps per unit of the exponent: files hold sixteenths, so neighboring step sizes differ by 4%
 
 
 _EXPONENT_LIMIT = 128
@@ -29,47 +29,56 @@ _STEPS = torch.from_numpy(
 )
 
 
-# Elements worked on at a time on a CPU: the temporaries of a block stay in the cache, and the extra memory small.
+# Number of elements per block on a CPU, so that the temporaries of a block stay in the cache and need little memory.
 _CPU_BLOCK = 1 << 18
 
 
 def bit_depth(raw: Tensor) -> Tensor:
-    """The bit depth b >= 0 that a raw, trainable depth stands for: ``max(raw, 0)``.
+    """Returns the bit depth b >= 0 of a raw, trainable bit depth: ``b = max(raw, 0)``.
 
-    This is the only reader of the raw parameter. Its gradient is 0 at and below 0: a channel that died stays dead.
+    The gradient is 0 where ``raw <= 0``, so a dead channel stays dead.
+
+    >>> import torch
+    >>> from lightning_selfcompress.quantize import bit_depth
+    >>> raw = torch.tensor([-0.5, 0.0, 3.5], requires_grad=True)
+    >>> bit_depth(raw).tolist()
+    [0.0, 0.0, 3.5]
+    >>> bit_depth(raw).sum().backward()
+    >>> raw.grad.tolist()
+    [0.0, 0.0, 1.0]
 
     Args:
-        raw: Raw depths in bits, any shape, floating point.
+        raw: Raw bit depths in bits, any shape, floating point.
 
     Returns:
-        Bit depths in bits, same shape and dtype.
+        Bit depths in bits, of the shape and dtype of ``raw``.
     """
     return torch.relu(raw)
 
 
 def code_bounds(b: Tensor) -> tuple[Tensor, Tensor]:
-    """The clip range ``(-2^(b-1), 2^(b-1) - 1)`` of the codes at bit depth ``b``.
+    """Returns the clip range ``(-2^(b-1), 2^(b-1) - 1)`` of the codes at bit depth ``b``.
 
     Args:
         b: Bit depths in bits, any shape.
 
     Returns:
-        Lower and upper bound, each of the shape of ``b``.
+        The lower and the upper bound, each of the shape of ``b``.
     """
     half = torch.exp2(b - 1)
     return -half, half - 1
 
 
 def step_size(e: Tensor) -> Tensor:
-    """The step between levels, ``2^e`` with ``e`` rounded to whole sixteenths, which files hold.
+    """Returns the step size between levels: ``2^e`` with ``e`` rounded to sixteenths, which files hold.
 
-    Taken from a table, so that it is the same number on every machine and wherever in a tensor it stands.
+    The step sizes come from a table, so that they are the same numbers on every machine and at every place of a tensor.
 
     Args:
         e: Exponents, any shape, floating point.
 
     Returns:
-        Steps of the shape and dtype of ``e``. Exponents outside -128 to 127.9 are clamped to that range.
+        Step sizes of the shape and dtype of ``e``. Exponents outside -128 to 127.9375 are clamped to this range.
     """
     limit = _EXPONENT_LIMIT * EXPONENT_STEPS
     places = (e.detach() * EXPONENT_STEPS).round_().clamp_(-limit, limit - 1).add_(limit)
@@ -83,14 +92,14 @@ def _steps_like(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def codes(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
-    """The integer codes ``round(min(max(2^-e x, -2^(b-1)), 2^(b-1) - 1))``, as floating point numbers.
+    """Returns the integer codes ``round(min(max(2^-e x, -2^(b-1)), 2^(b-1) - 1))`` in a floating-point dtype.
 
-    Rounding goes to the nearest integer, halves to even.
+    Numbers are rounded to the nearest integer, and halves to the nearest even integer.
 
     Args:
         x: Weights, floating point.
-        b: Bit depths in bits, broadcasts to ``x``.
-        e: Exponents (log2 of the step between levels), broadcasts to ``x``.
+        b: Bit depths in bits; they broadcast to ``x``.
+        e: Exponents (log2 of the step size between levels); they broadcast to ``x``.
 
     Returns:
         Codes of the shape of ``x``.
@@ -99,20 +108,21 @@ def codes(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
 
 
 def q_composite(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
-    """:func:`q` written in ordinary operations, rounding passed straight through, differentiated by autograd.
+    """Computes :func:`q` with ordinary operations and a straight-through estimator, differentiated by autograd.
 
-    For compilers and tracers, which fuse it themselves, and as the reference of :func:`q`.
+    Compilers and tracers use this function, because they can fuse its operations. The function is also the reference
+    of :func:`q`.
 
     Args:
         x: Weights, floating point.
-        b: Bit depths in bits, broadcasts to ``x``.
-        e: Exponents, broadcasts to ``x``.
+        b: Bit depths in bits; they broadcast to ``x``.
+        e: Exponents; they broadcast to ``x``.
 
     Returns:
-        Quantized weights, shape and dtype of ``x``.
+        Quantized weights, of the shape and dtype of ``x``.
     """
     step = step_size(e)
-    slope = torch.exp2(e - e.detach())  # 1, with the derivative of a step by its exponent over the step
+    slope = torch.exp2(e - e.detach())  # equals 1; its derivative by e is that of 2^e, divided by 2^e
     level = x * ((1 / step) / slope)
     low, high = code_bounds(b)
     clipped = torch.where(level < low, low, torch.where(level > high, high, level))
@@ -121,11 +131,11 @@ def q_composite(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
 
 
 class Range(NamedTuple):
-    """What depths and exponents come to, of the shape of ``b``: computed once for a value and for its gradient.
+    """The step sizes and clip ranges of channels, of the shape of ``b``, computed once for a value and its gradient.
 
     Args:
-        scale: The step between levels, ``2^e``.
-        inverse: ``2^-e``.
+        scale: Step size between levels, ``2^e``.
+        inverse: Inverse of the step size, ``2^-e``.
         low: Lower clip limit of the codes.
         high: Upper clip limit of the codes.
     """
@@ -137,28 +147,36 @@ class Range(NamedTuple):
 
     @classmethod
     def of(cls, b: Tensor, e: Tensor) -> "Range":
-        """The range of bit depths ``b`` and exponents ``e``."""
+        """Computes the range of bit depths ``b`` and exponents ``e``."""
         step = step_size(e)
         return cls(step, 1 / step, *code_bounds(b))
 
     def rows(self, block: slice) -> "Range":
-        """The range of some rows of the weights."""
+        """Returns the range of a slice of the first dimension."""
         return Range(*(t[block] for t in self))
 
 
 def q(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
-    """Quantize: ``q(x, b, e) = 2^e * round(min(max(2^-e x, -2^(b-1)), 2^(b-1) - 1))``.
+    """Quantizes weights: ``q(x, b, e) = 2^e * round(min(max(2^-e x, -2^(b-1)), 2^(b-1) - 1))``.
 
-    Rounding passes its gradient straight through; everything else is differentiated as written, so ``b`` and ``e``
-    learn along with ``x``. The gradient is in closed form and keeps the inputs and one :class:`Range`.
+    Rounding has a straight-through estimator as its gradient. Everything else is differentiated as written, so ``b``
+    and ``e`` are learned together with ``x``. The gradient is computed in closed form; the graph keeps the inputs and
+    one :class:`Range` for it.
+
+    >>> import torch
+    >>> from lightning_selfcompress.quantize import q
+    >>> x = torch.tensor([[0.3, -0.6, 5.0], [0.3, -0.6, 5.0]])
+    >>> b = torch.tensor([[3.0], [0.0]])  # three bits for the first channel, none for the second
+    >>> q(x, b, e=torch.full((2, 1), -1.0)).tolist()  # levels are 2^-1 apart
+    [[0.5, -0.5, 1.5], [-0.0, -0.0, -0.0]]
 
     Args:
         x: Weights, floating point.
-        b: Bit depths in bits, >= 0, same number of dimensions as ``x`` and broadcasts to it.
-        e: Exponents, the shape of ``b``.
+        b: Bit depths in bits, >= 0, with as many dimensions as ``x``; they broadcast to ``x``.
+        e: Exponents, of the shape of ``b``.
 
     Returns:
-        Quantized weights, shape and dtype of ``x``.
+        Quantized weights, of the shape and dtype of ``x``.
 
     Raises:
         ValueError: If ``b`` and ``e`` differ in shape or do not broadcast to ``x``.
@@ -182,18 +200,18 @@ def q_known(
     known: Range,
     on_backward: Callable[[], object] | None = None,
 ) -> Tensor:
-    """``q(x, bit_depth(raw), e)`` whose value is known: one node of the autograd graph, which computes the gradient.
+    """Returns a known value of ``q(x, bit_depth(raw), e)`` as one node of the autograd graph.
 
     Args:
         x: Weights, floating point.
-        raw: Raw depths in bits; the gradient passes through :func:`bit_depth` as well.
+        raw: Raw bit depths in bits; the gradient passes through :func:`bit_depth` as well.
         e: Exponents.
-        value: The value; the result shares its memory.
-        known: Range of the depths and exponents, of a shape that broadcasts to ``x``.
-        on_backward: Called when the gradient arrives, before anything is computed.
+        value: The value of q; the result shares its memory.
+        known: Range of the bit depths and exponents, of a shape that broadcasts to ``x``.
+        on_backward: A function that is called in the backward pass, before the gradient is computed.
 
     Returns:
-        Quantized weights, shape and dtype of ``x``.
+        Quantized weights, of the shape and dtype of ``x``.
     """
     return cast(Tensor, _Quantize.apply(x, raw, e, value, known, True, on_backward))  # type: ignore[no-untyped-call]
 
@@ -204,18 +222,18 @@ def initial_exponent(
     bits: float,
     fallback: float,
 ) -> Tensor:
-    """The smallest exponent, in whole sixteenths, at which the clip range at ``bits`` holds all weights of a channel.
+    """Returns the smallest exponent, in sixteenths, at which the clip range at ``bits`` holds all weights of a channel.
 
-    Rounding then changes no weight by more than half a level, ``2^(e-1)``.
+    Rounding then changes no weight by more than half a step, ``2^(e-1)``.
 
     Args:
         low: Smallest weight of each channel.
         high: Largest weight of each channel.
-        bits: Bit depth the channels start with, > 1.
-        fallback: Largest weight to expect where all weights of all channels are zero, > 0.
+        bits: Bit depth of all channels at the start, > 1.
+        fallback: Largest weight to expect if all weights of all channels are zero, > 0.
 
     Returns:
-        Exponents ``(channels,)``, dtype of ``low``. A channel of zeros gets the largest exponent of the others.
+        Exponents ``(channels,)``, of the dtype of ``low``. A channel of zeros gets the largest exponent of the others.
     """
     lowest, highest = code_bounds(torch.tensor(bits, dtype=low.dtype, device=low.device))
     step = torch.maximum(low / lowest, high / highest)
@@ -224,14 +242,14 @@ def initial_exponent(
 
 
 def quantize(x: Tensor, known: Range) -> Tensor:
-    """The value of :func:`q`; called without gradients.
+    """Computes the value of :func:`q`. The caller disables gradients.
 
     Args:
         x: Weights, floating point.
-        known: Range of the depths and exponents, of a shape that broadcasts to ``x``.
+        known: Range of the bit depths and exponents, of a shape that broadcasts to ``x``.
 
     Returns:
-        Quantized weights, a new tensor with the shape and dtype of ``x``.
+        Quantized weights, in a new tensor of the shape and dtype of ``x``.
     """
     if _is_one_block(x):
         return _quantize_block(x, known).to(x.dtype)
@@ -243,7 +261,7 @@ def quantize(x: Tensor, known: Range) -> Tensor:
 
 def _quantize_block(x: Tensor, known: Range) -> Tensor:
     level = torch.mul(x, known.inverse)
-    # torch.clamp with tensors as bounds is several times slower on a CPU
+    # On a CPU, torch.clamp with tensors as bounds is several times slower.
     torch.minimum(torch.maximum(level, known.low, out=level), known.high, out=level)
     return level.round_().mul_(known.scale)
 
@@ -253,23 +271,25 @@ def q_backward(
     x: Tensor,
     known: Range,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of :func:`q` in closed form.
+    """Computes the gradient of :func:`q` in closed form.
 
-    With y = 2^-e x, the masks below (y < -2^(b-1)), above (y > 2^(b-1) - 1) and inside (neither)::
+    With y = 2^-e x, the derivatives of q are as follows, where the masks are below (y < -2^(b-1)),
+    above (y > 2^(b-1) - 1) and inside (neither)::
 
         dq/dx = inside
         dq/db = ln 2 * 2^e * 2^(b-1) * (above - below)
         dq/de = ln 2 * 2^e * (round(clip(y)) - y * inside)
 
-    summed over the weights of each channel for b and e.
+    The gradients with respect to b and e are summed over the weights of each channel.
 
     Args:
         grad: Gradient of the loss with respect to q.
         x: Weights, as in :func:`q`.
-        known: Range of the depths and exponents, of a shape that broadcasts to ``x``.
+        known: Range of the bit depths and exponents, of a shape that broadcasts to ``x``.
 
     Returns:
-        Gradients with respect to ``x``, in its dtype, and to ``b`` and ``e``, of the shape of ``known``.
+        The gradient with respect to ``x``, in the dtype of ``x``, and the gradients with respect to ``b`` and ``e``, in
+        the shape of ``known``.
     """
     within = tuple(d for d, n in enumerate(known.scale.shape) if n == 1)
     if _is_one_block(x):
@@ -291,15 +311,15 @@ def _gradient_block(
     known: Range,
     within: tuple[int, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of x, and sums over the dimensions ``within`` that the gradients of b and e are multiples of."""
+    """Computes the gradient of x, and the sums over the dimensions ``within`` in the gradients of b and e."""
     g, level = grad.to(known.scale.dtype), x * known.inverse
     clipped = torch.maximum(level, known.low)
     torch.minimum(clipped, known.high, out=clipped)
-    side = torch.sub(clipped, level).sign_()  # below - above; products with it are faster than masks
+    side = torch.sub(clipped, level).sign_()  # below - above; a product with this tensor is faster than a mask
     outside = side * g
     sum_b = outside.sum(within, keepdim=True)
     inside = torch.addcmul(g, outside, side, value=-1, out=outside)
-    rounded = torch.round(clipped, out=level)  # inside, level was clipped; outside it may have been infinite
+    rounded = torch.round(clipped, out=level)  # clipped is level inside, and finite where level is infinite
     return inside, sum_b, rounded.mul_(g).addcmul_(inside, clipped, value=-1).sum(within, keepdim=True)
 
 
@@ -308,7 +328,7 @@ def _is_one_block(x: Tensor) -> bool:
 
 
 def _blocks(x: Tensor, b: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cuts the first dimension: slices of ``x``, each with the slice of ``b`` and ``e`` that belongs to it."""
+    """Yields slices of the first dimension of ``x``, each with the matching slice of ``b`` and ``e``."""
     rows = x.shape[0]
     step = max(1, _CPU_BLOCK * rows // x.numel())
     for start in range(0, rows, step):
@@ -317,9 +337,10 @@ def _blocks(x: Tensor, b: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 class _Quantize(torch.autograd.Function):
-    """q of a value and a range that are known; of raw depths ``(channels,)`` or of ``b`` as it broadcasts to x."""
+    """q with a known value and range; ``b`` holds raw bit depths ``(channels,)`` or bit depths that broadcast to x."""
 
-    # No setup_context: torch then binds the arguments by the signature, which takes longer than a small layer's q.
+    # There is no setup_context, because torch would then bind the arguments by the signature, which takes longer than
+    # the quantization of a small layer.
     @staticmethod
     def forward(
         ctx: Any,
@@ -341,7 +362,7 @@ class _Quantize(torch.autograd.Function):
             ctx.on_backward()
         x, b, e = ctx.saved_tensors
         unused = (None,) * 4
-        if torch.is_grad_enabled():  # create_graph=True: the gradient itself is to be differentiated
+        if torch.is_grad_enabled():  # with create_graph=True the gradient must be differentiable
             wanted = [t for t in (x, b, e) if t.requires_grad]
             shape = ctx.known.scale.shape
             out = q_composite(x, (bit_depth(b) if ctx.is_raw else b).view(shape), e.view(shape))
@@ -356,10 +377,10 @@ def integer_bits(
     low: Tensor,  # (channels,)
     high: Tensor,  # (channels,)
 ) -> Tensor:
-    """Bits of a two's complement integer that holds all whole numbers from ``low`` to ``high``; 0 if both are 0.
+    """Counts the bits of a two's complement integer that holds ``low`` to ``high``; the count is 0 if both are 0.
 
     Returns:
-        ``(channels,)``, int64.
+        Number of bits, ``(channels,)``, int64.
     """
     magnitude = torch.maximum(high, -low - 1).double()
     bits = torch.where(magnitude < 1, 0, torch.frexp(magnitude).exponent.long()) + 1

@@ -1,10 +1,10 @@
-"""Quantized layers: the same object under another class, whose weight attributes return the quantized tensor.
+"""Quantized layers: the same objects with another class, whose weight attributes return the quantized tensors.
 
-``layer.__class__`` becomes a class made of :class:`Quantized` and the layer's own class. The latent float parameter
-stays where it was, ``layer._parameters["weight"]``; what anyone reads as ``layer.weight`` is q(latent, b, e). So the
-layer keeps its identity, its ``forward``, its hooks and its state-dict keys, to which the raw bit depths and the
-exponents are added. Both are buffers that require gradients: ``parameters()`` lists the same objects before and after,
-so that penalties, clamps, norms and moving averages over all parameters see the float network.
+``layer.__class__`` becomes a class made of :class:`Quantized` and the layer's own class. The latent weight stays in
+``layer._parameters["weight"]``, and the attribute ``layer.weight`` returns q(latent, b, e). So the layer keeps its
+identity, its ``forward``, its hooks and its state-dict keys. The raw bit depths and the exponents are added to the layer
+as buffers that require gradients: ``parameters()`` lists the same objects before and after a conversion, so penalties,
+clamps, norms and moving averages over all parameters see the float network.
 """
 
 import warnings
@@ -23,31 +23,31 @@ from lightning_selfcompress.quantize.formula import Range, bit_depth, initial_ex
 
 @dataclass(frozen=True)
 class ChannelAxis:
-    """Where the output channels of a weight lie.
+    """The position of the output channels in a weight.
 
     Args:
         dim: The dimension of the weight that counts output channels.
-        groups: Groups along dimension 0 that each have output channels of their own, as in a grouped transposed
-            convolution with weights ``(in, out / groups, *kernel)``. 1 for every other layer.
+        groups: Number of groups along dimension 0, each with its own output channels, as in a grouped transposed
+            convolution with weights ``(in, out / groups, *kernel)``. It is 1 for every other layer.
     """
 
     dim: int = 0
     groups: int = 1
 
     def channels(self, weight: Tensor) -> int:
-        """Number of output channels of ``weight``."""
+        """Returns the number of output channels of ``weight``."""
         return weight.shape[self.dim] * self.groups
 
     def split(self, weight: Tensor) -> Tensor:
-        """View with the groups in a dimension of their own: ``(groups, in / groups, out / groups, *kernel)``."""
+        """Returns a view with a dimension for the groups, if any: ``(groups, in / groups, out / groups, *kernel)``."""
         return weight if self.groups == 1 else weight.unflatten(0, (self.groups, -1))
 
     def join(self, weight: Tensor) -> Tensor:
-        """Inverse of :meth:`split`."""
+        """Undoes :meth:`split`."""
         return weight if self.groups == 1 else weight.flatten(0, 1)
 
     def expand(self, per_channel: Tensor, split_weight: Tensor) -> Tensor:
-        """View of ``(channels,)`` values that broadcasts to a weight as :meth:`split` returns it."""
+        """Returns a view of ``(channels,)`` values that broadcasts to a weight that :meth:`split` returned."""
         shape = [1] * split_weight.dim()
         if self.groups == 1:
             shape[self.dim] = -1
@@ -56,12 +56,12 @@ class ChannelAxis:
         return per_channel.view(shape)
 
     def arrange(self, x: Tensor, raw_depth: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The arguments of q for a weight, its raw depths ``(channels,)`` and its exponents ``(channels,)``."""
+        """Returns the arguments of q for a weight, its raw bit depths ``(channels,)`` and exponents ``(channels,)``."""
         split = self.split(x)
         return split, self.expand(bit_depth(raw_depth), split), self.expand(exponent, split)
 
     def extremes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Smallest and largest weight of each channel, each ``(channels,)``."""
+        """Returns the smallest and the largest weight of each channel, ``(channels,)`` each."""
         split = self.split(whole(weight.detach()))
         kept = {self.dim} if self.groups == 1 else {0, self.dim + 1}
         within = tuple(d for d in range(split.dim()) if d not in kept)
@@ -70,18 +70,18 @@ class ChannelAxis:
         return split.amin(within).flatten(), split.amax(within).flatten()
 
 
-COUPLING = "_coupling"  # the attribute of a layer that holds what ``size.coupling`` notes on it
+COUPLING = "_coupling"  # the layer attribute in which ``size.coupling`` keeps its notes
 
 
 @dataclass(frozen=True)
 class QuantizedSpec:
-    """How one weight of a layer is quantized: the names of its buffers and where its channels lie.
+    """The description of how one weight of a layer is quantized.
 
     Args:
         bit_depth: Name of the layer's buffer of raw bit depths, ``(channels,)``, in bits.
         exponent: Name of the layer's buffer of exponents, ``(channels,)``.
-        axis: Where the output channels lie.
-        initial_bits: Bit depth the channels started with.
+        axis: Position of the output channels in the weight.
+        initial_bits: Bit depth of all channels at the start.
         original_numel: Number of weights before any compression.
         original_channels: Number of output channels before any compression.
     """
@@ -95,12 +95,12 @@ class QuantizedSpec:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, of which this process has a part."""
+    """Returns whether a tensor is a DTensor, of which this process holds one shard."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor of which this process may have a part."""
+    """Gathers the whole of a sharded tensor; returns any other tensor unchanged."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -111,7 +111,7 @@ class _Cached(NamedTuple):
     stamp: tuple[int, ...]
 
 
-_steps = 0  # optimizer steps of this process; some optimizers write through `.data`, which no version counter sees
+_steps = 0  # optimizer steps of this process: some optimizers write through `.data`, which changes no version counter
 
 
 def _count_step(*_: Any) -> None:
@@ -123,7 +123,7 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def _is_transformed() -> bool:
-    """Whether a compiler, a tracer or a torch.func transform records the operations, and wants plain ones."""
+    """Returns whether a compiler, a tracer or a torch.func transform is active, which needs plain operations."""
     return bool(
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
@@ -132,19 +132,19 @@ def _is_transformed() -> bool:
 
 
 class Quantized(nn.Module):
-    """Mixin of every quantized layer; made by :func:`quantized_class`, not by hand.
+    """The mixin of all quantized layers, whose classes :func:`quantized_class` makes.
 
-    The quantized value of a weight is kept until one of its parameters, or the layer's mode, changes. Writes to a
-    latent weight through ``.data`` between optimizer steps are the one change that is not seen: call
-    :meth:`forget_quantized` after them. As with torch's parametrizations, ``layer.weight`` is computed: what is written
-    into it in place is lost at the next step. Write into ``layer.latent("weight")`` instead.
+    The quantized value of a weight is cached until the latent weight, its bit depths or exponents, or the layer's mode
+    change, or an optimizer takes a step. A write through ``.data`` between optimizer steps is not noticed: call
+    :meth:`forget_quantized` after such a write. ``layer.weight`` is computed, as with torch's parametrizations, so a
+    write into this tensor is lost at the next step. Write into ``layer.latent("weight")`` instead.
 
     Attributes:
-        release_after_backward: Free the kept value when the gradient arrives. It spares the memory where every
-            backward is followed by an optimizer step, and a computation where gradients are accumulated if left off.
-        depths_loaded: Whether depths and exponents came from a state dict, so that they are not to be calibrated anew.
-        sharded: Whether FSDP2 makes the weights whole for each forward. Read at other times, they are not quantized:
-            it is FSDP2 that reads its part.
+        release_after_backward: Whether the cached value is freed in the backward pass. True saves memory if every
+            backward pass is followed by an optimizer step; False saves a computation if gradients are accumulated.
+        depths_loaded: Whether bit depths and exponents came from a state dict, so that they must not be calibrated.
+        sharded: Whether FSDP2 gathers the whole weights for each forward. At other times the weight attribute returns
+            the latent shard, not quantized, because FSDP2 reads it there.
     """
 
     release_after_backward = False
@@ -156,23 +156,23 @@ class Quantized(nn.Module):
     _quantized_values: dict[str, _Cached]
 
     def latent(self, name: str) -> nn.Parameter:
-        """The float parameter behind the quantized weight ``name``."""
+        """Returns the latent weight, a float parameter, of the quantized weight ``name``."""
         return cast(nn.Parameter, self._parameters[name])
 
     def learned(self, name: str) -> tuple[Tensor, Tensor]:
-        """The raw bit depths and the exponents of the weight ``name``, ``(channels,)`` each."""
+        """Returns the raw bit depths and the exponents of the weight ``name``, ``(channels,)`` each."""
         spec = self._quantized[name]
         return cast(Tensor, self._buffers[spec.bit_depth]), cast(Tensor, self._buffers[spec.exponent])
 
     def forget_quantized(self) -> None:
-        """Drops the kept quantized weights, so that the next access computes them anew."""
+        """Drops the cached quantized weights, so that the next access computes them again."""
         self._quantized_values.clear()
 
     def calibrate(self, name: str) -> None:
-        """Starts the weight ``name`` anew, with all channels at the initial depth and exponents that fit its range.
+        """Resets the weight ``name``: all bit depths to the initial depth, and the exponents to the channels' ranges.
 
         Raises:
-            ValueError: If weights are not finite.
+            ValueError: If a weight is not finite.
         """
         spec, weight = self._quantized[name], self.latent(name)
         raw_depth, exponent = self.learned(name)
@@ -188,7 +188,7 @@ class Quantized(nn.Module):
             raw_depth.fill_(spec.initial_bits)
 
     def train(self, mode: bool = True) -> "Quantized":
-        """Sets the mode, as every module's ``train``, and forgets the kept weights."""
+        """Sets the training mode, as in every module, and drops the cached quantized weights."""
         self.forget_quantized()
         return super().train(mode)
 
@@ -198,24 +198,24 @@ class Quantized(nn.Module):
         if self.sharded and is_sharded(x):
             return x
         own = type(x) is nn.Parameter and type(b) is type(e) is Tensor
-        if _is_transformed() or not own:  # functional_call is at work
+        if _is_transformed() or not own:  # torch.func.functional_call has replaced the tensors
             learned = (b, e) if x.requires_grad else (b.detach(), e.detach())
             return axis.join(q_composite(*axis.arrange(x, *learned)))
         if x.is_inference():
             return self._quantize((x, b, e), axis)[0]
         kept = self._kept(name, (x, b, e), axis)
         if not torch.is_grad_enabled() or not x.requires_grad:
-            # the depths of a frozen weight, or of one toggled off, are frozen as well; torch.matmul asks for the flag
-            # without gradients too, and adds up in another order
+            # If the latent weight requires no gradient, its bit depths and exponents get none either. The flag is also
+            # set while gradients are disabled, because torch.matmul reads it and then sums in another order.
             return kept.value.requires_grad_(x.requires_grad)
         arrives = partial(self._gradient_arrives, name)
         return axis.join(q_known(axis.split(x), b, e, axis.split(kept.value.detach()), kept.range, arrives))
 
     def _gradient_arrives(self, name: str) -> None:
-        """Frees and clears what a new gradient makes stale, before the gradient of a weight is computed."""
+        """Frees the cached value if wanted, and clears stale gradients of the weight's bit depths and exponents."""
         if self.release_after_backward:
             self._quantized_values.pop(name, None)
-        if self.latent(name).grad is None and not self.sharded:  # ``zero_grad`` of a module clears parameters alone
+        if self.latent(name).grad is None and not self.sharded:  # a module's ``zero_grad`` clears parameters only
             for tensor in self.learned(name):
                 tensor.grad = None
 
@@ -245,7 +245,7 @@ class Quantized(nn.Module):
         return axis.join(quantize(x, known)), known
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantized":
-        """Moves or casts the layer; what is learned keeps its identity, as parameters do, and at least 32 bits."""
+        """Moves or casts the layer; bit depths and exponents keep their identity, and a dtype of at least 32 bits."""
         self.forget_quantized()
         learned = {id(self._buffers[name]) for name in self._learned_names()}
 
@@ -271,18 +271,18 @@ class Quantized(nn.Module):
         missing: list[str] = []
         trained = {n: cast(Tensor, self._buffers[n]).requires_grad for n in self._learned_names()}
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
-        for n, was_trained in trained.items():  # assign=True puts the tensors of the state dict in place
+        for n, was_trained in trained.items():  # assign=True replaces the buffers by tensors of the state dict
             cast(Tensor, self._buffers[n]).requires_grad_(was_trained)
         for name, spec in self._quantized.items():
             own = {prefix + spec.bit_depth, prefix + spec.exponent}
             self.depths_loaded |= own <= state_dict.keys()
             if prefix + name in state_dict and own.isdisjoint(state_dict):
-                self.calibrate(name)  # the state of the float network: start from its function
+                self.calibrate(name)  # the state dict is of the float network: start from its weights
                 missing = [key for key in missing if key not in own]
         missing_keys.extend(missing)
 
     def __getstate__(self) -> dict[str, Any]:
-        inherited = getattr(super(), "__getstate__", None)  # absent in Python 3.10 unless a base class defines it
+        inherited = getattr(super(), "__getstate__", None)  # Python 3.10 has none unless a base class defines it
         state = dict(inherited() if inherited is not None else self.__dict__)
         state["_quantized_values"] = {}
         return state
@@ -292,9 +292,9 @@ class Quantized(nn.Module):
 
 
 def _applied(fn: Callable[[Tensor], Tensor], learned: Tensor) -> Tensor:
-    """A leaf of depths or exponents after ``fn`` has moved or cast it: the same object wherever torch allows that.
+    """Moves or casts bit depths or exponents by ``fn``; the result is the same object if torch allows this.
 
-    Depths move by hundredths of a bit: they stay float32 whatever the module is cast to.
+    Bit depths change by hundredths of a bit, so they are float32 even if the module is cast to a narrower dtype.
     """
     with torch.no_grad():
         moved = fn(learned.detach())
@@ -309,7 +309,7 @@ def _applied(fn: Callable[[Tensor], Tensor], learned: Tensor) -> Tensor:
 
 
 class _QuantizedRNN(Quantized):
-    """Mixin of quantized recurrent layers, which read their weights from a list and pack that list for cuDNN."""
+    """The mixin of quantized recurrent layers, which read their weights from a list and pack this list for cuDNN."""
 
     _flat_weights_names: list[str]
 
@@ -319,21 +319,21 @@ class _QuantizedRNN(Quantized):
 
     @_flat_weights.setter
     def _flat_weights(self, _: Any) -> None:
-        """Ignored: the list is made anew from the quantized weights whenever it is read."""
+        """Ignores the value, because the getter makes the list from the quantized weights at every access."""
 
     def _update_flat_weights(self) -> None:
-        """Nothing to do, see ``_flat_weights``."""
+        """Does nothing, see ``_flat_weights``."""
 
     def flatten_parameters(self) -> None:
-        """Nothing to do: quantized weights are new tensors at every step."""
+        """Does nothing, because quantized weights are new tensors at every step."""
 
 
-_reader: Callable[[Quantized, str], Tensor] | None = None  # who sees every quantized weight that is read
+_reader: Callable[[Quantized, str], Tensor] | None = None  # set by reading_through
 
 
 @contextmanager
 def reading_through(reader: Callable[[Quantized, str], Tensor]) -> Iterator[None]:
-    """Within this context every quantized weight is read through ``reader(layer, name)``, which computes it."""
+    """Lets ``reader(layer, name)`` compute the value of every quantized weight that is read within this context."""
     global _reader
     earlier, _reader = _reader, reader
     try:
@@ -351,14 +351,14 @@ def _rebuild(float_class: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
 
 
 def quantized_class(float_class: type[nn.Module], names: tuple[str, ...]) -> type[Quantized]:
-    """The class ``Quantized<float_class>`` with a property for each weight in ``names``.
+    """Returns the class ``Quantized<float_class>``, with a property for each weight in ``names``.
 
     Args:
         float_class: Class of the layer to be quantized.
-        names: Names of its weight parameters.
+        names: Names of the layer's weight parameters.
 
     Returns:
-        A subclass of :class:`Quantized` and ``float_class``, the same one at every call.
+        A subclass of :class:`Quantized` and ``float_class``, the same class at every call.
     """
     if (float_class, names) in _CLASSES:
         return _CLASSES[float_class, names]

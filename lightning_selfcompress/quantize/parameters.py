@@ -25,7 +25,7 @@ class QuantizedParameter:
 
     @property
     def spec(self) -> QuantizedSpec:
-        """The names of the weight's buffers, and its channel axis."""
+        """The description of how the weight is quantized."""
         return self.layer._quantized[self.weight_name]
 
     @property
