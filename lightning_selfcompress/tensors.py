@@ -1,7 +1,7 @@
 """Helpers for the names, classes and tensors of modules, and for the tensors in nested values."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -157,13 +157,13 @@ def _items(value: Any) -> Iterable[Any] | None:
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Applies a function to every tensor of a nested value. Containers are copied, never changed.
 
-    A copied container keeps its type, for example ``defaultdict``, a named tuple or a subclass of ``dict`` whose
-    constructor takes other arguments. Lists, dicts and dataclasses also keep their other attributes.
+    A copied container keeps its type and its other attributes, for example ``defaultdict``, a named tuple or a subclass
+    of ``dict`` whose constructor takes other arguments.
 
     Args:
         function: The function that is applied to each tensor.
-        value: A tensor, or nested lists, tuples, dicts and dataclasses of tensors. Any other value is returned
-            unchanged.
+        value: A tensor, or nested lists, tuples, mutable mappings and dataclasses of tensors. Any other value is
+            returned unchanged.
 
     Returns:
         The new value.
@@ -171,13 +171,13 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):
-        return tuple.__new__(type(value), [map_tensors(function, item) for item in value])
+        return _like_tuple(value, [map_tensors(function, item) for item in value])
     changed: Any
     if isinstance(value, list):
         changed = copy.copy(value)
         changed[:] = [map_tensors(function, item) for item in value]
         return changed
-    if isinstance(value, dict):
+    if isinstance(value, MutableMapping):
         changed = copy.copy(value)
         for key, item in value.items():
             changed[key] = map_tensors(function, item)
@@ -189,3 +189,16 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
                 object.__setattr__(changed, field.name, map_tensors(function, getattr(value, field.name)))
         return changed
     return value
+
+
+def _like_tuple(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    """A tuple of the type of another one, with other items."""
+    if all(a is b for a, b in zip(value, items, strict=True)):
+        return value  # a shape, for example
+    try:
+        made: Any = tuple.__new__(type(value), items)  # whatever the constructor of the type takes
+    except TypeError:
+        return type(value)(items)  # what torch.max and the like return
+    if hasattr(value, "__dict__"):
+        made.__dict__.update(value.__dict__)
+    return made  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What is stored of a model, and as which bytes."""
+"""The packed form of a model: the tensors that are stored, and the bytes that store them."""
 
 from lightning_selfcompress.packing.content import (
     Codes,

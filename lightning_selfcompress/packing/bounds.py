@@ -1,7 +1,9 @@
-"""Codes at the bounds of a channel: most of a channel that was clipped hard are, and take about a bit each.
+"""Symbols for the codes at the bounds of a channel.
 
-A channel of bound k > 0 has the symbols 0 for the code -k and 1 for k - 1, the two ends of a clip range, and for codes
-within 2 more than their token. A channel of bound 0 has none, and its symbols are tokens.
+In a strongly clipped channel, most codes lie at a bound, and take about one bit each with these symbols.
+
+A channel of bound k > 0 has the clip range from -k to k - 1. The symbol of the code -k is 0, and the symbol of the
+code k - 1 is 1. The symbol of any other code is its token plus 2. In a channel of bound 0, all symbols are tokens.
 """
 
 from typing import Any
@@ -15,15 +17,16 @@ Integers = NDArray[Any]
 LARGEST_BOUND = (1 << 12) - 1
 
 
-LOW, HIGH, WITHIN = 0, 1, 2  # symbols of a channel that has a bound: at either end; at this one and above, tokens
+LOW, HIGH, WITHIN = 0, 1, 2  # symbols of a channel with a bound: its two ends; tokens begin at WITHIN
 
 
 def bounds_of(
     codes: Integers,  # (channels, weights per channel)
 ) -> Integers:
-    """The bounds of channels with at least 16 and three eighths of their codes at the ends, ``(channels,)``; else 0.
+    """Returns the bound of each channel, ``(channels,)``; 0 for a channel with few codes at its bounds.
 
-    A bound of 1, codes -1 and 0, is not worth its symbols.
+    A channel has a bound if at least 16 codes and at least three eighths of its codes lie at the two ends. Bound 1,
+    which is for the codes -1 and 0, is not used because it does not save bits.
     """
     if not codes.size:
         return np.zeros(len(codes), np.int64)
@@ -37,7 +40,7 @@ def at_bounds(
     codes: Integers,  # (channels, weights per channel)
     bounds: Integers,  # (channels,)
 ) -> Integers:
-    """Which codes lie at the ends of their channel's range, ``(channels, weights per channel)``; none at bound 0."""
+    """Marks the codes at the ends of their channel's range, ``(channels, weights per channel)``; none for bound 0."""
     ends = bounds[:, None].astype(np.int32)
     found: Integers = (ends > 0) & ((codes == -ends) | (codes == ends - 1))
     return found
@@ -48,7 +51,7 @@ def to_symbols(
     codes: Integers,  # (weights per channel, channels)
     bounds: Integers,  # (channels,)
 ) -> Integers:
-    """Symbols of codes from their tokens, uint8, ``(weights per channel, channels)``."""
+    """Returns the symbols of codes with these tokens, uint8, ``(weights per channel, channels)``."""
     if not bounds.any():
         return tokens
     ends = bounds.astype(np.int32)
@@ -62,7 +65,7 @@ def to_tokens(
     symbols: Integers,  # (weights per channel, channels)
     bounds: Integers,  # (channels,)
 ) -> Integers:
-    """The tokens of symbols, uint8, ``(weights per channel, channels)``; symbols at a bound have code 0's."""
+    """Returns the tokens of symbols, uint8, ``(weights per channel, channels)``; a symbol at a bound has token 0."""
     if not bounds.any():
         return symbols
     less = WITHIN * (bounds > 0).astype(np.uint8)
@@ -74,7 +77,10 @@ def put_bounds(
     symbols: Integers,  # (weights per channel, channels)
     bounds: Integers,  # (channels,)
 ) -> Integers:
-    """The codes with the bounds in place of zeros, in the narrowest signed type that holds all; may be in place."""
+    """Replaces codes whose symbols are at a bound by the bound, in the narrowest signed dtype of all magnitudes.
+
+    The codes may be changed in place.
+    """
     largest = int(bounds.max(initial=0))
     if not largest:
         return codes
@@ -82,6 +88,6 @@ def put_bounds(
     ends = bounds.astype(found.dtype)
     np.copyto(found, -ends, where=(ends > 0) & (symbols == LOW))
     np.copyto(found, ends - found.dtype.type(1), where=(ends > 0) & (symbols == HIGH))
-    if codes.dtype == np.int8 and largest == 1 << 7 and int(found.min()) > -largest:  # 127 is the end that is there
+    if codes.dtype == np.int8 and largest == 1 << 7 and int(found.min()) > -largest:  # the channel has 127, not -128
         return found.astype(np.int8)
     return found

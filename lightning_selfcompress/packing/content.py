@@ -1,4 +1,4 @@
-"""What is stored of a model: the integer codes of its weights, and all other tensors unchanged."""
+"""The stored content of a model: the integer codes of its quantized weights, and the values of all other tensors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from lightning_selfcompress.quantize.layers import ChannelAxis, whole
 from lightning_selfcompress.quantize.parameters import learned_tensors, quantized_parameters
 from lightning_selfcompress.tensors import is_bare_norm, name_of, stored_tensors
 
-_WIDEST = 2147483520.0  # the largest code in float32 that tokens have room for
+_WIDEST = 2147483520.0  # the largest float32 number that is within the range of tokens
 
 
-EXPONENT_LIMIT = 128 * EXPONENT_STEPS  # exponents are sixteenths from -limit to limit - 1, as ``step_size`` has them
+EXPONENT_LIMIT = 128 * EXPONENT_STEPS  # exponents go from -limit to limit - 1 sixteenths, as in ``step_size``
 
 
 DTYPES = (
@@ -38,13 +38,13 @@ DTYPES = (
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """The integer codes of a weight. Channels whose codes are all 0 take no memory here.
+    """The integer codes of a weight; ``living`` leaves out the channels whose codes are all 0.
 
     Args:
-        axis: Where the output channels lie.
-        alive: Which channels have a code that is not 0, ``(channels,)``, bool.
-        living: Codes of these channels, a row for each, ``(channels alive, weights per channel)``, integers.
-        exponents: log2 of the step between levels of each channel in sixteenths, ``(channels,)``, int16.
+        axis: Position of the output channels in the weight.
+        alive: Whether each channel has a code that is not 0, ``(channels,)``, bool.
+        living: Codes of the alive channels, one row each, ``(channels alive, weights per channel)``, integers.
+        exponents: log2 of the step size of each channel, in sixteenths, ``(channels,)``, int16.
     """
 
     axis: ChannelAxis
@@ -60,7 +60,7 @@ class Codes:
         return rows
 
     def same_as(self, other: "Codes") -> bool:
-        """Whether both say the same of each weight of a shape."""
+        """Returns whether both objects store the same values, if they are of weights of the same shape."""
         steps = self.exponents[self.alive], other.exponents[other.alive]
         pairs = ((self.alive, other.alive), (self.living, other.living), steps)
         return self.axis == other.axis and all(np.array_equal(a, b) for a, b in pairs)
@@ -68,15 +68,15 @@ class Codes:
 
 @dataclass(frozen=True, eq=False)
 class PackedTensor:
-    """One parameter or buffer.
+    """One stored parameter or buffer.
 
     Args:
-        name: Its path in the model.
-        dtype: Its dtype there.
-        shape: Its shape there.
-        values: Its values, unless it is coded.
+        name: Path of the tensor in the model.
+        dtype: Dtype of the tensor in the model.
+        shape: Shape of the tensor in the model.
+        values: The values; None if the tensor is coded.
         half: Whether the values are stored in float16.
-        codes: Its codes, if it is coded.
+        codes: The codes; None if the tensor is not coded.
     """
 
     name: str
@@ -87,7 +87,7 @@ class PackedTensor:
     codes: Codes | None = None
 
     def tensor(self) -> Tensor:
-        """The tensor itself, dequantized if it is coded."""
+        """Returns the tensor, dequantized if it is coded."""
         if self.codes is None:
             assert self.values is not None
             return self.values
@@ -98,14 +98,14 @@ class PackedTensor:
 
 
 def to_rows(weight: Tensor, axis: ChannelAxis) -> Tensor:
-    """The weights of each output channel in a row, ``(channels, weights per channel)``."""
+    """Arranges the weights of each output channel in a row, ``(channels, weights per channel)``."""
     if axis.groups == 1:
         return weight.movedim(axis.dim, 0).flatten(1) if weight.dim() > 1 else weight.unsqueeze(1)
     return axis.split(weight).movedim(axis.dim + 1, 1).flatten(0, 1).flatten(1)
 
 
 def from_rows(rows: Tensor, axis: ChannelAxis, shape: Sequence[int]) -> Tensor:
-    """Inverse of :func:`to_rows`, contiguous."""
+    """Undoes :func:`to_rows`; the result has this shape and is contiguous."""
     if axis.groups == 1:
         moved = [shape[axis.dim], *(n for d, n in enumerate(shape) if d != axis.dim)]
         return rows.reshape(moved).movedim(0, axis.dim).contiguous()
@@ -116,11 +116,11 @@ def from_rows(rows: Tensor, axis: ChannelAxis, shape: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """All that is stored of a model.
+    """The stored content of a model.
 
     Args:
-        tensors: Parameters and buffers in the order of the model's modules.
-        attributes: Whole numbers that modules keep and shapes do not tell, by path: ``"conv.groups"``.
+        tensors: Parameters and buffers, in the order of the model's modules.
+        attributes: Integer attributes of modules that do not follow from shapes, by path, such as ``"conv.groups"``.
     """
 
     tensors: tuple[PackedTensor, ...]
@@ -129,16 +129,16 @@ class Packed:
     @classmethod
     @torch.no_grad()
     def of(cls, model: nn.Module, *, half: bool = False, measured: bool = False) -> "Packed":
-        """Reads a model, converted or not.
+        """Reads the content of a model, which may be a converted model or a float model.
 
         Args:
-            model: Any module; buffers that are not persistent are left out.
-            half: Whether float32 values that are not coded are rounded to float16, where that changes none of them
-                by more than a thousandth.
-            measured: Whether it is for the sizes alone: what no file could hold counts all the same.
+            model: Any module; non-persistent buffers are left out.
+            half: Whether a float32 tensor that is not coded is rounded to float16 if no value changes by more than a
+                thousandth of itself.
+            measured: Whether only sizes are needed: a tensor that the format cannot store then counts with its bytes.
 
         Raises:
-            ValueError: If the format has no place for a tensor, unless it is for the sizes alone.
+            ValueError: If the format cannot store a tensor and ``measured`` is False.
         """
         parameters = tuple(quantized_parameters(model))
         coded = {id(p.latent): p for p in parameters}
@@ -161,15 +161,16 @@ class Packed:
 
 def as_codes(
     name: str,
-    weight: Tensor,  # with entries
+    weight: Tensor,  # not empty
     axis: ChannelAxis,
     raw_depth: Tensor,  # (channels,)
     exponent: Tensor,  # (channels,)
 ) -> PackedTensor:
-    """A weight as the codes that its channels' depths and exponents make of it."""
+    """Quantizes a weight to integer codes, with the raw bit depths and exponents of its channels."""
     latent, exponent = whole(weight.detach()), exponent.detach()
     x, b, e = axis.arrange(latent, raw_depth.detach(), exponent)
-    # a network that is lost, or has steps far too small, is still measured; export compares before it writes
+    # NaN and codes out of range are replaced, so that the size of a diverged network can still be measured. The export
+    # compares the codes with the network before it writes a file.
     rows = to_rows(axis.join(codes(x, b, e)), axis).nan_to_num_(0).clamp_(-_WIDEST, _WIDEST).cpu()
     widest = int(rows.abs().max())
     dtype = np.int8 if widest < 128 else np.int16 if widest < 1 << 15 else np.int32
@@ -180,10 +181,10 @@ def as_codes(
 
 
 def as_it_is(name: str, tensor: Tensor, *, half: bool = False) -> PackedTensor:
-    """A tensor that is not coded: in float16 where that loses nothing, or little and ``half`` is wanted.
+    """Stores a tensor without codes; float32 values become float16 if this loses nothing, or little if ``half`` is set.
 
     Raises:
-        ValueError: If the format has no place for its dtype, or it is sparse.
+        ValueError: If the format has no number for the dtype, or the tensor is not dense.
     """
     if tensor.layout != torch.strided:
         raise ValueError(f"Expected {name!r} to be a dense tensor, got {tensor.layout}. Call to_dense() on it first.")
@@ -200,23 +201,23 @@ def as_it_is(name: str, tensor: Tensor, *, half: bool = False) -> PackedTensor:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """The tensor itself, or as many bytes if no file could hold it."""
+    """Returns the tensor, or zeros of as many bytes if the format cannot store the tensor."""
     if tensor.layout == torch.strided and tensor.dtype in DTYPES:
         return tensor
     return torch.zeros(tensor.numel() * tensor.element_size(), dtype=torch.uint8)
 
 
 def attributes(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """Whole numbers that a model's modules keep and shapes do not tell, by path."""
+    """Yields the paths and values of the integer attributes that do not follow from the shapes of tensors."""
     for path, module in model.named_modules():
         name = kept_number(module)
         value = int(getattr(module, name)) if name else 1
-        if value > 1 or name not in ("", "groups"):  # 1 group goes without saying
+        if value > 1 or name not in ("", "groups"):  # 1 is the default number of groups
             yield name_of(path, name), value
 
 
 def kept_number(module: nn.Module) -> str:
-    """Name of the whole number that a module keeps and shapes do not tell; empty if there is none."""
+    """Returns the name of a module's integer attribute that does not follow from shapes; empty if there is none."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return "groups"
     if isinstance(module, nn.GroupNorm):
@@ -225,10 +226,10 @@ def kept_number(module: nn.Module) -> str:
 
 
 def is_half(floats: torch.dtype) -> bool:
-    """Whether values that are not quantized are to be stored in float16.
+    """Returns whether ``floats``, the dtype for values that are not coded, is float16.
 
     Raises:
-        ValueError: If it is neither that nor float32.
+        ValueError: If the dtype is neither float16 nor float32.
     """
     if floats not in (torch.float32, torch.float16):
         raise ValueError(f"Expected floats to be torch.float32 or torch.float16, got {floats!r}.")

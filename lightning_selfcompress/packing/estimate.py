@@ -1,4 +1,4 @@
-"""How large a packed file would be, from a sample of the weights: cheap enough for every step of a training."""
+"""An estimate of the size of a packed file from a sample of the weights, cheap enough for every training step."""
 
 from typing import Any
 
@@ -18,19 +18,19 @@ from lightning_selfcompress.quantize.layers import whole
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, learned_tensors, quantized_parameters
 from lightning_selfcompress.tensors import stored_tensors
 
-SAMPLE = 1 << 14  # weights looked at of each layer
+SAMPLE = 1 << 14  # approximate number of weights that are sampled from each layer
 
 
 def table_bits(
     counts: NDArray[Any],  # (tables, alphabet)
 ) -> float:
-    """Bits of symbols that occur so often, each row coded with a table that learns as it goes.
+    """Estimates the bits of symbols with these counts, each row coded with an adaptive table of its own.
 
-    The probability of a sequence under counts that start at 1 and grow by :data:`INCREMENT` is that of a
-    Dirichlet-multinomial distribution, whatever the order.
+    The counts of an adaptive table start at 1 and grow by :data:`INCREMENT`. A sequence then has the probability of a
+    Dirichlet-multinomial distribution, in any order of the symbols.
 
     Args:
-        counts: How often each symbol occurs in each context.
+        counts: Number of occurrences of each symbol in the context of each table.
     """
     start = torch.tensor(1 / INCREMENT, dtype=torch.float64)
     n = torch.from_numpy(counts)
@@ -40,7 +40,7 @@ def table_bits(
 
 
 def estimated_size(model: nn.Module) -> PackedSize:
-    """About where the bytes of a model's packed file would go; the total is within some percent.
+    """Estimates the parts of the size of a model's packed file; the total is right within some percent.
 
     Args:
         model: Any module.
@@ -76,7 +76,7 @@ def estimated_size(model: nn.Module) -> PackedSize:
 
 @torch.no_grad()
 def _coded_bits(parameter: QuantizedParameter) -> tuple[float, float]:
-    """Bits of the codes of a layer, and of its channels."""
+    """Estimates the bits of a weight's codes, and the bits of its channels' classes, exponents and bounds."""
     axis, latent = parameter.spec.axis, whole(parameter.latent.detach())
     rows = to_rows(latent, axis)
     stride = max(1, latent.numel() // SAMPLE)

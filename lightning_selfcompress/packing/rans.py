@@ -1,7 +1,8 @@
-"""Entropy coding with tables that both sides learn as they go: asymmetric numeral systems over many lanes.
+"""Entropy coding by asymmetric numeral systems over many lanes, with adaptive frequency tables.
 
-Symbols are dealt out to lanes in turn, and all lanes take one step at a time, so that numpy does the work. Tables are
-made anew from all symbols seen, at steps both sides know; nothing of them is stored. All arithmetic is in integers.
+Symbols are dealt out to lanes in turn, and all lanes take one step together, so that numpy can process them as arrays.
+At fixed steps, the encoder and the decoder make the tables again from all symbols so far, so no table is stored. All
+arithmetic is in integers.
 
 Source: Duda, "Asymmetric numeral systems", 2013, arXiv 1311.2540; interleaved as in Giesen, arXiv 1402.3392.
 """
@@ -14,25 +15,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Integers = NDArray[Any]  # of any width
+Integers = NDArray[Any]  # integer arrays of any width
 
 
 TABLE_BITS = 14  # the frequencies of a context add up to 2^14
 
 
-WORD_BITS = 16  # a lane's state lies in [2^16, 2^32) and is filled up from words of 16 bits
+WORD_BITS = 16  # a lane's state lies in [2^16, 2^32) and is refilled with words of 16 bits
 
 
-STEPS, MANY_STEPS = 2048, 16384  # symbols for one lane more, which costs 3 bytes, up to FEW_LANES and beyond them
+STEPS, MANY_STEPS = 2048, 16384  # symbols per lane up to FEW_LANES lanes, and per lane beyond; a lane costs 3 bytes
 
 
-FEW_LANES = 64  # their first step is coded without anything learned; more lanes are for speed only
+FEW_LANES = 64  # the first step of all lanes has untrained tables; more lanes than this only add speed
 
 
-INCREMENT = 3  # what a symbol seen adds to its count, which starts at 1
+INCREMENT = 3  # a symbol adds this to its count, which starts at 1
 
 
-SINGLY = 16  # fewer lanes than that go faster number by number than as arrays
+SINGLY = 16  # fewer lanes than this are faster with Python integers than with arrays
 
 
 _LOWEST = 1 << WORD_BITS
@@ -45,18 +46,18 @@ _FULL_BITS = 2 * WORD_BITS - TABLE_BITS  # a state at or above f * 2^18 has no r
 
 
 class DamagedStreamError(ValueError):
-    """Words that no encoder wrote."""
+    """Raised when the decoded bytes cannot come from the encoder."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A stretch of symbols of one kind, with tables of its own.
+    """A sequence of symbols of one kind, with tables of its own.
 
     Args:
-        contexts: Which of the tables each symbol is coded with, ``(n,)``, from 0 on.
+        contexts: Number of the table with which each symbol is coded, ``(n,)``, from 0 to ``tables - 1``.
         tables: Number of tables.
-        alphabet: Number of different symbols there may be, from 1 to 2^13, which leaves half of a table to the counts.
-        symbols: ``(n,)``, each from 0 to ``alphabet - 1``; None where they are to be decoded.
+        alphabet: Number of possible symbols, from 1 to 2^13, so that at least half of a table depends on the counts.
+        symbols: The symbols, ``(n,)``, each from 0 to ``alphabet - 1``; None before they are decoded.
     """
 
     contexts: Integers
@@ -66,10 +67,10 @@ class Part:
 
 
 def encode(parts: Sequence[Part]) -> bytes:
-    """Codes the symbols of all parts, one part after the other.
+    """Encodes the symbols of all parts, one part after another.
 
     Args:
-        parts: With their symbols.
+        parts: The parts, with their symbols.
 
     Returns:
         The states of all lanes, then the words, little-endian.
@@ -83,17 +84,17 @@ def encode(parts: Sequence[Part]) -> bytes:
 
 
 def decode(data: bytes, parts: Sequence[Part]) -> list[Integers]:
-    """The inverse of :func:`encode`.
+    """Decodes the symbols of all parts from the bytes that :func:`encode` returned.
 
     Args:
-        data: What it returned, nothing before it and nothing after.
-        parts: As there, without their symbols.
+        data: These bytes, with nothing before or after them.
+        parts: The parts that were encoded, without their symbols.
 
     Returns:
-        The symbols of each part, ``(n,)``, uint8 if they fit and otherwise uint16.
+        The symbols of each part, ``(n,)``, uint8 if the alphabet has at most 2^8 symbols and otherwise uint16.
 
     Raises:
-        DamagedStreamError: If the bytes do not decode to that number of symbols.
+        DamagedStreamError: If the bytes do not decode to this number of symbols.
     """
     lanes = lane_count(sum(len(part.contexts) for part in parts))
     check_length(data, lanes)
@@ -109,24 +110,24 @@ def decode(data: bytes, parts: Sequence[Part]) -> list[Integers]:
 
 
 def check_length(data: bytes, lanes: int) -> None:
-    """Asks for the states of all lanes and whole words; so a short file is known before room is made for its symbols.
+    """Checks that data holds the states of all lanes and whole words, before memory is allocated for the symbols.
 
     Args:
-        data: What is to be decoded.
-        lanes: Of all its symbols, by :func:`lane_count`.
+        data: The bytes to decode.
+        lanes: Number of lanes for all symbols, by :func:`lane_count`.
 
     Raises:
-        DamagedStreamError: If it is too short, or has half a word.
+        DamagedStreamError: If the data is too short, or ends within a word.
     """
     if len(data) < 4 * lanes or len(data) % 2:
         raise DamagedStreamError(f"Expected at least {4 * lanes} bytes, an even number, got {len(data)}.")
 
 
 def code_bits(parts: Sequence[Part]) -> list[float]:
-    """Bits that each part takes; in all what :func:`encode` writes but for the lanes' states.
+    """Returns the bits of each part; their sum is about the size that :func:`encode` writes without the lanes' states.
 
     Args:
-        parts: With their symbols.
+        parts: The parts, with their symbols.
     """
     lanes = lane_count(sum(len(part.contexts) for part in parts))
     frequencies = (_intervals(part, lanes)[1] for part in parts)
@@ -134,7 +135,7 @@ def code_bits(parts: Sequence[Part]) -> list[float]:
 
 
 def lane_count(symbols: int) -> int:
-    """Lanes for so many symbols, at least one."""
+    """Returns the number of lanes for this number of symbols, at least one."""
     return max(1, min(symbols // STEPS, FEW_LANES + symbols // MANY_STEPS))
 
 
@@ -143,9 +144,9 @@ def _put(
     frequency: Integers,  # (n,)
     state: Integers,  # (lanes,)
 ) -> Integers:
-    """The words of a part whose symbols have these intervals, uint16; changes the states of the lanes."""
+    """Encodes symbols with these intervals: returns their words, uint16, and changes the states of the lanes."""
     lanes = len(state)
-    words = [np.zeros(0, np.uint16)]  # the last one first
+    words = [np.zeros(0, np.uint16)]  # in reverse order
     for first in reversed(range(0, len(start), lanes)):
         f = frequency[first : first + lanes]
         x = state[: len(f)]
@@ -162,9 +163,9 @@ def _put_singly(
     frequency: Integers,  # (n,)
     state: Integers,  # (lanes,)
 ) -> Integers:
-    """The same as :func:`_put`, symbol by symbol."""
+    """Does the same as :func:`_put`, symbol by symbol."""
     states, lanes = state.tolist(), len(state)
-    words = []  # the last one first
+    words = []  # in reverse order
     begins, lengths = start.tolist(), frequency.tolist()
     for i in reversed(range(len(begins))):
         x, f = states[i % lanes], lengths[i]
@@ -177,7 +178,7 @@ def _put_singly(
 
 
 def _decode_part(part: Part, state: Integers, words: Integers, used: int) -> tuple[Integers, int]:
-    """The symbols of a part and how many words are used after it; changes the states of the lanes."""
+    """Returns the symbols of a part and the number of words used after it; changes the states of the lanes."""
     n, lanes = len(part.contexts), len(state)
     take = _take_singly if lanes < SINGLY else _take
     symbols: Integers = np.zeros(n, np.uint8 if part.alphabet <= 1 << 8 else np.uint16)
@@ -197,7 +198,7 @@ def _take(
     words: Integers,
     used: int,
 ) -> tuple[Integers, int]:
-    """Places of the next symbols in the tables, and how many words are used then; changes the states of the lanes."""
+    """Decodes symbols: returns their places in the tables and the number of words used; changes the lanes' states."""
     lanes = len(state)
     bases = (contexts << TABLE_BITS).astype(np.uint32)
     places = np.zeros(len(contexts), np.intp)
@@ -227,10 +228,10 @@ def _take_singly(
     words: Integers,
     used: int,
 ) -> tuple[Integers, int]:
-    """The same as :func:`_take`, symbol by symbol."""
+    """Does the same as :func:`_take`, symbol by symbol."""
     states, lanes = state.tolist(), len(state)
     ends, frequency, start = tables.ends.tolist(), tables.frequency.tolist(), tables.start.tolist()
-    coming = words[used : used + len(contexts)].tolist()  # a symbol takes one at most
+    coming = words[used : used + len(contexts)].tolist()  # a symbol uses at most one word
     places, first = [], used
     for i, base in enumerate((contexts << TABLE_BITS).tolist()):
         x = states[i % lanes]
@@ -249,7 +250,7 @@ def _take_singly(
 
 
 def _intervals(part: Part, lanes: int) -> tuple[Integers, Integers]:
-    """Start and length of each symbol's interval in the table of its context at its step, uint32."""
+    """Returns start and length of each symbol's interval, in the table of its context at its step, uint32."""
     symbols = part.symbols
     assert symbols is not None
     stretches, size = list(_segments(len(symbols), lanes)), part.tables * part.alphabet
@@ -258,7 +259,7 @@ def _intervals(part: Part, lanes: int) -> tuple[Integers, Integers]:
         found: Integers = part.contexts[first:last].astype(np.intp) * part.alphabet + symbols[first:last]
         return found
 
-    seen = np.zeros((len(stretches), size), np.int64)  # before each stretch; so all tables are made at once
+    seen = np.zeros((len(stretches), size), np.int64)  # counts before each stretch, so that all tables are made at once
     for i, stretch in enumerate(stretches[:-1]):
         seen[i + 1] = np.bincount(places(*stretch), minlength=size)
     lengths = _frequencies(1 + INCREMENT * seen.cumsum(0).reshape(-1, part.alphabet))
@@ -271,7 +272,7 @@ def _intervals(part: Part, lanes: int) -> tuple[Integers, Integers]:
 
 
 def _segments(symbols: int, lanes: int) -> Iterator[tuple[int, int]]:
-    """Stretches of a part with the same tables: single steps at first, then a sixteenth of all steps before."""
+    """Yields the stretches of symbols between table updates: single steps at first, later 1/16 of all earlier steps."""
     first, steps = 0, -(-symbols // lanes)
     while first < steps:
         last = min(steps, first + max(1, first // 16))
@@ -280,10 +281,10 @@ def _segments(symbols: int, lanes: int) -> Iterator[tuple[int, int]]:
 
 
 class _Tables:
-    """Frequencies of the symbols in all contexts of a part, learned from counts.
+    """The frequencies of the symbols in all contexts of a part, learned from counts.
 
-    Symbol s of context c is at the place ``c * alphabet + s`` of all arrays. Intervals of different contexts lie in
-    different stretches of 2^14 in ``ends``, so that one search finds the symbols of all lanes.
+    Symbol s of context c is at the place ``c * alphabet + s`` of all arrays. In ``ends``, each context has a range of
+    2^14 numbers of its own, so that one search finds the symbols of all lanes.
     """
 
     def __init__(self, part: Part) -> None:
@@ -292,7 +293,7 @@ class _Tables:
         self._make()
 
     def learn(self, places: Integers) -> None:
-        """Takes symbols into account that were seen at these places."""
+        """Adds the symbols at these places to the counts, and updates the frequencies."""
         seen = np.bincount(places, minlength=self._counts.size)
         self._counts += INCREMENT * seen.reshape(self._counts.shape)
         self._make()
@@ -308,7 +309,11 @@ class _Tables:
 def _frequencies(
     counts: Integers,  # (tables, alphabet)
 ) -> Integers:
-    """Every symbol gets 1, the rest goes by counts, what is left over to the first of the most frequent; int64."""
+    """Returns the frequencies of symbols with these counts, int64; the frequencies of each table add up to 2^14.
+
+    Each symbol gets 1 and a share of the rest in proportion to its count, rounded down. The first symbol with the
+    largest count gets the remainder.
+    """
     rest = (1 << TABLE_BITS) - counts.shape[1]
     frequency: Integers = 1 + counts * rest // counts.sum(1, keepdims=True)
     frequency[np.arange(len(frequency)), counts.argmax(1)] += (1 << TABLE_BITS) - frequency.sum(1)

@@ -1,4 +1,4 @@
-"""The inverse of writing: what a packed file holds, or why it cannot be one."""
+"""Reading of packed files, with checks of every field."""
 
 import math
 import os
@@ -39,20 +39,20 @@ from lightning_selfcompress.quantize.layers import ChannelAxis
 
 
 def from_file(path: str | os.PathLike[str]) -> Packed:
-    """What a packed file holds.
+    """Reads a packed file.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Returns:
-        What was stored.
+        The stored content.
 
     Raises:
-        PackedFileError: If it is damaged, of a later version, or no packed file.
-        OSError: If it cannot be read.
+        PackedFileError: If the file is damaged, is of another format version, or is not a packed file.
+        OSError: If the file cannot be opened or read.
     """
     try:
-        with open(path, "rb") as file:  # of a large file of another kind only the beginning is read
+        with open(path, "rb") as file:  # reads only the first bytes if the file is of another kind
             start = file.read(len(MAGIC))
             return from_bytes(start + file.read() if start == MAGIC else start)
     except PackedFileError as error:
@@ -60,16 +60,16 @@ def from_file(path: str | os.PathLike[str]) -> Packed:
 
 
 def from_bytes(data: bytes) -> Packed:
-    """Inverse of :func:`~lightning_selfcompress.packing.to_bytes`.
+    """Reads the bytes that :func:`~lightning_selfcompress.packing.to_bytes` wrote.
 
     Args:
-        data: A whole file.
+        data: The bytes of a whole file.
 
     Returns:
-        What was stored.
+        The stored content.
 
     Raises:
-        PackedFileError: If the bytes are not a packed file of this version.
+        PackedFileError: If the bytes are not a packed file of this version, or the content does not fit the memory.
     """
     try:
         return _read(data)
@@ -113,7 +113,7 @@ def _read(data: bytes) -> Packed:
 
 
 def _codes(symbols: Integers, bounds: Integers, reader: "_Reader") -> Integers:
-    """The codes of symbols, whose extra bits come next, ``(channels, weights per channel)``."""
+    """Returns the codes of symbols, ``(channels, weights per channel)``; takes their extra bits from the reader."""
     tokens = to_tokens(symbols, bounds)
     if int(tokens.max(initial=0)) >= TOKENS:
         raise PackedFileError(f"Expected tokens below {TOKENS}. {_ADVICE}")
@@ -122,7 +122,7 @@ def _codes(symbols: Integers, bounds: Integers, reader: "_Reader") -> Integers:
 
 
 def _coded(head: "_Head", classes: Integers, exponents: Integers, codes: Integers) -> PackedTensor:
-    """A coded tensor; channels of a class may have no other codes than 0 all the same."""
+    """Makes a coded tensor. A channel of a class other than 0 whose codes are all 0 is treated as one of class 0."""
     alive, living = classes > 0, codes.any(1)
     if not living.all():
         alive[alive], codes = living, codes[living]
@@ -135,7 +135,7 @@ _NONE = Alphabets()
 
 @dataclass(frozen=True)
 class _Head:
-    """What the structure says of one tensor."""
+    """The description of one tensor in the head of a file."""
 
     name: str
     dtype: torch.dtype
@@ -147,19 +147,19 @@ class _Head:
 
     @property
     def channels(self) -> int:
-        """Output channels of a coded tensor."""
+        """The number of output channels of a coded tensor; 0 for any other tensor."""
         return self.shape[self.axis.dim] * self.axis.groups if self.axis is not None else 0
 
     @property
     def row(self) -> int:
-        """Weights of each of its channels."""
+        """The number of weights of each channel of a coded tensor; 0 for any other tensor."""
         if self.axis is None:
             return 0
         return math.prod(n for d, n in enumerate(self.shape) if d != self.axis.dim) // self.axis.groups
 
 
 class _Reader:
-    """Takes a file apart from the front, and never reads past its end."""
+    """Reads the fields of a file in order, and never beyond the end of the file."""
 
     def __init__(self, data: bytes) -> None:
         if data[: len(MAGIC)] != MAGIC:
@@ -174,14 +174,14 @@ class _Reader:
         self._data, self._at = memoryview(data)[:-4], len(MAGIC) + 1
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """Reads the next ``count`` bytes."""
         if count > len(self._data) - self._at:
             raise PackedFileError(f"Expected {count} bytes more, got {len(self._data) - self._at}. {_ADVICE}")
         self._at += count
         return bytes(self._data[self._at - count : self._at])
 
     def number(self, largest: int = 1 << 40) -> int:
-        """The next number."""
+        """Reads the next number, a varint."""
         value = 0
         for shift in range(0, 63, 7):
             (byte,) = self.take(1)
@@ -193,7 +193,7 @@ class _Reader:
         raise PackedFileError(f"Expected a number up to {largest}. {_ADVICE}")
 
     def name(self, previous: str) -> str:
-        """The next name, which begins as the one before it."""
+        """Reads the next name, which shares the first bytes of its path with the previous name."""
         (leaf,) = self.take(1)
         before = path_and_leaf(previous)[0].encode()
         shared = self.number(len(before))
@@ -209,7 +209,7 @@ class _Reader:
         return name
 
     def head(self) -> tuple[list[_Head], dict[str, int]]:
-        """The structure: what is known of each tensor, and the numbers that shapes do not tell."""
+        """Reads the heads of all tensors and the attributes, which are integers that do not follow from shapes."""
         heads: list[_Head] = []
         previous = ""
         for _ in range(self.number()):
@@ -252,7 +252,7 @@ class _Reader:
         return _Head(name, dtype, storage, shape, axis, alphabets, first)
 
     def values(self, head: _Head) -> Tensor:
-        """The values of a tensor that is not coded."""
+        """Reads the values of a tensor that is not coded."""
         stored = NARROW.get(head.storage, head.dtype)
         count = math.prod(head.shape)
         content = bytearray(self.take(count * stored.itemsize))
@@ -262,6 +262,10 @@ class _Reader:
         return flat.view(stored).to(head.dtype).reshape(head.shape)
 
     def end(self) -> None:
-        """Everything has to be read by now."""
+        """Checks that the whole file has been read.
+
+        Raises:
+            PackedFileError: If bytes are left.
+        """
         if self._at != len(self._data):
             raise PackedFileError(f"Expected the end of the file, found {len(self._data) - self._at} bytes. {_ADVICE}")

@@ -1,4 +1,4 @@
-"""What writing and reading a packed file have in common. ``docs/format.md`` describes it for other readers."""
+"""The packed file format, as far as writing and reading share it; ``docs/format.md`` describes the whole format."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MAGIC = b"SCNN"
 VERSION = 1
 
 
-RAW, HALF, CODED, INT8, INT16, INT32 = range(6)  # how a tensor is stored: unchanged, as codes, or in a narrower type
+RAW, HALF, CODED, INT8, INT16, INT32 = range(6)  # storages of a tensor: unchanged, as codes, or in a narrower type
 
 
 NARROW = {HALF: torch.float16, INT8: torch.int8, INT16: torch.int16, INT32: torch.int32}
@@ -31,7 +31,7 @@ WIDER = {
 
 
 LEAVES = (
-    "",  # any other
+    "",  # any other last word
     "weight",
     "bias",
     "running_mean",
@@ -54,14 +54,14 @@ MOST_DIMS = 16
 MOST_ENTRIES = 1 << 40
 
 
-LONGEST_NAME = 1 << 10  # bytes, so that names of shared beginnings cannot grow without end
+LONGEST_NAME = 1 << 10  # bytes of a path; without a limit, names that share bytes could need endless memory
 
 
 Integers = NDArray[Any]
 
 
 class Alphabets(NamedTuple):
-    """How many different classes, exponents, bounds and symbols of weights a tensor may have."""
+    """The numbers of possible classes, exponents, bounds and symbols of weights in a coded tensor."""
 
     classes: int = 1
     exponents: int = 1
@@ -69,27 +69,27 @@ class Alphabets(NamedTuple):
     symbols: int = 1
 
 
-PARTS = 3  # of each tensor in the channel stream
+PARTS = 3  # parts that each coded tensor has in the channel stream
 
 
 def channel_parts(alphabets: Alphabets, channels: int) -> list[rans.Part]:
-    """All classes of a tensor, then all exponents, then all bounds."""
+    """Returns the parts of a tensor in the channel stream: its classes, its exponents and its bounds."""
     contexts = np.zeros(channels, np.uint8)
     return [rans.Part(contexts, 1, alphabet) for alphabet in alphabets[:PARTS]]
 
 
 def weight_part(alphabets: Alphabets, classes: Integers, row: int) -> rans.Part:
-    """The weights of a tensor, with a table for each class."""
+    """Returns the part of a tensor in the weight stream, which has one table for each class other than 0."""
     contexts = np.tile((classes[classes > 0] - 1).astype(np.uint8), row)
     return rans.Part(contexts, max(alphabets.classes - 1, 1), alphabets.symbols)
 
 
 def entries(shape: Sequence[int]) -> int:
-    """Entries of a tensor; sizes of 0 count as 1, so that the others are bounded too."""
+    """Counts the entries of a tensor, with sizes of 0 taken as 1, so that a limit bounds all other sizes too."""
     return math.prod(max(n, 1) for n in shape)
 
 
 def path_and_leaf(name: str) -> tuple[str, int]:
-    """The module's path and the number of the last part; the whole name and 0 where that is not a usual one."""
+    """Splits a name into path and number of its last word; an unlisted word has number 0 and stays in the path."""
     path, dot, leaf = name.rpartition(".")
     return (path, LEAVES.index(leaf)) if dot and leaf in LEAVES[1:] else (name, 0)

@@ -1,8 +1,8 @@
-"""Whole numbers in as many bytes as they need: seven bits a byte, the lowest first, LEB128."""
+"""Integers in LEB128: each byte holds seven bits, the lowest bits first, in as few bytes as possible."""
 
 
 def write(number: int) -> bytes:
-    """The bytes of a number >= 0."""
+    """Returns the bytes of a number >= 0."""
     out = bytearray()
     while number >= 0x80:
         out.append(number & 0x7F | 0x80)
@@ -11,10 +11,10 @@ def write(number: int) -> bytes:
 
 
 def zigzag(number: int) -> int:
-    """A number of either sign as one >= 0: 0, -1, 1, -2, ..."""
+    """Maps an integer to an integer >= 0: 0, -1, 1, -2, ... become 0, 1, 2, 3, ..."""
     return number << 1 if number >= 0 else (-number << 1) - 1
 
 
 def from_zigzag(number: int) -> int:
-    """Inverse of :func:`zigzag`."""
+    """Undoes :func:`zigzag`."""
     return number >> 1 if number % 2 == 0 else -(number + 1 >> 1)

@@ -1,4 +1,4 @@
-"""The bytes of a packed file, whose number is the size of a model."""
+"""Writing of packed files. The size of a model is the number of bytes of its packed file."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -38,17 +38,17 @@ from lightning_selfcompress.packing.tokens import extra_bits, tokens_of
 
 @dataclass(frozen=True, eq=False)
 class _Coded:
-    """A coded tensor as it is written.
+    """A coded tensor in the form in which a file holds it.
 
     Args:
-        name: Its name.
-        classes: Class of each channel, ``(channels,)``: 0 where all codes are 0; the others have a table each.
-        first_exponent: The smallest exponent, in sixteenths.
-        exponents: The exponents less the smallest one, ``(channels,)``; 0 in class 0.
-        bounds: The bound of each channel, ``(channels,)``; 0 where it has none.
-        symbols: Of the channels that are not in class 0: first weights of all channels, second weights, ...
-        extra: Lower bits of large codes.
-        row: Weights of a channel.
+        name: Name of the tensor.
+        classes: Class of each channel, ``(channels,)``: 0 if all codes are 0; every other class has its own table.
+        first_exponent: The smallest exponent of the channels that are not in class 0, in sixteenths.
+        exponents: Each exponent minus the first one, ``(channels,)``; 0 in class 0.
+        bounds: Bound of each channel, ``(channels,)``; 0 if the channel has none.
+        symbols: Symbols of all channels that are not in class 0: the first weight of each channel, then the second, ...
+        extra: Extra bits of large codes.
+        row: Number of weights per channel.
     """
 
     name: str
@@ -83,20 +83,20 @@ class _Coded:
 
     @property
     def alphabets(self) -> Alphabets:
-        """How many different numbers of each kind there may be."""
+        """The numbers of possible classes, exponents, bounds and symbols."""
         kinds = (self.classes, self.exponents, self.bounds, self.symbols)
         return Alphabets(*(int(kind.max(initial=0)) + 1 for kind in kinds))
 
     @property
     def channel_parts(self) -> list[rans.Part]:
-        """What is entropy-coded of the channels."""
+        """The parts of the channel stream for this tensor."""
         parts = channel_parts(self.alphabets, len(self.classes))
         kinds = (self.classes, self.exponents, self.bounds)
         return [replace(part, symbols=kind) for part, kind in zip(parts, kinds, strict=True)]
 
     @property
     def weight_part(self) -> rans.Part:
-        """What is entropy-coded of the weights."""
+        """The part of the weight stream for this tensor."""
         return replace(weight_part(self.alphabets, self.classes, self.row), symbols=self.symbols)
 
 
@@ -104,17 +104,18 @@ def classes_of(
     codes: Integers,  # (channels, weights per channel)
     bounds: Integers,  # (channels,)
 ) -> Integers:
-    """Puts channels of like codes in a class.
+    """Groups channels with similar codes into classes.
 
-    Channels are put together by the mean of their codes' magnitudes, in half octaves; channels that have a bound by the
-    share of their codes that are not at the bound, in octaves.
+    Channels without a bound are in one class if the means of their codes' magnitudes round to the same half octave.
+    Channels with a bound are in one class if the shares of their codes within the bounds round to the same octave.
 
     Args:
-        codes: Codes.
-        bounds: Bounds of the channels, or 0.
+        codes: Codes of the channels.
+        bounds: Bound of each channel; 0 if the channel has none.
 
     Returns:
-        ``(channels,)`` from 0 to 63; 0 where all codes are 0, and no class below the largest is empty.
+        Class of each channel, ``(channels,)``, from 0 to 63. Class 0 is for channels whose codes are all 0. Every class
+        from 1 to the largest has a channel.
     """
     sums, row = np.abs(codes).sum(1, dtype=np.int64), codes.shape[1]
     within = row - at_bounds(codes, bounds).sum(1)
@@ -128,18 +129,18 @@ def classes_of(
     return classes
 
 
-_BOUNDED = 1 << 10  # apart from all means of magnitudes
+_BOUNDED = 1 << 10  # an offset that keeps channels with a bound apart from all others
 
 
 def _half_octaves(total: int, count: int) -> int:
-    """``2 log2(total / count)``, rounded to the nearest whole number; in integers, the same on every machine."""
+    """Returns ``2 log2(total / count)``, rounded, in integer arithmetic that gives the same result on every machine."""
     quarters = ((total**4 << 320) // count**4).bit_length() - 321 if total else 0
     return quarters + 1 >> 1
 
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """A file in parts."""
+    """The parts of a file, without the checksum."""
 
     head: bytes
     channels: bytes
@@ -161,31 +162,31 @@ class _Layout:
 
 
 def to_bytes(packed: Packed) -> bytes:
-    """Writes it down; the same for the same content, always.
+    """Writes the content of a model as bytes; the same content always gives the same bytes.
 
     Args:
-        packed: What is to be stored.
+        packed: The content to store.
 
     Returns:
-        The file.
+        The bytes of the file.
 
     Raises:
-        ValueError: If a name or a shape is longer than the format has room for.
+        ValueError: If a name, or the dimensions or entries of a tensor, exceed the limits of the format.
     """
     return _Layout.of(packed, [_Coded.of(t) for t in packed.coded]).to_bytes()
 
 
 @dataclass(frozen=True)
 class PackedSize:
-    """Where the bytes of a packed file go.
+    """The size of a packed file by its parts.
 
     Args:
-        codes: For each coded tensor the bytes of its codes, rounded.
-        channels: For each coded tensor the bytes of its channels' exponents, bounds and classes, rounded.
-        values: For each tensor that is not coded its bytes.
+        codes: Bytes of the codes of each coded tensor, rounded, by name.
+        channels: Bytes of the channels' exponents, bounds and classes of each coded tensor, rounded, by name.
+        values: Bytes of each tensor that is not coded, by name.
         code_nbytes: Bytes of all codes.
         channel_nbytes: Bytes of the exponents, bounds and classes of all channels.
-        structure_nbytes: Bytes of names, shapes and the checksum.
+        structure_nbytes: Bytes of the head, which has names, shapes and attributes, and of the checksum.
     """
 
     codes: Mapping[str, int]
@@ -197,18 +198,18 @@ class PackedSize:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole file."""
+        """The number of bytes of the whole file."""
         return self.code_nbytes + self.channel_nbytes + sum(self.values.values()) + self.structure_nbytes
 
 
 def packed_size(packed: Packed) -> PackedSize:
-    """Counts the bytes of :func:`to_bytes`.
+    """Counts the bytes that :func:`to_bytes` writes.
 
     Args:
-        packed: What would be stored.
+        packed: The content to store.
 
     Returns:
-        The number of bytes, and what they are spent on.
+        The size of the file and of its parts.
     """
     coded = [_Coded.of(t) for t in packed.coded]
     layout = _Layout.of(packed, coded)
@@ -240,12 +241,12 @@ def _storage(tensor: PackedTensor) -> int:
 
 
 def stored_dtype(tensor: PackedTensor) -> torch.dtype:
-    """The type that a tensor which is not coded has in a file: its own, or a narrower one that holds its values."""
+    """Returns the dtype in which a file holds a tensor that is not coded: its own, or a narrower one for its values."""
     return NARROW.get(_storage(tensor), tensor.dtype)
 
 
 def value_bytes(tensor: PackedTensor) -> bytes:
-    """The bytes of a tensor that is not coded; none of one that is."""
+    """Returns the bytes of a tensor that is not coded; no bytes for a coded tensor."""
     if tensor.values is None:
         return b""
     values = tensor.values.to(stored_dtype(tensor)).contiguous()
@@ -280,7 +281,7 @@ def _head(packed: Packed, coded: Sequence[_Coded]) -> bytes:
 
 
 def name_bytes(name: str, previous: str) -> bytes:
-    """A name: its last part by number if it is a usual one, then what is not as in the name before it."""
+    """Encodes a name: the number of its last word, then its path without the bytes shared with the previous path."""
     path, leaf, before = *path_and_leaf(name), path_and_leaf(previous)[0]
     one, other = path.encode(), before.encode()
     if len(one) > LONGEST_NAME:

@@ -2,8 +2,8 @@
 
 Source of the formulas: Cséfalvay and Imber, "Self-Compressing Neural Networks", 2023, arXiv 2301.13142.
 
-The letters mean: ``x`` is a weight of any shape. The bit depths ``b`` and the exponents ``e`` have as many dimensions as
-``x`` and broadcast to ``x``: their size is 1 in each dimension along which the weights of one channel lie.
+Notation: ``x`` is a weight of any shape. The bit depths ``b`` and the exponents ``e`` have as many dimensions as ``x``
+and broadcast to ``x``: their size is 1 in each dimension along which the weights of one channel lie.
 """
 
 import math
@@ -122,7 +122,7 @@ def q_composite(x: Tensor, b: Tensor, e: Tensor) -> Tensor:
         Quantized weights, of the shape and dtype of ``x``.
     """
     step = step_size(e)
-    slope = torch.exp2(e - e.detach())  # equals 1; its derivative by e is that of 2^e, divided by 2^e
+    slope = torch.exp2(e - e.detach())  # equals 1, and has the derivative ln 2 with respect to e
     level = x * ((1 / step) / slope)
     low, high = code_bounds(b)
     clipped = torch.where(level < low, low, torch.where(level > high, high, level))

@@ -2,8 +2,8 @@
 
 ``layer.__class__`` becomes a class made of :class:`Quantized` and the layer's own class. The latent weight stays in
 ``layer._parameters["weight"]``, and the attribute ``layer.weight`` returns q(latent, b, e). So the layer keeps its
-identity, its ``forward``, its hooks and its state-dict keys. The raw bit depths and the exponents are added to the layer
-as buffers that require gradients: ``parameters()`` lists the same objects before and after a conversion, so penalties,
+identity, its ``forward``, its hooks and its state-dict keys. The raw bit depths and the exponents are added to it as
+buffers that require gradients: ``parameters()`` lists the same objects before and after a conversion, so penalties,
 clamps, norms and moving averages over all parameters see the float network.
 """
 
@@ -123,7 +123,7 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def _is_transformed() -> bool:
-    """Returns whether a compiler, a tracer or a torch.func transform is active, which needs plain operations."""
+    """Returns whether a compiler, a tracer or a torch.func transform is active, all of which need plain operations."""
     return bool(
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]

@@ -1,6 +1,7 @@
 """Removal while a Trainer runs: watch a training step, fade what is dead, take it out at the end of an epoch."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import wraps
 from inspect import signature
 from typing import Any
@@ -145,11 +146,14 @@ class RemovalSchedule:
         Returns:
             What has become smaller.
         """
-        plan = self._plan(trainer, module) if trainer.is_global_zero else None
-        plan = trainer.strategy.broadcast(plan)
-        assert plan is not None
+        plan = self._plan(trainer, module) if trainer.is_global_zero else RemovalPlan()
+        pinned = self.channels.pinned if self.channels is not None else {}
+        plan, pinned = trainer.strategy.broadcast((plan, dict(pinned)))
         self._tell(plan, trainer.current_epoch)
+        if self.channels is not None:
+            self.channels = replace(self.channels, pinned=pinned)
         if not plan:
+            self._note_channels(module, averaged_models(trainer.callbacks))  # what was refuted neither fades nor pays
             return []
         with unwrapped(trainer.strategy, module):
             shrunk = self._apply(plan, module, averaged_models(trainer.callbacks))
@@ -185,10 +189,15 @@ class RemovalSchedule:
             remove(copied, plan.edits)
         if self.channels is not None:
             self.channels = self.channels.without_numbers(plan.channels)
-            self._fading = Fading(module, self.channels, left=self._fading.left if self._fading is not None else None)
+            self._note_channels(module, copies)
+        return shrunk
+
+    def _note_channels(self, module: nn.Module, copies: Iterable[nn.Module]) -> None:
+        """Has fading and the size go by the channels as they are known now."""
+        if self.channels is not None and self._fading is not None:
+            self._fading = Fading(module, self.channels, left=self._fading.left)
             for network in (module, *copies):
                 couple(network, self.channels)
-        return shrunk
 
     def _tell(self, plan: RemovalPlan, epoch: int) -> None:
         """Says what goes, and why dead channels stay, the latter once."""
