@@ -50,6 +50,8 @@ def test_two_processes_stay_alike(how, two):
     assert removed[0]["widths"] == removed[1]["widths"] == SMALLER
     assert kept[0]["widths"] == FULL
     assert_alike(*removed)
+    assert [(r["depths written by DDP"], r["left behind"]) for r in removed] == [(0, [])] * 2
+    assert removed[0]["batches under DDP"] == len(removed[0]["losses"])
     for one, other in zip(removed, kept, strict=True):
         difference = largest_difference(one["losses"], other["losses"])
         print(f"DDP, {how}: {difference:.2e}")

@@ -11,13 +11,16 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import lightning.pytorch as pl
 import torch
 from fits import NEVER, Widths, assert_only_living, fit
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from networks import Lit, trained_tensors
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_selfcompress import convert
+from lightning_selfcompress.quantize.parameters import learned_tensors
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -67,10 +70,24 @@ class ShardedAfterConversion(Sharded):
         convert(self)
 
 
+class Synced(pl.Callback):
+    """Counts the depths and exponents that DDP writes anew at every forward, and the batches after which it looked."""
+
+    def __init__(self):
+        self.count = self.looked = 0
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        written = getattr(trainer.strategy.model, "modules_buffers", [])
+        self.count += sum(id(buffer) in learned_tensors(pl_module) for buffer in written)
+        self.looked += isinstance(trainer.strategy.model, DistributedDataParallel)
+
+
 def train(every=1, make=Lit, strategy=DDPStrategy, precision="64-true", **options):
-    widths = Widths()
+    widths, synced = Widths(), Synced()
     with warnings.catch_warnings(record=True) as said:
-        model, trainer = fit(every, widths, make=make, devices=2, strategy=strategy(**options), precision=precision)
+        model, trainer = fit(
+            every, widths, synced, make=make, devices=2, strategy=strategy(**options), precision=precision
+        )
     assert_only_living(trainer, model)
     whole = (t.full_tensor() if hasattr(t, "full_tensor") else t for t in trained_tensors(model).values())
     values = torch.cat([p.detach().flatten().double() for p in whole])
@@ -78,6 +95,9 @@ def train(every=1, make=Lit, strategy=DDPStrategy, precision="64-true", **option
     return {
         "losses": model.losses,
         "widths": widths.seen,
+        "depths written by DDP": synced.count,
+        "batches under DDP": synced.looked,
+        "left behind": [name for name in vars(model) if name.startswith("_ddp")],
         "shapes": shapes,
         "values": values.tolist(),
         "said": [str(w.message) for w in said if "SelfCompression" in str(w.message)],
