@@ -1,4 +1,4 @@
-"""The channel graph: which channels of a network live and die together, read off its own training steps."""
+"""The channel graph of a network: groups of channels that live and die together, read from its training steps."""
 
 from lightning_selfcompress.channels.channels import Channels, Slot
 from lightning_selfcompress.channels.watch import Watcher

@@ -1,7 +1,8 @@
-"""Atoms, and what a watched step says of them: which live and die together, and which are pinned.
+"""Atoms, the ties between atoms that live and die together, and the pins on atoms that are always kept.
 
-An atom is one index along one dimension of one stored tensor. Watching a step yields pairs of atoms that must stay or
-go together, and atoms that must stay whatever happens; both are kept as arrays, and put together once, at the end.
+An atom is one index along one dimension of one stored tensor. A watched step yields pairs of atoms that must be kept or
+removed together, and atoms that must be kept in any case. The store holds both as arrays and merges them into groups
+once, at the end.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ Atoms = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
-FIXED = 0  # the atom of every position that belongs to no channel
+FIXED = 0  # the atom at every position that belongs to no channel
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,25 +39,25 @@ class Axis:
         return Axis(self.atoms[positions], self.zero[positions])
 
     def with_zero(self, zero: Flags | bool) -> "Axis":
-        """An axis of the same atoms that is zero at other positions."""
+        """Returns an axis with the same atoms and other zero flags."""
         return Axis(self.atoms, everywhere(zero, len(self.atoms)) if isinstance(zero, bool) else zero)
 
     def repeat(self, times: int) -> "Axis":
-        """An axis in which every position stands ``times`` times in a row."""
+        """Returns an axis that has every position ``times`` times in a row."""
         return Axis(np.repeat(self.atoms, times), np.repeat(self.zero, times))
 
     def tile(self, times: int) -> "Axis":
-        """An axis in which this one stands ``times`` times in a row."""
+        """Returns an axis that has this whole axis ``times`` times in a row."""
         return Axis(np.tile(self.atoms, times), np.tile(self.zero, times))
 
 
 def everywhere(flag: bool, size: int) -> Flags:
-    """An array with the same flag at every position."""
+    """Returns an array with the same flag at every position."""
     return np.ones(size, bool) if flag else np.zeros(size, bool)  # np.full takes six times as long for False
 
 
 class Uniform:
-    """The one value :data:`UNIFORM`: a dimension along which nothing varies, as ``expand`` makes it."""
+    """The class of :data:`UNIFORM`, which marks a dimension along which nothing varies, such as ``expand`` makes."""
 
     def __repr__(self) -> str:
         return "UNIFORM"
@@ -65,52 +66,52 @@ class Uniform:
 UNIFORM = Uniform()
 
 
-Dim = Axis | Uniform | None  # None: positions that belong to no channel
+Dim = Axis | Uniform | None  # None marks a dimension whose positions belong to no channel
 
 
 Dims = tuple[Dim, ...]
 
 
 def join(axes: Sequence[Axis]) -> Axis:
-    """One axis made of several, one after the other."""
+    """Returns the concatenation of several axes."""
     return Axis(np.concatenate([a.atoms for a in axes]), np.concatenate([a.zero for a in axes]))
 
 
 def fixed(size: int) -> Axis:
-    """An axis whose positions belong to no channel, for use beside axes whose positions do."""
+    """Returns an axis whose positions belong to no channel, to be joined to axes whose positions do."""
     return Axis(np.full(size, FIXED), np.zeros(size, bool))
 
 
 class AtomStore:
-    """Collects what a watched step says about atoms."""
+    """Collects the ties and pins that a watched step yields."""
 
     def __init__(self) -> None:
         self.count = 1  # atom 0 is FIXED
-        # by the ids of both arrays, which live as long: what every turn of a loop says again is kept once
+        # keyed by the ids of both arrays, which the value keeps alive; a tie that a loop repeats is stored once
         self._ties: dict[tuple[int, int], tuple[Atoms, Atoms, str]] = {}
 
     def new(self, size: int) -> Atoms:
-        """Makes ``size`` new atoms."""
+        """Makes ``size`` new atoms and returns their numbers."""
         self.count += size
         return np.arange(self.count - size, self.count)
 
     def tie(self, one: Atoms, other: Atoms, reason: str) -> None:
-        """Has atoms at equal positions live and die together; an atom that meets a FIXED position is pinned."""
-        if one.shape != other.shape:  # said here, where the operation is known
+        """Ties the atoms at equal positions of two arrays; an atom that is tied to FIXED is pinned."""
+        if one.shape != other.shape:  # raised here, where the operation is still known
             raise ValueError(f"Expected as many atoms on both sides of a tie, got {len(one)} and {len(other)}.")
         if one is not other:
             self._ties.setdefault((id(one), id(other)), (one, other, reason))
 
     def pin(self, atoms: Atoms, reason: str) -> None:
-        """Pins atoms: their channels stay, for the reason given."""
+        """Pins atoms for a reason, so that their channels are kept."""
         self._ties.setdefault((id(atoms), FIXED), (atoms, np.zeros(len(atoms), np.int64), reason))
 
     def groups(self) -> tuple[NDArray[np.int64], dict[int, str]]:
-        """Puts all ties and pins together.
+        """Merges all ties and pins into groups of atoms.
 
         Returns:
-            The group of each atom ``(count,)``, numbered from 0 (FIXED alone is in group 0), and for each pinned group
-            the reason that came first.
+            The group of each atom ``(count,)``, numbered from 0 (group 0 contains FIXED alone), and the first reason
+            that was given for each pinned group.
         """
         if not self._ties:
             return np.arange(self.count), {}
@@ -123,11 +124,11 @@ class AtomStore:
         groups, first = np.unique(group[np.maximum(one, other)[pinned]], return_index=True)
         first = came[pinned[first]]
         order = np.argsort(first, kind="stable")
-        return group, {int(groups[i]): reasons[first[i]] for i in order}  # first come, first named
+        return group, {int(groups[i]): reasons[first[i]] for i in order}  # in the order of the reasons
 
 
 def _components(count: int, one: Atoms, other: Atoms) -> NDArray[np.int64]:
-    """Connected components: the smallest reachable atom is found by hooking and pointer jumping, then numbered."""
+    """Numbers the connected components; hooking and pointer jumping find the smallest atom of each component."""
     root = np.arange(count)
     while True:
         a, b = root[one], root[other]

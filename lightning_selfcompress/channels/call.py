@@ -1,4 +1,4 @@
-"""One operation as a rule sees it: its arguments by name, and what is known of its tensors."""
+"""One operation as a rule sees it: the arguments by name, and the known channels of the tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from torch import Tensor
 from lightning_selfcompress.channels.atoms import UNIFORM, Atoms, AtomStore, Axis, Dim, Dims, Flags, Uniform
 from lightning_selfcompress.tensors import tensors_in
 
-Result = list[Dims | None]  # for each tensor that an operation returns, what its dimensions are; None: nothing known
+Result = list[Dims | None]  # the dimensions of each tensor that an operation returns; None if they are unknown
 
 
 Rule = Callable[["Call"], Result]
 
 
 class Storage:
-    """What all views of one piece of memory share.
+    """The state that all views of one piece of memory share.
 
     Attributes:
-        views: Tensors known to look at it.
-        written: Whether anything was written through one of them, so that no dimension is uniform any more.
-        zero_lost: Whether something that is not zero was written through one of them.
-        lost: Whether other channels were written through one of them, so that nothing is known any more.
+        views: Number of known tensors that view the memory.
+        written: Whether an operation wrote through one of several views, so that no dimension is uniform any more.
+        zero_lost: Whether a write may have left a value other than zero where dead channels were known to be zero.
+        lost: Whether a write put other channels into the memory, so that its channels are unknown.
     """
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class Storage:
 class Constant:
     """The origin of a tensor that was computed from parameters alone.
 
-    In a penalty such a tensor is harmless. Once it meets data, its parameters took part in the step, and what it owes
-    is due.
+    A penalty on parameters pins no channels. Once such a tensor is combined with data, its parameters have taken part
+    in the step, and the atoms that it owes are pinned.
 
     Args:
         parameters: Ids of the parameters.
-        owed: Atoms that were reduced over, each with the reason why they have to stay.
-        reduced: Whether there was any reduction.
+        owed: Arrays of atoms that were reduced over, each with the reason for which the atoms have to be kept.
+        reduced: Whether a reduction took part in the computation.
     """
 
     parameters: frozenset[int] = frozenset()
@@ -50,13 +50,13 @@ class Constant:
 
 
 class Layout:
-    """What is known of one tensor.
+    """The known channels of one tensor, and its origin.
 
     Args:
-        dims: Its dimensions.
-        storage: Shared with its views.
-        constant: Where it comes from, if it was computed from parameters alone.
-        produced: The depths of a quantized weight whose output channels lie along more than one dimension.
+        dims: The dimensions of the tensor.
+        storage: The state that the tensor shares with all views of its memory.
+        constant: The origin of the tensor, if it was computed from parameters alone.
+        produced: The axis of the bit depths, for a quantized weight whose output channels lie along two dimensions.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Layout:
 
     @property
     def dims(self) -> Dims:
-        """The tensor's dimensions, without what writes through other views of its memory have undone."""
+        """The dimensions of the tensor, without the facts that writes through other views of its memory have undone."""
         if self.storage.lost:
             return (None,) * len(self._dims)
         dims = never_zero(self._dims) if self.storage.zero_lost else self._dims
@@ -77,19 +77,19 @@ class Layout:
 
 @cache
 def name_of(func: Any) -> str:
-    """The name of an operation, without its namespace and its overload."""
+    """Returns the name of an operation without its namespace and its overload."""
     name: str = func._schema.name
     return name.partition("::")[2]
 
 
 @cache
 def _declared(func: Any) -> dict[str, tuple[int, Any]]:
-    """The position and the default of every argument of an operation, by name."""
+    """Returns the position and the default value of every argument of an operation, by name."""
     return {declared.name: (i, declared.default_value) for i, declared in enumerate(func._schema.arguments)}
 
 
 def never_zero(dims: Dims) -> Dims:
-    """Dimensions with the same channels, none of which is known to be zero when it is dead."""
+    """Returns dimensions with the same channels, none of which is known to be zero when it is dead."""
     return tuple(d.with_zero(False) if isinstance(d, Axis) else d for d in dims)
 
 
@@ -100,14 +100,14 @@ class Call:
         func: The ATen operation.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        out: What it returned.
-        store: Where ties and pins go.
-        layout_of: What is known of a tensor.
+        out: Its return value.
+        store: The store that receives the ties and pins.
+        layout_of: A function that returns the layout of a tensor, or None if nothing is known of the tensor.
 
     Attributes:
         inputs: All tensors among the arguments, in order.
-        layouts: What is known of each of them.
-        outputs: The tensors that it returned.
+        layouts: The layout of each input, or None if nothing is known of the input.
+        outputs: All tensors in the return value, in order.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Call:
         self.reduces = False
 
     def __getitem__(self, argument: str) -> Any:
-        """The value of an argument, or its default."""
+        """Returns the value of an argument, or its default."""
         i, default = _declared(self.func)[argument]
         return self.args[i] if i < len(self.args) else self.kwargs.get(argument, default)
 
@@ -139,18 +139,18 @@ class Call:
         return tuple(self.outputs[0].shape)
 
     def dims(self, tensor: Tensor) -> Dims:
-        """What is known of the dimensions of a tensor; None for each dimension if nothing is known."""
+        """Returns the dimensions of a tensor, with None for each of them if nothing is known of the tensor."""
         layout = self._layout_of(tensor)
         return (None,) * tensor.dim() if layout is None else layout.dims
 
     def produced(self, weight: Tensor) -> Axis | None:
-        """The depths of a quantized weight whose output channels lie along more than one dimension."""
+        """Returns the axis of the bit depths, for a quantized weight whose output channels lie along two dimensions."""
         layout = self._layout_of(weight)
         return None if layout is None else layout.produced
 
     @property
     def constant(self) -> Constant | None:
-        """The origin of the results, if all tensors among the arguments were computed from parameters alone."""
+        """The origin of the outputs, if all inputs were computed from parameters alone, otherwise None."""
         found = []
         for layout in self.layouts:
             if layout is None or layout.constant is None:
@@ -163,7 +163,7 @@ class Call:
         )
 
     def why(self, text: str) -> str:
-        """A reason that names the operation."""
+        """Returns a reason that begins with the name of the operation."""
         return f"{self.name} {text}"
 
     def pin(self, dim: Dim, text: str = "needs all its channels") -> None:
@@ -172,37 +172,37 @@ class Call:
             self.store.pin(dim.atoms, self.why(text))
 
     def pin_or_owe(self, dim: Dim, text: str = "needs all its channels") -> None:
-        """Pins the channels along a dimension; for a value computed from parameters, once the value meets data."""
+        """Pins the channels along a dimension; if the outputs come from parameters alone, only once they meet data."""
         if isinstance(dim, Axis) and self.constant is not None:
             self._owed.append((dim.atoms, self.why(text)))
         else:
             self.pin(dim, text)
 
     def pin_all(self, text: str) -> Result:
-        """Pins the channels of all arguments; nothing is known of the results."""
+        """Pins the channels of all inputs and returns a result in which nothing is known of the outputs."""
         for tensor in self.inputs:
             for dim in self.dims(tensor):
                 self.pin(dim, text)
         return [None] * len(self.outputs)
 
     def tie(self, one: Atoms, other: Atoms) -> None:
-        """Has atoms at equal positions live and die together."""
+        """Ties the atoms at equal positions of two arrays."""
         self.store.tie(one, other, self.why("joins it with values that belong to no channel"))
 
     def align(self, axis: Axis, rows: int) -> Axis:
-        """Ties an axis across ``rows`` equal stretches of it; returns the first one, zero where all of them are."""
+        """Ties ``rows`` equal parts of an axis and returns the first part, zero where all parts are zero."""
         atoms, zero = axis.atoms.reshape(rows, -1), axis.zero.reshape(rows, -1)
         for row in atoms[1:]:
             self.tie(atoms[0], row)
         return Axis(atoms[0], np.asarray(zero.all(0)))
 
     def meet(self, dims: Sequence[Dim], sizes: Sequence[int], *, zero: Callable[[Flags], bool]) -> Dim:
-        """One dimension of an elementwise result.
+        """Combines one dimension of the operands of an elementwise operation.
 
         Args:
-            dims: That dimension of each operand.
-            sizes: Its size in each operand; 1 where it is broadcast.
-            zero: Says whether the result is zero, given for each operand whether it is.
+            dims: The dimension in each operand.
+            sizes: The size of the dimension in each operand; 1 where the operand is broadcast.
+            zero: A function from a flag for each operand, whether the operand is zero, to whether the result is zero.
 
         Returns:
             The dimension of the result.
@@ -221,13 +221,13 @@ class Call:
         for axis in axes[1:]:
             self.tie(axes[0].atoms, axis.atoms)
         known = np.array([d.zero if isinstance(d, Axis) and len(d) > 1 else np.zeros(size, bool) for d in dims])
-        if (known == known[:, :1]).all():  # the common case: nothing is zero in some of the positions alone
+        if (known == known[:, :1]).all():  # the common case: the flags are the same at all positions
             return axes[0].with_zero(zero(known[:, 0]))
         patterns, where = np.unique(known, axis=1, return_inverse=True)
         return axes[0].with_zero(np.array([zero(p) for p in patterns.T])[where.reshape(-1)])
 
     def broadcast(self, operands: list[Dims], shapes: list[tuple[int, ...]], zero: Callable[[Flags], bool]) -> Dims:
-        """The dimensions of an elementwise result, operands aligned at their last dimension."""
+        """Returns the dimensions of an elementwise result; the operands are aligned at their last dimensions."""
         rank = max(map(len, shapes))
         rows = [(None,) * (rank - len(dims)) + dims for dims in operands]
         sizes = [(1,) * (rank - len(shape)) + shape for shape in shapes]
@@ -235,7 +235,7 @@ class Call:
         return tuple(self.meet(dims, size, zero=zero) for dims, size in columns)
 
     def contract(self, one: Dim, other: Dim) -> None:
-        """Joins two dimensions whose products are summed: their channels go together, and dead ones have to be zero."""
+        """Ties two dimensions whose products are summed; pins channels whose products may be nonzero when dead."""
         if not isinstance(one, Axis) or not isinstance(other, Axis):
             if one is None or other is None:
                 self.pin(one, "sums it with values that belong to no channel")
@@ -247,12 +247,12 @@ class Call:
         self.sum_over(one.with_zero(one.zero | other.zero))
 
     def sum_over(self, dim: Dim) -> None:
-        """Notes a sum over a dimension, whose dead channels have to be zero."""
+        """Pins the channels along a summed dimension that are not known to be zero when they are dead."""
         if isinstance(dim, Axis) and not dim.zero.all():
             self.pin_or_owe(dim[np.flatnonzero(~dim.zero)], "sums over it, and it is not zero when dead")
 
     def add_bias(self, result: Dims, bias: Tensor | None, dim: int) -> Dims:
-        """The result after a bias ``(channels,)`` was added along one of its dimensions."""
+        """Returns the dimensions of a result after the addition of a bias ``(channels,)`` along dimension ``dim``."""
         if bias is None:
             return result
         size = bias.shape[0]

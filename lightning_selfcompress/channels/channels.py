@@ -17,13 +17,13 @@ class Slot:
     """One dimension of one stored tensor.
 
     Args:
-        name: Path of the parameter or buffer, ``"features.0.weight"``.
+        name: Path of the parameter or buffer, for example ``"features.0.weight"``.
         dim: The dimension.
-        size: Positions along it.
-        start: Where they begin in the array of all atoms.
-        produces: Whether the tensor holds the depths of a quantized weight, which make a channel live or die.
-        fades: Whether this is a vector in float (a bias, a scale, a shift) that goes to zero before a channel goes.
-        attribute: Whether ``name`` is no tensor but a number: the size of a normalization layer without tensors.
+        size: Number of positions along the dimension.
+        start: Index of the first position in the array of all atoms.
+        produces: Whether the tensor holds the bit depths of a quantized weight, which decide whether a channel is dead.
+        fades: Whether the tensor is a float vector (a bias, a scale, a shift) that is zero before a channel is removed.
+        attribute: Whether ``name`` is an attribute instead, the size of a normalization layer without tensors.
     """
 
     name: str
@@ -36,20 +36,20 @@ class Slot:
 
     @property
     def atoms(self) -> slice:
-        """The slice of an array over all atoms that holds these positions."""
+        """The slice of these positions in an array over all atoms."""
         return slice(self.start, self.start + self.size)
 
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """The channels of a network, as read off a training step. A channel is a group of atoms, numbered from 1.
+    """The channels of a network, read from a training step. A channel is a group of atoms, numbered from 1.
 
     Args:
         slots: Every dimension of every stored tensor.
-        group: The channel of each atom, ``(atoms,)``; 0 for none.
-        pinned: Channels that have to stay, each with the reason.
-        unseen: Trainable parameters that took no part in the steps watched. While there are any, nothing is removed.
-        untouched: Frozen parameters that took no part in the steps watched. What they belong to stays.
+        group: The channel of each atom, ``(atoms,)``; 0 for an atom without a channel.
+        pinned: Channels that have to be kept, each with the reason.
+        unseen: Trainable parameters that took no part in the watched steps. While there are any, nothing is removed.
+        untouched: Frozen parameters that took no part in the watched steps. The channels of these parameters are kept.
     """
 
     slots: tuple[Slot, ...]
@@ -60,11 +60,11 @@ class Channels:
 
     @property
     def count(self) -> int:
-        """Number of channels, numbered 0 (none) to ``count - 1``."""
+        """The length of an array over the channels: the largest channel number plus one, as 0 means no channel."""
         return int(self.group.max(initial=0)) + 1
 
     def produced(self) -> NDArray[np.bool_]:
-        """Whether each channel has producers, ``(count,)``."""
+        """Returns whether each channel has producers, ``(count,)``."""
         flags = np.zeros(self.count, bool)
         for slot in self.slots:
             if slot.produces:
@@ -73,7 +73,11 @@ class Channels:
         return flags
 
     def removable(self) -> NDArray[np.bool_]:
-        """Whether each channel may ever be removed, ``(count,)``: it has producers and is not pinned."""
+        """Returns whether each channel may ever be removed, ``(count,)``.
+
+        Such a channel has producers, is not pinned, and belongs to no untouched parameter. While there are unseen
+        parameters, no channel may be removed.
+        """
         flags = self.produced()
         pinned = np.fromiter(self.pinned, np.int64, len(self.pinned))
         flags[pinned[pinned < len(flags)]] = False
@@ -81,7 +85,7 @@ class Channels:
         return flags if not self.unseen else np.zeros_like(flags)
 
     def of_untouched(self) -> NDArray[np.bool_]:
-        """Whether a frozen parameter that took no part in the steps watched has each channel, ``(count,)``."""
+        """Returns whether each channel belongs to a parameter in ``untouched``, ``(count,)``."""
         flags = np.zeros(self.count, bool)
         names = set(self.untouched)
         for slot in self.slots if names else ():
@@ -90,10 +94,10 @@ class Channels:
         return flags
 
     def of(self, name: str, dim: int) -> NDArray[np.int64]:
-        """The channel of each position along a dimension of a tensor.
+        """Returns the channel of each position along a dimension of a tensor.
 
         Raises:
-            KeyError: If no such dimension is known.
+            KeyError: If there is no slot for the dimension.
         """
         for slot in self.slots:
             if (slot.name, slot.dim) == (name, dim):
@@ -101,11 +105,11 @@ class Channels:
         raise KeyError(f"Expected a dimension of a stored tensor, got {name!r}, {dim}.")
 
     def pin(self, channels: Sequence[int], reason: str) -> "Channels":
-        """The same channels, some more of them pinned."""
+        """Returns the same channels with more of them pinned; a channel that is pinned already keeps its reason."""
         return replace(self, pinned={**dict.fromkeys(channels, reason), **self.pinned})
 
     def without(self, removed: NDArray[np.bool_]) -> "Channels":
-        """The channels that are left when the flagged ones ``(count,)`` are gone; their numbers stay."""
+        """Returns the channels after the removal of the flagged channels ``(count,)``; the numbers do not change."""
         kept = ~removed[self.group]
         slots, start = [], 1
         for slot in self.slots:
@@ -115,13 +119,13 @@ class Channels:
         return replace(self, slots=tuple(slots), group=self.group[kept])
 
     def without_numbers(self, numbers: Sequence[int]) -> "Channels":
-        """The channels that are left when the channels with these numbers are gone."""
+        """Returns the channels after the removal of the channels with these numbers."""
         gone = np.zeros(self.count, bool)
         gone[list(numbers)] = True
         return self.without(gone)
 
     def state_dict(self) -> dict[str, Any]:
-        """The channels as lists and tensors, for a checkpoint that opens with ``weights_only=True``."""
+        """Returns the channels as lists and tensors, for a checkpoint that opens with ``weights_only=True``."""
         return {
             "slots": [list(astuple(slot)) for slot in self.slots],
             "group": torch.from_numpy(self.group.astype(np.int32)),
@@ -132,13 +136,13 @@ class Channels:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Channels":
-        """Inverse of :meth:`state_dict`."""
+        """Makes the channels from the result of :meth:`state_dict`."""
         slots = tuple(Slot(*values) for values in state["slots"])
         group = state["group"].cpu().numpy().astype(np.int64)
         return cls(slots, group, dict(state["pinned"]), tuple(state["unseen"]), tuple(state["untouched"]))
 
     def describes(self, model: nn.Module) -> bool:
-        """Whether a module has the tensors, and the sizes, that these channels were read from."""
+        """Returns whether the tensors of a module have the names and sizes in these slots."""
         tensors = stored_tensors(model)
         sizes = {(s.name, s.dim): s.size for s in self.slots if not s.attribute}
         return sizes == {(name, d): n for name, tensor in tensors.items() for d, n in enumerate(tensor.shape)}

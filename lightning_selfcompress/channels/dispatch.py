@@ -1,4 +1,4 @@
-"""How operations are seen as they run: torch's dispatch modes, and contexts in which nothing is seen or compiled."""
+"""A dispatch mode that shows operations as they run, and contexts in which none are shown or compiled."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,7 +24,7 @@ class ShowOperations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.is_inference_mode_enabled() and _is_composite(func):
-            with self:  # without autograd, operations made of others arrive whole
+            with self:  # without autograd, a composite operation arrives before it is decomposed
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
         out = func(*args, **kwargs)
         if torch._C._current_graph_task_id() == -1:
@@ -33,13 +33,13 @@ class ShowOperations(TorchDispatchMode):
 
 
 def unwatched() -> AbstractContextManager[Any]:
-    """A context for operations of this package within somebody's step: no watcher sees them."""
+    """Returns a context for the operations of this package within a training step, which no watcher sees."""
     return _disable_current_modes()
 
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """A context in which compiled modules run as they were written, since a compiled graph is one opaque operation."""
+    """Runs compiled modules uncompiled within this context, since a compiled graph is one opaque operation."""
     if hasattr(torch.compiler, "set_stance"):
         with torch.compiler.set_stance("force_eager"):
             yield

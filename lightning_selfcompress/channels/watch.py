@@ -1,4 +1,4 @@
-"""The Watcher, which reads off the operations of real training steps which channels belong together."""
+"""The Watcher, which finds the channels of a network by watching the operations of its training steps."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ from lightning_selfcompress.quantize.layers import Quantized, reading_through
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.tensors import is_bare_norm, name_of, size_attribute, stored_tensors, tensors_in
 
-_ADDING = frozenset({"add", "sub", "stack", "cat"})  # how a penalty comes to the loss
+_ADDING = frozenset({"add", "sub", "stack", "cat"})  # the operations that add a penalty to the loss
 
 
 _COPIES = frozenset({"_to_copy", "clone", "detach", "alias"})
@@ -32,11 +32,11 @@ _COPIES = frozenset({"_to_copy", "clone", "detach", "alias"})
 _BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers"}  # hooks and the like, which hold no tensors
 
 
-_LAYOUT = "_selfcompress_layout"  # the attribute of a tensor that says what is known of it; ids are used again
+_LAYOUT = "_selfcompress_layout"  # the attribute of a tensor that holds its layout; an id would be reused
 
 
 class Watcher:
-    """Reads the channels of a network off training steps; what it learns from several steps is put together.
+    """Reads the channels of a network from training steps; it combines the ties and pins of all watched steps.
 
     >>> import torch
     >>> from torch import nn
@@ -45,17 +45,17 @@ class Watcher:
     >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     >>> plan = convert(net)
     >>> watcher = Watcher(net)
-    >>> with watcher:  # any training step
+    >>> with watcher:  # run any training step
     ...     out = net(torch.randn(3, 4))
     >>> int(watcher.channels().removable().sum())
     6
 
-    Nothing is left behind: no hook, no attribute, no random number drawn. What goes wrong in a rule pins the channels
-    it was about and never reaches the training.
+    The watcher leaves no hook and no attribute behind, and draws no random numbers. An error in a rule pins the
+    channels of the operation's arguments and never reaches the training.
 
     Args:
         model: A converted module.
-        earlier: What is known of its channels already, from steps watched before.
+        earlier: The channels of the same module that were found in earlier steps.
     """
 
     def __init__(self, model: nn.Module, *, earlier: Channels | None = None) -> None:
@@ -64,9 +64,9 @@ class Watcher:
         self.without_rule: set[str] = set()
         self._store = AtomStore()
         self._slots: list[Slot] = []
-        self._stored: dict[int, Layout] = {}  # id of parameter or buffer, all alive as long as the model
-        self._weights: dict[tuple[int, str], Layout] = {}  # quantized values
-        self._sizes: dict[nn.Module, Axis] = {}  # normalization without tensors, whose size is a mere number
+        self._stored: dict[int, Layout] = {}  # by the id of a parameter or buffer, which lives as long as the model
+        self._weights: dict[tuple[int, str], Layout] = {}  # by the id of the latent weight and the weight's name
+        self._sizes: dict[nn.Module, Axis] = {}  # normalization layers without tensors, whose size is an attribute
         self._names: set[str] = set()
         self._unseen: dict[int, str] = {}
         self._labelled: list[weakref.ref[Tensor]] = []
@@ -77,7 +77,7 @@ class Watcher:
             self._recall(earlier)
 
     def channels(self) -> Channels:
-        """The channels, as far as the steps watched have told."""
+        """Returns the channels that the watched steps have shown so far."""
         group, pinned = self._store.groups()
         names = set(self._unseen.values())
         trained = {n for n, p in self.model.named_parameters() if n in names and p.requires_grad} if names else set()
@@ -103,11 +103,11 @@ class Watcher:
         self._exit.__exit__(kind, error, trace)
 
     def pin_outputs(self, outputs: Any, what: str) -> None:
-        """Pins the channels that lie in results, which somebody outside uses.
+        """Pins the channels of tensors that code outside the network uses.
 
         Args:
-            outputs: Tensors, or lists, tuples and dictionaries of them.
-            what: Where they are used, for the reason.
+            outputs: A tensor, or nested lists, tuples, mappings and dataclasses of tensors.
+            what: The reason that is given for the pinned channels.
         """
         for tensor in tensors_in(outputs):
             layout = self._layout(tensor)
@@ -126,7 +126,7 @@ class Watcher:
         for name, tensor in stored_tensors(self.model).items():
             self._add(name, tensor, is_depth)
             for dim in self._stored[id(tensor)]._dims if id(tensor) not in saved else ():
-                if isinstance(dim, Axis):  # a fresh network could not know which of its entries are left
+                if isinstance(dim, Axis):  # a new network could not tell which entries are left
                     self._store.pin(dim.atoms, f"{name!r} has them, a buffer that is not saved")
         for weight in weights:
             self._add_quantized(weight)
@@ -137,7 +137,7 @@ class Watcher:
                 size = getattr(module, size_attribute(module))
                 self._sizes[module] = Axis(self._store.new(size), np.ones(size, bool))
                 self._slots.append(Slot(name, 0, size, self._store.count - size, attribute=True))
-                if isinstance(module, nn.GroupNorm):  # opened again, it would take other channels together
+                if isinstance(module, nn.GroupNorm):  # a loaded network would group other channels
                     self._store.pin(self._sizes[module].atoms, f"{path!r} has groups of them, which no file could tell")
 
     def _recall(self, earlier: Channels) -> None:
@@ -149,7 +149,7 @@ class Watcher:
         self._unseen = {key: name for key, name in self._unseen.items() if name in unseen}
 
     def _add(self, name: str, tensor: Tensor, is_depth: Mapping[int, bool]) -> None:
-        """Enters one tensor; ``is_depth`` has the ids of all tensors that quantized weights are computed from."""
+        """Adds one tensor; ``is_depth`` maps the ids of a quantized weight's tensors to whether they are bit depths."""
         is_parameter = isinstance(tensor, nn.Parameter)
         bare_mean = name.endswith("running_mean") and name.replace("running_mean", "weight") not in self._names
         fades = (is_parameter or bare_mean) and sum(n > 1 for n in tensor.shape) == 1
@@ -166,13 +166,13 @@ class Watcher:
             self._unseen[id(tensor)] = name
 
     def _add_quantized(self, weight: QuantizedParameter) -> None:
-        """Enters a quantized weight: its depths produce the channels, and its value is zero where they are zero."""
+        """Adds a quantized weight: its bit depths produce channels, and its value is zero where a bit depth is zero."""
         spec, latent = weight.spec, weight.latent
         depth, exponent = (self._stored[id(t)]._dims[0] for t in weight.learned)
         dims = [d.with_zero(False) if isinstance(d, Axis) else d for d in self._stored[id(latent)]._dims]
         self._stored[id(latent)]._dims = tuple(dims)
         if not isinstance(depth, Axis) or not isinstance(exponent, Axis):
-            return  # a single channel, which never goes
+            return  # a single channel, which is never removed
         self._store.tie(depth.atoms, exponent.atoms, "")
         axis = dims[spec.axis.dim]
         if spec.axis.groups == 1 and isinstance(axis, Axis):
@@ -184,7 +184,7 @@ class Watcher:
         self._weights[id(latent), weight.weight_name] = layout
 
     def _read(self, layer: Quantized, name: str) -> Tensor:
-        """Computes a quantized weight unwatched, since its channels are known."""
+        """Computes a quantized weight without watching the operations, since its channels are known."""
         latent = layer.latent(name)
         with unwatched():
             value = layer._quantized_weight(name)
@@ -210,7 +210,7 @@ class Watcher:
 
     @contextmanager
     def _between_optimizer_steps(self) -> Iterator[None]:
-        """Does not watch optimizer steps within a training step, except the closures that they call."""
+        """Pauses the watcher during optimizer steps within a training step, except in the closures that they call."""
 
         def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self._paused += 1
@@ -250,7 +250,7 @@ class Watcher:
                 produced = self._produced(call, inputs)
                 self._settle(call, result)
                 self._label(call, inputs, result, produced)
-        except Exception as error:  # a mistake in a rule must not end somebody's training
+        except Exception as error:  # an error in a rule must not end the training
             reason = f"{func}: {type(error).__name__}: {error}"
             self.failures.append(reason)
             for tensor in tensors_in([list(args), kwargs]):
@@ -266,7 +266,7 @@ class Watcher:
         return rule(call)
 
     def _produced(self, call: Call, inputs: list[tuple[Tensor, Layout]]) -> Axis | None:
-        """The depths of a weight in groups: copies have them, convolutions read them, others pin the weight."""
+        """Returns the bit depths of a copied weight in groups; only copies and convolutions do not pin it."""
         found = [layout for _, layout in inputs if layout.produced is not None]
         if call.name in _COPIES:
             return found[0].produced if found else None
@@ -276,7 +276,7 @@ class Watcher:
         return None
 
     def _settle(self, call: Call, result: list[Dims | None]) -> None:
-        """Notes which values computed from parameters have met data: all but the penalties that join the loss."""
+        """Marks inputs computed from parameters alone as combined with data, except a penalty that joins the loss."""
         constants = [known.constant for known in call.layouts if known is not None and known.constant is not None]
         data = [t for t, known in zip(call.inputs, call.layouts, strict=True) if known is None or not known.constant]
         if not constants or (not data and None not in result):
@@ -298,7 +298,7 @@ class Watcher:
         constant = call.constant
         for tensor, dims in zip(call.outputs, result, strict=True):
             if id(tensor) in self._stored:
-                continue  # parameters and buffers stay what they are
+                continue  # parameters and buffers keep their layouts
             if dims is not None and len(dims) != tensor.dim():
                 raise ValueError(f"{len(dims)} dimensions for a tensor of {tensor.dim()}")
             before = self._layout(tensor)
@@ -311,7 +311,7 @@ class Watcher:
                 self._set(tensor, Layout(dims, storage, constant=constant, produced=produced))
 
     def _written(self, tensor: Tensor, before: Layout, dims: Dims | None, constant: Constant | None) -> None:
-        """Handles an operation in place, after which what is known of other views of the memory may be wrong."""
+        """Handles an in-place operation, after which the layouts of other views of the memory may be wrong."""
         dims = dims if dims is not None else (None,) * tensor.dim()
         same = len(dims) == len(before.dims) and all(map(_same_atoms, before.dims, dims))
         if before.storage.views == 1:
@@ -344,7 +344,7 @@ class Watcher:
             if tensor is not None:
                 tensor.__dict__.pop(_LAYOUT, None)
         self._labelled.clear()
-        for module in self.model.modules():  # what a module keeps may have lost its reference and come back
+        for module in self.model.modules():  # a weak reference may be cleared although a module keeps the tensor
             for tensor in tensors_in([value for name, value in vars(module).items() if name not in _BOOKKEEPING]):
                 tensor.__dict__.pop(_LAYOUT, None)
 

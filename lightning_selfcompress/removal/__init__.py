@@ -1,4 +1,4 @@
-"""Dead channels leave a network: planned, proved in a dry run, and taken out of modules and optimizers alike."""
+"""The removal of dead channels: a plan, a dry run that proves it, and surgery on modules and optimizers."""
 
 from lightning_selfcompress.removal.dry_run import prove
 from lightning_selfcompress.removal.optimizer_state import shrink_optimizer

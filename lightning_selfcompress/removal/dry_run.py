@@ -1,6 +1,7 @@
-"""The dry run, in which a removal is carried out on copies and compared before it touches the network.
+"""The dry run, which carries out a removal on copies and compares their outputs before the network is changed.
 
-Sizes that became Python numbers (``view(n, 2, 4)``, ``x.shape[1] ** -0.5``) are seen by no operation. Here they show.
+Sizes that became Python numbers (``view(n, 2, 4)``, ``x.shape[1] ** -0.5``) do not show in the watched operations. The
+dry run detects them.
 """
 
 import random
@@ -28,26 +29,26 @@ _REASON = "its removal changed the outputs in a dry run (a size may be written i
 
 
 def prove(model: nn.Module, channels: Channels, plan: RemovalPlan, replay: Replay) -> tuple[RemovalPlan, Channels]:
-    """Tries a removal on a copy: the outputs have to stay the same in training and in evaluation mode.
+    """Tries a removal on copies, whose outputs have to stay the same in training and in evaluation mode.
 
-    Where they differ, the plan is halved until what is wrong is found; that is pinned, with all other channels of the
-    same layers. Random state and the model are as before; random numbers are constants meanwhile.
+    If the outputs differ, the plan is halved until the wrong channels are found. These are pinned, with all other
+    channels of the same layers. The dry run replaces random numbers by constants, and restores the random state.
 
     Args:
-        model: The module, not changed.
-        channels: Its channels.
-        plan: A plan for it.
-        replay: Runs a training step, or a forward, on a copy that it is given, with floating point inputs of the
-            given dtype; returns its outputs.
+        model: A converted module; it is not changed.
+        channels: The channels of the module.
+        plan: A plan for the module.
+        replay: A function that runs a training step or a forward pass on a given copy, with floating point inputs of
+            the given dtype, and returns its outputs.
 
     Returns:
-        The part of the plan that was proved, and the channels with what was refuted pinned.
+        The proved part of the plan, and the channels, of which the refuted ones are pinned.
     """
     if not plan:
         return plan, channels
     try:
         trial = _Trial(model, replay)
-    except Exception as error:  # whatever somebody's network raises on a copy
+    except Exception as error:  # a network may raise any exception on a copy
         reason = f"the dry run failed before anything was removed: {type(error).__name__}: {error}"
         return narrow(model, channels, plan, (), reason), channels
     right: list[int] = []
@@ -74,7 +75,7 @@ def prove(model: nn.Module, channels: Channels, plan: RemovalPlan, replay: Repla
 
 
 def _signatures(channels: Channels) -> dict[int, tuple[str, ...]]:
-    """The names of the depths that produce each channel: channels of the same layers are right or wrong together."""
+    """Returns the names of the bit depths that produce each channel; channels with equal names are proved together."""
     found: dict[int, list[str]] = {}
     for slot in channels.slots:
         if slot.produces:
@@ -84,7 +85,7 @@ def _signatures(channels: Channels) -> dict[int, tuple[str, ...]]:
 
 
 def _units(channels: Channels, plan: RemovalPlan) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The channels of a plan, put together by their layers."""
+    """Returns the channels of a plan, grouped by the layers that produce them."""
     signatures = _signatures(channels)
     units: dict[tuple[str, ...], list[int]] = {}
     for number in plan.channels:
@@ -93,11 +94,11 @@ def _units(channels: Channels, plan: RemovalPlan) -> dict[tuple[str, ...], tuple
 
 
 class ProvesNothingError(ValueError):
-    """A step whose outputs tell nothing about the network."""
+    """The outputs of a step say nothing about the network."""
 
 
 class Role(Enum):
-    """What an output of a step is to whoever runs it."""
+    """The origin of an output of a step."""
 
     HIDDEN = "of a child of the network, which may lose channels"
     FINAL = "of the network itself"
@@ -111,7 +112,10 @@ class _Output:
 
 
 class _Trial:
-    """The outputs of a network, and whether a plan keeps them; in float64 if the network runs in it."""
+    """The outputs of a network, with which the outputs after a removal are compared.
+
+    The network runs in float64 if it can, otherwise in float32.
+    """
 
     def __init__(self, model: nn.Module, replay: Replay) -> None:
         self._model, self._replay = model, replay
@@ -120,7 +124,7 @@ class _Trial:
         try:
             self._dtype, self._tolerance = torch.float64, 1e-10
             self._outputs = self._run(())
-        except Exception:  # some networks name their dtype
+        except Exception:  # the code of some networks names a dtype
             self._dtype, self._tolerance = torch.float32, 1e-4
             self._outputs = self._run(())
         if not any(bool(output.value.isfinite().any()) for output in self._outputs):
@@ -128,18 +132,18 @@ class _Trial:
         try:
             self._outputs += self._outputs_of(copy_module(model).to(self._dtype).eval())
             self._evaluates = True
-        except Exception:  # a training step may be written for training mode alone, which then is what it proves
+        except Exception:  # a step that runs in training mode alone proves the plan for that mode
             return
 
     def holds(self, plan: RemovalPlan) -> bool:
-        """Whether the outputs are the same after a plan was carried out on a copy.
+        """Returns whether the outputs are the same after a plan was carried out on a copy.
 
-        A loss may be another one by a penalty on the weights that are gone: it holds if the gradients of all that is
-        left are the same.
+        A loss may change by a penalty on the removed weights. If only losses differ, the plan holds if the gradients of
+        all remaining entries are the same.
         """
         try:
             outputs = self._run(plan.edits)
-        except Exception:  # a size written into the code shows in many ways
+        except Exception:  # a size written into the code may raise any exception
             return False
         if len(outputs) != len(self._outputs):
             return False
@@ -148,7 +152,7 @@ class _Trial:
         return not other or (losses and self._trains_alike(plan.edits))
 
     def _copies(self, edits: Sequence[Edit]) -> Iterator[nn.Module]:
-        """The network after a removal, in training mode and, if the step runs in it, in evaluation mode."""
+        """Yields the network after a removal as it is and, if the step runs in evaluation mode, in evaluation mode."""
         trained = copy_module(self._model).to(self._dtype)
         remove(trained, edits)
         evaluated = copy_module(trained).eval() if self._evaluates else None
@@ -160,7 +164,7 @@ class _Trial:
         return [output for net in self._copies(edits) for output in self._outputs_of(net)]
 
     def _outputs_of(self, net: nn.Module) -> list[_Output]:
-        """The outputs of the step, and the outputs of the network and of its direct children on the way."""
+        """Returns the outputs of the step, of the network, and of the direct children of the network."""
         seen: list[_Output] = []
 
         def record(role: Role) -> Callable[..., None]:
@@ -175,17 +179,17 @@ class _Trial:
 
     def _same(self, one: _Output, other: Tensor) -> bool:
         if one.value.shape != other.shape:
-            return one.role is Role.HIDDEN  # a layer that lost channels
+            return one.role is Role.HIDDEN  # the child may have lost channels
         return self._close(one.value, other)
 
     def _close(self, one: Tensor, other: Tensor) -> bool:
-        known = one.isfinite()  # what is not finite proves nothing, and refutes nothing
+        known = one.isfinite()  # values that are not finite are not compared
         one, other = one[known], other[known]
         scale = float(one.abs().max()) if one.numel() else 0.0
         return torch.allclose(one, other, rtol=self._tolerance, atol=self._tolerance * scale)
 
     def _trains_alike(self, edits: Sequence[Edit]) -> bool:
-        """Whether what a removal leaves gets the gradients of the loss that it had before."""
+        """Returns whether the remaining entries have the same gradients of the loss as before the removal."""
         if self._gradients is None:
             self._gradients = self._gradients_of(())
         kept: dict[str, dict[int, Tensor]] = {}
@@ -199,7 +203,7 @@ class _Trial:
         return True
 
     def _gradients_of(self, edits: Sequence[Edit]) -> list[dict[str, Tensor]]:
-        """For each copy the gradients of the losses that its step returns, by name; none if it returns no loss."""
+        """Returns for each copy the gradients of the losses that its step returns, by name; none if there is no loss."""
         found = []
         for net in self._copies(edits):
             with uncompiled(), _repeatable(), torch.enable_grad():
@@ -223,7 +227,7 @@ def _floats(value: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """A context of equal random numbers at every run and for all shapes; generators get their states back."""
+    """Makes random numbers the same in every run and for all shapes; restores the states of the generators."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(), _Constant():  # type: ignore[no-untyped-call]
         torch.manual_seed(0)
@@ -237,7 +241,7 @@ def _repeatable() -> Iterator[None]:
 
 
 class _Constant(TorchDispatchMode):
-    """Turns random numbers into constants and dropout off, so that a smaller network sees the same numbers."""
+    """Replaces random numbers by constants and turns dropout off, so that a smaller network sees the same numbers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

@@ -1,4 +1,4 @@
-"""Fading, which takes the constants of dead channels to zero over some steps, before the channels go."""
+"""Fading, which takes the constants of dead channels to zero over several steps before the channels are removed."""
 
 from collections.abc import Sequence
 
@@ -12,20 +12,20 @@ from lightning_selfcompress.tensors import stored_tensors
 
 
 class Fading:
-    """Takes biases, scales and shifts of dead channels to zero in a straight line, and holds them there.
+    """Takes biases, scales and shifts of dead channels linearly to zero, and holds them there.
 
-    A dead channel still emits its bias through its normalization and activation. Only channels that can be removed are
-    touched. Everything is done on the device, without waiting for it.
+    A dead channel still emits its bias through its normalization and activation. Only channels that may be removed
+    fade. The computation runs on the device of the bit depths, without synchronization on a GPU.
 
     Args:
         model: A converted module.
-        channels: Its channels.
-        steps: Steps from the death of a channel until its constants are zero, >= 1.
-        left: Where to go on from: the attribute ``left`` of an earlier one for the same channels, of which some may
-            have gone since.
+        channels: The channels of the module.
+        steps: Number of steps from the death of a channel until its constants are zero, >= 1.
+        left: The attribute ``left`` of an earlier instance for the same channels, to continue its fading; some of the
+            channels may have been removed since.
 
     Attributes:
-        left: Steps that each channel has left, ``(channels.count,)``, float32.
+        left: Number of steps that each channel has left, ``(channels.count,)``, float32.
 
     Raises:
         ValueError: If ``steps`` is below 1.
@@ -50,12 +50,12 @@ class Fading:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Takes one step; to be called after each step of the optimizers."""
+        """Takes one step; it is called after each step of the optimizers."""
         if not self._vectors or not self._depths:
             return
         depth = bit_depth(torch.cat([d.to(self.left) for d in self._depths]))
         if depth.device.type == "cpu" and bool(depth.all()):
-            return  # nothing is dead, as is usual; elsewhere to ask would mean to wait for the device
+            return  # no channel is dead; on other devices this check would wait for the device
         alive = torch.zeros_like(self._removable)
         alive[self._produced[depth > 0]] = True
         dying = self._removable & ~alive
@@ -67,6 +67,6 @@ class Fading:
 
 
 def _groups(channels: Channels, slots: Sequence[Slot], device: torch.device) -> Tensor:
-    """The channel of every position of some slots, one after the other."""
+    """Returns the channel of every position in the slots, as one concatenated tensor."""
     groups = [channels.group[s.atoms] for s in slots]
     return torch.from_numpy(np.concatenate(groups) if groups else np.zeros(0, np.int64)).to(device)

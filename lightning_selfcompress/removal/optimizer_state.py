@@ -1,4 +1,4 @@
-"""Optimizers that go on with parameters from which channels were removed."""
+"""The removal of channels from the parameters and the state of optimizers."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,19 +13,19 @@ from lightning_selfcompress.tensors import map_tensors
 
 
 def shrink_optimizer(optimizer: Optimizer, shrunk: Iterable[Shrunk]) -> None:
-    """Makes an optimizer go on with parameters that have become smaller, in place.
+    """Removes entries from the state of an optimizer in place, to match parameters that have become smaller.
 
-    What the optimizer remembers of the kept entries stays: each tensor of a parameter's state that has as many
-    dimensions as the parameter is sliced along those dimensions where it has the parameter's old size. A parameter that
-    was replaced by a new object is replaced in the groups, whose lists stay the same objects.
+    The state of the kept entries is kept. Each tensor of a parameter's state that has as many dimensions as the
+    parameter is sliced along those dimensions where it has the parameter's old size. A parameter that was replaced by a
+    new object is replaced in the parameter groups, whose lists stay the same objects.
 
     For optimizers that treat every entry on its own, and LBFGS where the removed entries never moved, the next steps
-    equal the steps of the larger network with the removed channels held at zero. Whatever depends on a tensor's shape
-    follows the new shape: Adafactor's root mean squares of weights and updates, Muon's ``adjust_lr_fn``.
+    equal the steps of the larger network with the removed channels held at zero. Computations that depend on a tensor's
+    shape use the new shape: Adafactor's root mean squares of weights and updates, Muon's ``adjust_lr_fn``.
 
     Args:
-        optimizer: Any optimizer of torch, or one that keeps its state as those do.
-        shrunk: What has become smaller; tensors that the optimizer does not hold are passed over.
+        optimizer: Any optimizer of torch, or an optimizer that keeps its state in the same way.
+        shrunk: The tensors that have become smaller; tensors that the optimizer does not hold are ignored.
     """
     records = {id(record.old): record for record in shrunk}
     before = [p for group in optimizer.param_groups for p in group["params"]]
@@ -45,7 +45,7 @@ def shrink_optimizer(optimizer: Optimizer, shrunk: Iterable[Shrunk]) -> None:
 
 
 def _shrink_state(state: dict[str, Any], record: Shrunk, *, factored: bool) -> None:
-    """Slices what is remembered of one parameter, a tensor at a time so that only one is there twice."""
+    """Slices the state of one parameter, one tensor at a time, so that memory holds only one tensor twice."""
 
     def smaller(tensor: Tensor) -> Tensor:
         if tensor.dim() != len(record.shape):
@@ -53,7 +53,7 @@ def _shrink_state(state: dict[str, Any], record: Shrunk, *, factored: bool) -> N
         kept = {dim: indices for dim, indices in record.kept.items() if tensor.shape[dim] == record.shape[dim]}
         tensor = shrink(tensor, kept)
         if tensor.shape == record.new.shape and tensor.stride() != record.new.stride():
-            # fused kernels walk through parameter and state in the order of memory, whatever their strides
+            # fused kernels read parameter and state in the order of memory and ignore the strides
             tensor = torch.empty_like(record.new, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
         return tensor
 
@@ -64,12 +64,12 @@ def _shrink_state(state: dict[str, Any], record: Shrunk, *, factored: bool) -> N
 
 
 def _rescale_factors(state: dict[str, Any], record: Shrunk) -> None:
-    """Makes Adafactor's means over rows and columns, before they are sliced, means over the kept entries.
+    """Rescales Adafactor's means over rows and columns to means over the kept entries, before they are sliced.
 
     Adafactor's estimate of the squared gradient is V = R C / mean(R), R being the means over the last dimension and C
     the means over the one before it (Shazeer and Stern 2018, arXiv:1804.04235). V is unchanged for every kept entry if
-    R is multiplied by the old number of columns over the new one, and C by the mean of kept R over the mean of all R.
-    The steps after that are exact too where the gradients of the removed rows had been 0.
+    R is multiplied by the old number of columns over the new number, and C by the mean of the kept R over the mean of
+    all R. The later steps are exact too where the gradients of the removed rows had been 0.
     """
     row_var, rows = state["row_var"], len(record.shape) - 2
     kept_rows = {dim: indices for dim, indices in record.kept.items() if dim == rows}
@@ -79,7 +79,7 @@ def _rescale_factors(state: dict[str, Any], record: Shrunk) -> None:
 
 
 def _shrink_lbfgs(optimizer: torch.optim.LBFGS, parameters: Sequence[Tensor], records: Mapping[int, Shrunk]) -> None:
-    """Slices LBFGS's vectors, each of which runs through all parameters, under whichever key they are kept."""
+    """Slices the vectors over all parameters in the state of LBFGS, under all keys."""
     before = [records[id(p)].shape if id(p) in records else tuple(p.shape) for p in parameters]
     shapes = [(*shape, 2) if p.is_complex() else shape for p, shape in zip(parameters, before, strict=True)]
     numels = [math.prod(shape) for shape in shapes]

@@ -1,4 +1,4 @@
-"""The size of a network: differentiable in bits while it trains, in whole bytes when it is reported."""
+"""The size of a network: a differentiable number of bits for training, and a report in whole bits and bytes."""
 
 from lightning_selfcompress.size.price import ModelSize, size_bits
 from lightning_selfcompress.size.report import LayerSize, SizeReport

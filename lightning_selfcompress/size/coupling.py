@@ -1,4 +1,4 @@
-"""Coupling: a weight counts as far as its inputs are alive, so that a channel pays for what vanishes with it."""
+"""Coupling: a weight counts as far as its inputs are alive, so a channel pays for all weights removed with it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,54 +21,56 @@ def alive_factor(
     channel: Tensor,  # (producers,) int64
     count: int,
 ) -> Tensor:
-    """How much each channel is alive: ``1 - prod_k (1 - min(b_k, 1))`` over its producers k, differentiable in ``b``.
+    """Returns how far each channel is alive, ``1 - prod_k (1 - min(b_k, 1))`` over its producers k.
 
-    A channel with one producer has ``min(b, 1)``; one with several, a residual stream, is alive while any of them is.
+    The factor is differentiable in ``b``. A channel with one producer has the factor ``min(b, 1)``. A channel with
+    several producers, as in a residual stream, is alive while any of these is alive.
 
     Args:
         b: Bit depths of all producers, in bits.
-        channel: The channel that each of them produces, from 0 to ``count``; ``count`` for one that does not matter.
+        channel: The channel of each producer, below ``count``; ``count`` stands for any channel to be ignored.
         count: Number of channels.
 
     Returns:
-        ``(count,)``, from 0 to 1.
+        The factors, ``(count,)``, from 0 to 1.
     """
     return 1 - dead_factor(1 - b.clamp(max=1), channel, count)[:count]
 
 
 def dead_factor(missing: Tensor, channel: Tensor, count: int) -> Tensor:
-    """``prod_k (1 - min(b_k, 1))`` of each channel ``(count + 1,)``; ``missing`` is ``1 - min(b, 1)``."""
+    """Returns ``prod_k (1 - min(b_k, 1))`` for each channel, ``(count + 1,)``; ``missing`` is ``1 - min(b, 1)``."""
     return missing.new_ones(count + 1).scatter_reduce(0, channel, missing, "prod")
 
 
 @dataclass(frozen=True, eq=False)
 class CoupledWeight:
-    """Which channels a weight makes and which it reads, as :func:`couple` notes them on its layer.
+    """The channels that a weight produces and reads, as :func:`couple` notes them on the weight's layer.
 
     Args:
-        produced: The number of the channel that each depth produces, ``(channels,)``, int64; -1 for a channel that is
-            never removed.
-        inputs: For each dimension of the weight that counts inputs the number of the channel at each position.
+        produced: The number of the channel that each bit depth produces, ``(channels,)``, int64; -1 for a channel that
+            is never removed.
+        inputs: The number of the channel at each position, for each dimension of the weight other than those of its
+            output channels; -1 for a position that is never removed.
     """
 
     produced: NDArray[np.int64]
     inputs: Mapping[int, NDArray[np.int64]]
 
     def fits(self, parameter: QuantizedParameter) -> bool:
-        """Whether the notes belong to a weight of the present shape."""
+        """Returns whether these notes fit the shape of a weight."""
         shape = parameter.latent.shape
         along = all(len(numbers) == shape[dim] for dim, numbers in self.inputs.items())
         return along and len(self.produced) == parameter.channels
 
 
 def couple(model: nn.Module, channels: Channels) -> None:
-    """Notes on every quantized layer which channels its weights make and read, so that its size is known anywhere.
+    """Notes on every quantized layer the channels that its weights produce and read.
 
-    The notes are copied and pickled with the layer, and go when the layer's shape changes.
+    The notes are copied and pickled with the layer, and are deleted when the layer's shape changes.
 
     Args:
         model: A converted module.
-        channels: Its channels.
+        channels: The channels of the module.
     """
     names = {id(t): name for name, t in stored_tensors(model).items()}
     removable = channels.removable()
@@ -86,30 +88,31 @@ def couple(model: nn.Module, channels: Channels) -> None:
 
 
 def _coupled(parameter: QuantizedParameter) -> CoupledWeight | None:
-    """The notes on a weight; None if there are none, or if they belong to a weight of another shape."""
+    """Returns the notes on a weight, or None if there are no notes or they do not fit its shape."""
     found: CoupledWeight | None = parameter.layer.__dict__.get(COUPLING, {}).get(parameter.weight_name)
     return found if found is not None and found.fits(parameter) else None
 
 
 @dataclass(frozen=True, eq=False)
 class Coupling:
-    """Which channels the inputs of every weight come from, so that weights count while their inputs are alive.
+    """The channels that the inputs of every weight come from, so that weights count while their inputs are alive.
 
-    A factor is the share of live inputs along one dimension of a weight, the mean of how much each is alive. An entry
-    is a channel that makes up some of the inputs of a factor.
+    A factor is the live share of the inputs along one dimension of a weight: the mean over the inputs of how far each
+    is alive. An entry is one channel among the inputs of one factor.
 
     Args:
-        produced: The channel of each depth ``(channels of all weights,)``; ``count`` for one that cannot be removed.
+        produced: The channel of each bit depth, ``(channels of all weights,)``; ``count`` if it cannot be removed.
         count: Number of channels that can be removed.
-        weight: The weight of each depth ``(channels of all weights,)``.
+        weight: The weight of each bit depth, ``(channels of all weights,)``.
         weights: Number of weights.
         channel: The channel of each entry.
         factor: The factor of each entry.
-        times: Number of inputs of its factor that each entry makes up.
-        fixed: Number of inputs of each factor that cannot be removed. The last factor stands for none at all and is 1.
+        times: Number of inputs of the entry's factor that are the entry's channel.
+        fixed: Number of inputs of each factor that cannot be removed. The last factor is a placeholder, always 1.
         sizes: Number of inputs of each factor.
-        rounds: For each weight its first factor, its second, ...; the last factor where it has no more.
-        slot: Where the factor of each entry stands in ``rounds``, one round after the other.
+        rounds: One tensor ``(weights,)`` with the first factor of every weight, one with the second factor, and so on;
+            the placeholder stands for a missing factor.
+        slot: The index of each entry's factor in the concatenation of ``rounds``.
     """
 
     produced: Tensor
@@ -126,11 +129,11 @@ class Coupling:
 
     @classmethod
     def of(cls, parameters: Sequence[QuantizedParameter]) -> "Coupling":
-        """The coupling of weights among one another, as :func:`couple` has noted it on their layers.
+        """Makes the coupling of quantized weights from the notes of :func:`couple` on their layers.
 
         Args:
-            parameters: Quantized weights. An input whose producers are not among them counts as alive, and so do all
-                inputs of a weight of which nothing is noted.
+            parameters: Quantized weights. An input that no given weight produces counts as alive, and so do all inputs
+                of a weight without notes.
         """
         notes = [_coupled(p) for p in parameters]
         pairs = zip(parameters, notes, strict=True)
@@ -145,7 +148,7 @@ class Coupling:
             return np.where(found, places, count)
 
         produced, inputs = [compact(numbers) for numbers in made], []
-        owners: list[int] = []  # of each factor, the weight it belongs to
+        owners: list[int] = []  # the weight of each factor
         for i, note in enumerate(notes):
             for along in map(compact, note.inputs.values()) if note is not None else ():
                 if (along < count).any():
@@ -154,7 +157,7 @@ class Coupling:
         rounds = _rounds(owners, len(parameters))
         entries = [np.unique(along[along < count], return_counts=True) for along in inputs]
         factor = np.repeat(np.arange(len(owners)), [len(found) for found, _ in entries])
-        slots = np.argsort(np.concatenate([*rounds, []]), kind="stable")[: len(owners)]  # none stands last
+        slots = np.argsort(np.concatenate([*rounds, []]), kind="stable")[: len(owners)]  # the placeholder sorts last
         like = parameters[0].raw_depth.detach()
 
         def to(values: Any) -> Tensor:
@@ -175,7 +178,7 @@ class Coupling:
         )
 
     def live_share(self, b: Tensor) -> Tensor:
-        """For each depth the share of its weights that have a live input, ``(channels of all weights,)``."""
+        """Returns for each bit depth the share of its weights whose inputs are alive, ``(channels of all weights,)``."""
         factors = self._factors(alive_factor(b, self.produced, self.count))
         return math.prod(factors, start=b.new_ones(self.weights))[self.weight]
 
@@ -184,21 +187,21 @@ class Coupling:
         b: Tensor,  # (channels of all weights,)
         n: Tensor,  # (channels of all weights,)
     ) -> Tensor:
-        """``d size_bits(b, n * live_share(b)) / db`` in closed form, ``(channels of all weights,)``.
+        """Returns ``d size_bits(b, n * live_share(b)) / db`` in closed form, ``(channels of all weights,)``.
 
-        With z_l = sum_i n_(l,i) b_(l,i) of a weight l, f_(l,r) its factors, m_(l,r,c) the inputs of such a factor that
-        are channel c, M_(l,r) all of them, and d_c = prod_k (1 - min(b_k, 1)) over the producers of c::
+        A weight l has z_l = sum_i n_(l,i) b_(l,i) and factors f_(l,r). Factor r has M_(l,r) inputs, of which m_(l,r,c)
+        are channel c, and d_c = prod_k (1 - min(b_k, 1)) over the producers k of c::
 
             dQ/db_(l,i) = n_(l,i) prod_r f_(l,r) + [b_(l,i) <= 1] d_c / (1 - b_(l,i)) * pull_c, c produced by (l,i)
             pull_c = sum_(l,r) z_l prod_(s != r) f_(l,s) m_(l,r,c) / M_(l,r)
 
         Args:
             b: Bit depths, in bits.
-            n: Weights of each channel, all inputs counted.
+            n: Number of weights of each channel, with all inputs counted.
         """
         if not self.rounds or (b.device.type == "cpu" and bool((b > 1).all())):
-            return n  # all inputs are alive and stay so; elsewhere than on a CPU to ask would mean to wait
-        missing = (1 - b).clamp_(min=1e-30)  # not 0: d over it is the product over the other producers
+            return n  # all inputs stay alive; on other devices this check would wait for the device
+        missing = (1 - b).clamp_(min=1e-30)  # above 0: d / missing is the product over the other producers
         dead = dead_factor(missing, self.produced, self.count)
         factors = self._factors(1 - dead)
         z = b.new_zeros(self.weights).index_add_(0, self.weight, b * n)
@@ -212,21 +215,21 @@ class Coupling:
         return own.addcmul_((pull * dead)[self.produced] / missing, (b <= 1).to(b))
 
     def _factors(self, alive: Tensor) -> list[Tensor]:
-        """The first, the second, ... factor of every weight, each ``(weights,)``."""
+        """Returns the first factors of all weights, the second factors, and so on, ``(weights,)`` each."""
         live = self.fixed.to(alive).index_add(0, self.factor, alive[self.channel] * self.times.to(alive))
         shares = live / self.sizes.to(alive)
         return [shares[which] for which in self.rounds]
 
 
 def _input_dims(p: QuantizedParameter) -> list[int]:
-    """The dimensions of a weight that count inputs; none for a depthwise layer, whose inputs go with its outputs."""
+    """Returns the dimensions of a weight that do not belong to its output channels: inputs and kernel positions."""
     axis = p.spec.axis
     own = {axis.dim} if axis.groups < p.latent.shape[0] or axis.groups == 1 else {0, 1}
     return [d for d in range(p.latent.dim()) if d not in own]
 
 
 def _rounds(owners: Sequence[int], weights: int) -> list[list[int]]:
-    """For each weight its first factor, its second, and so on; ``len(owners)`` where it has none."""
+    """Returns the first factor of every weight, the second factor, and so on; ``len(owners)`` for a missing one."""
     rounds: list[list[int]] = []
     taken = [0] * weights
     for factor, owner in enumerate(owners):

@@ -1,4 +1,4 @@
-"""The price of a network: its differentiable size Q, in bits per original weight."""
+"""The price of a network: the differentiable size Q, in bits per original weight."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,31 +15,38 @@ def size_bits(
     b: Tensor,  # (channels,)
     n: Tensor,  # (channels,)
 ) -> Tensor:
-    """Size in bits, ``sum_l z_l`` with ``z_l = sum_i n_(l,i) b_(l,i)``, differentiable in ``b``.
+    """Returns the size in bits, ``sum_l z_l`` with ``z_l = sum_i n_(l,i) b_(l,i)``, differentiable in ``b``.
 
-    Divided by the number of weights before compression it is the paper's Q, in bits per weight.
+    The size divided by the number of weights before compression is the paper's Q, in bits per weight.
     Source: Cséfalvay and Imber 2023, arXiv 2301.13142.
+
+    >>> import torch
+    >>> from lightning_selfcompress.size import size_bits
+    >>> b = torch.tensor([4.0, 2.5, 0.0])  # three channels, the last one dead
+    >>> n = torch.tensor([9.0, 9.0, 9.0])
+    >>> float(size_bits(b, n))
+    58.5
 
     Args:
         b: Bit depths of all channels of all layers, in bits.
-        n: Weights of each channel that still have a live input.
+        n: Number of weights of each channel that still have a live input.
 
     Returns:
-        Scalar, in bits.
+        A scalar, in bits.
     """
     return torch.dot(b, n)
 
 
 @dataclass(frozen=True, eq=False)
 class ModelSize:
-    """The Q of one model, ready to be evaluated at every step: constants made once.
+    """The size Q of one model, to be evaluated at every step; its constants are computed once.
 
     Args:
         parameters: The quantized weights.
-        n: Weights of each channel ``(channels,)``, in the order of ``parameters``, all inputs counted.
+        n: Number of weights of each channel with all inputs counted, ``(channels,)``, in the order of ``parameters``.
         original_numel: N, the number of weights before compression.
-        coupling: Through which channels the weights are coupled; None if there are no weights.
-        whole: The size that this one is a part of.
+        coupling: The coupling of the weights; None for a part, and if there are no weights.
+        whole: The size of the whole model if this size is a part, otherwise None.
     """
 
     parameters: tuple[QuantizedParameter, ...]
@@ -50,16 +57,16 @@ class ModelSize:
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelSize":
-        """The size of a converted model.
+        """Makes the size of a converted model.
 
-        Weights count as far as their inputs are alive, and a channel pays for the weights that vanish with it, if the
-        layers have notes on the channels that they make and read (:func:`couple`); otherwise all inputs count.
+        If the layers have notes on the channels that they produce and read (:func:`couple`), a weight counts as far as
+        its inputs are alive, and a channel pays for all weights removed with it. Otherwise all inputs count.
 
         Args:
-            model: A module; its quantized weights are found once, here.
+            model: A module. Its quantized weights are looked up once, in this call.
 
         Returns:
-            The size, over no weights at all if nothing is quantized.
+            The size; it has no weights if nothing is quantized.
         """
         parameters = tuple(quantized_parameters(model))
         if not parameters:
@@ -68,14 +75,14 @@ class ModelSize:
         return cls(parameters, torch.cat(n), sum(p.spec.original_numel for p in parameters), Coupling.of(parameters))
 
     def part(self, parameters: Sequence[QuantizedParameter]) -> "ModelSize":
-        """The share of some of the weights, over the same N: the shares of all weights add up to Q."""
+        """Returns the share of some of the weights in Q, over the same N: the shares of all weights add up to Q."""
         wanted = {id(p.latent) for p in parameters}
         chosen = [(p, n) for p, n in zip(self.parameters, self._split(self.n), strict=True) if id(p.latent) in wanted]
         n = torch.cat([n for _, n in chosen]) if chosen else self.n[:0]
         return ModelSize(tuple(p for p, _ in chosen), n, self.original_numel, whole=self.whole or self)
 
     def bits_per_weight(self) -> Tensor:
-        """Q in bits per original weight, a scalar differentiable in every raw depth."""
+        """Returns Q in bits per original weight, a scalar that is differentiable in every raw bit depth."""
         if not self.parameters:
             return torch.zeros(())
         whole = self.whole or self
@@ -86,7 +93,7 @@ class ModelSize:
 
     @torch.no_grad()
     def layer_bits(self) -> list[float]:
-        """The z of each of ``parameters``, in bits; divided by N, they add up to Q."""
+        """Returns the z of each weight in bits; for a whole model their sum divided by N is Q."""
         if not self.parameters:
             return []
         b = bit_depth(torch.cat([p.raw_depth for p in self.parameters])).double()
@@ -95,9 +102,10 @@ class ModelSize:
 
     @torch.no_grad()
     def gradients(self, factor: float) -> tuple[Tensor, ...]:
-        """``factor * dQ/db`` with respect to the raw depths of each of ``parameters``, ``(channels,)`` each.
+        """Returns ``factor * dQ/db`` with respect to the raw bit depths of each weight, ``(channels,)`` each.
 
-        Q is the size of the whole model: a depth also pays for weights of other layers that another optimizer trains.
+        Q is the size of the whole model: a bit depth also pays for weights of other layers that another optimizer
+        trains.
         """
         whole = self.whole or self
         if not whole.parameters:
@@ -105,7 +113,7 @@ class ModelSize:
         b = bit_depth(torch.cat([p.raw_depth for p in whole.parameters]))
         n = whole.n.to(b)
         gradient = n if whole.coupling is None else whole.coupling.size_gradient(b, n)
-        gradient = gradient * b.sign().mul_(factor / self.original_numel)  # a depth at 0 learns nothing
+        gradient = gradient * b.sign().mul_(factor / self.original_numel)  # the gradient of a bit depth at 0 is 0
         by_weight = {id(p.latent): g for p, g in zip(whole.parameters, whole._split(gradient), strict=True)}
         return tuple(by_weight[id(p.latent)] for p in self.parameters)
 

@@ -1,7 +1,7 @@
-"""The size of a network: differentiable in bits while it trains, in whole bytes when it is reported.
+"""The report of a network's size in learned bits, whole bits and bytes.
 
-The differentiable size Q charges real-valued depths; a file holds integers. At b = 0.1 a channel has the levels
-{-1, 0} and costs one bit a weight, so both figures are kept and shown side by side.
+The differentiable size Q counts real-valued bit depths, while a file holds integers: at b = 0.1 a channel has the
+levels {-1, 0} and costs one bit per weight. The report therefore shows both figures.
 """
 
 from dataclasses import dataclass, fields
@@ -20,36 +20,36 @@ from lightning_selfcompress.tensors import stored_tensors
 
 @torch.no_grad()
 def whole_bits(parameter: QuantizedParameter) -> Tensor:
-    """Bits of a two's complement integer that holds every code of a channel; 0 if all its codes are 0.
+    """Returns the bits of a two's complement integer that holds any code of a channel; 0 if all its codes are 0.
 
     Args:
         parameter: A quantized weight.
 
     Returns:
-        ``(channels,)``, int64.
+        The bits of each channel, ``(channels,)``, int64.
     """
     depth, exponent = bit_depth(parameter.raw_depth), parameter.exponent
-    # q is monotone in x: the smallest and the largest weight have the smallest and the largest code
+    # q is monotone in x, so the smallest and the largest weight have the smallest and the largest code
     low, high = (codes(x.to(depth), depth, exponent) for x in parameter.spec.axis.extremes(parameter.latent))
     return integer_bits(low, high)
 
 
 @dataclass(frozen=True)
 class LayerSize:
-    """Sizes of one quantized weight, or of several added up.
+    """The sizes of one quantized weight, or the total of several.
 
     Args:
         name: Path of the weight's layer.
-        weights_before: Weights before compression.
-        weights: Weights in channels that are alive (bit depth above 0).
-        channels_before: Channels before compression.
-        channels: Channels alive.
-        learned_bits: Sum of the learned bit depths over all weights, in bits, each weight counted as far as its input
-            is alive; divided by ``weights_before`` it is Q, which training minimizes.
-        max_bits: Largest learned bit depth of a channel.
+        weights_before: Number of weights before compression.
+        weights: Number of weights in live channels, whose bit depth is above 0.
+        channels_before: Number of output channels before compression.
+        channels: Number of live output channels.
+        learned_bits: Sum of the learned bit depths over all weights, in bits; each weight counts as far as its inputs
+            are alive. The total over all layers, divided by the total of ``weights_before``, is Q.
+        max_bits: Largest learned bit depth of a channel, in bits.
         code_bits: Sum over all weights of the whole bits of their codes.
-        code_nbytes: Bytes of the codes in a packed file, rounded.
-        scale_nbytes: Bytes of the channels' exponents and tables there, rounded.
+        code_nbytes: Bytes of the codes in the packed file, rounded.
+        scale_nbytes: Bytes of the channels' exponents, bounds and classes in the packed file, rounded.
     """
 
     name: str
@@ -65,26 +65,26 @@ class LayerSize:
 
     @property
     def mean_bits(self) -> float:
-        """Learned bits per original weight."""
+        """The learned bits per original weight."""
         return self.learned_bits / max(self.weights_before, 1)
 
     @property
     def whole_bits(self) -> float:
-        """Whole bits per original weight, as integer codes."""
+        """The whole bits of the integer codes per original weight."""
         return self.code_bits / max(self.weights_before, 1)
 
 
 @dataclass(frozen=True)
 class SizeReport:
-    """Sizes of a model now and as a float network. Prints as a table.
+    """The sizes of a model now and as a float network. ``print`` shows the report as a table.
 
     Args:
-        layers: One entry for each quantized weight.
+        layers: The sizes of each quantized weight.
         bias_nbytes: Bytes of the biases of quantized layers.
-        other_nbytes: Bytes of everything else: parameters left in float, and buffers.
-        structure_nbytes: Bytes of names, shapes and the checksum.
-        nbytes: Bytes of the packed file: what :func:`export` writes.
-        float_nbytes: Bytes of the same network in float, all parameters and buffers.
+        other_nbytes: Bytes of all other parameters and buffers that are not quantized.
+        structure_nbytes: Bytes of names, shapes, attributes and the checksum.
+        nbytes: Bytes of the packed file that :func:`export` writes.
+        float_nbytes: Bytes of all parameters and saved buffers of the same network in float, before compression.
     """
 
     layers: tuple[LayerSize, ...]
@@ -96,24 +96,24 @@ class SizeReport:
 
     @property
     def total(self) -> LayerSize:
-        """All quantized weights added up."""
+        """The total over all quantized weights."""
         sums = {f.name: sum(getattr(layer, f.name) for layer in self.layers) for f in fields(LayerSize)[1:]}
         sums["max_bits"] = max((layer.max_bits for layer in self.layers), default=0.0)
         return LayerSize("total", **sums)
 
     @property
     def bits_per_weight(self) -> float:
-        """Q: learned bits per original weight, as training minimizes it."""
+        """The size Q that training minimizes: learned bits per original weight."""
         return self.total.mean_bits
 
     @property
     def weights_left(self) -> float:
-        """Share of the original weights that are in channels alive, from 0 to 1."""
+        """The share of the original weights that are in live channels, from 0 to 1."""
         return self.total.weights / max(self.total.weights_before, 1)
 
     @property
     def channels(self) -> int:
-        """Channels alive."""
+        """The number of live output channels."""
         return self.total.channels
 
     def __str__(self) -> str:
@@ -144,15 +144,12 @@ def _row(size: LayerSize) -> tuple[str, ...]:
 
 @torch.no_grad()
 def layer_size(parameter: QuantizedParameter, learned_bits: float, packed: PackedSize) -> LayerSize:
-    """Sizes of one quantized weight.
+    """Returns the sizes of one quantized weight.
 
     Args:
         parameter: A quantized weight.
-        learned_bits: Its share of Q times the number of all weights, in bits.
-        packed: Sizes of the file that it is a part of.
-
-    Returns:
-        Its sizes now.
+        learned_bits: The learned bits of the weight, one of :meth:`ModelSize.layer_bits`.
+        packed: The size of the model's packed file.
     """
     depth = bit_depth(parameter.raw_depth)
     n = parameter.weights_per_channel
@@ -166,7 +163,7 @@ def layer_size(parameter: QuantizedParameter, learned_bits: float, packed: Packe
         learned_bits=learned_bits,
         max_bits=float(depth.max()),
         code_bits=n * int(whole_bits(parameter).sum()),
-        code_nbytes=packed.codes.get(parameter.name, 0),  # a weight without entries has none
+        code_nbytes=packed.codes.get(parameter.name, 0),  # an empty weight has no codes
         scale_nbytes=packed.channels.get(parameter.name, 0),
     )
 
@@ -174,8 +171,8 @@ def layer_size(parameter: QuantizedParameter, learned_bits: float, packed: Packe
 def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = torch.float32) -> SizeReport:
     """Measures a model: learned bits, whole bits and bytes, layer by layer and in total.
 
-    The bytes are the bytes of the packed file that :func:`export` writes, counted by the code that writes it. Tied
-    weights count once.
+    The bytes are the bytes of the packed file that :func:`export` writes, counted by the code that writes the file.
+    Tied weights count once.
 
     >>> from torch import nn
     >>> from lightning_selfcompress import convert, size_report
@@ -189,8 +186,9 @@ def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = t
 
     Args:
         model: Any module, converted or not.
-        exact: False estimates the bytes from a sample of the weights, within some percent, in milliseconds.
-        floats: The type of values that are not quantized, as for :func:`export`.
+        exact: Whether the bytes are exact. If False, they are estimated from a sample of the weights, within some
+            percent, in milliseconds.
+        floats: The dtype of values that are not quantized, as for :func:`export`; the estimate ignores it.
 
     Returns:
         The report; ``print`` shows it as a table.
@@ -213,10 +211,10 @@ def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = t
 
 
 def float_nbytes_of(model: nn.Module) -> int:
-    """Bytes of a model as a float network, before any compression: all parameters and buffers that are saved.
+    """Returns the bytes of a model's parameters and saved buffers in float, before any compression.
 
     Args:
-        model: Any module, converted or not; removed channels count.
+        model: Any module, converted or not. Channels that were removed count too.
     """
     original = {id(p.latent): p.spec.original_numel for p in quantized_parameters(model)}
     learned = learned_tensors(model)

@@ -1,4 +1,4 @@
-"""How the channels of an operation's inputs meet those of its output: one rule for each operation of torch."""
+"""The rules, one for each operation of torch, that take the channels of the inputs to the channels of the outputs."""
 
 from lightning_selfcompress.channels.call import Rule
 from lightning_selfcompress.channels.rules import moves, pointwise, products, reductions

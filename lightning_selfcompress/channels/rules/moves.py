@@ -1,4 +1,4 @@
-"""Rules of operations that move values: what lay along one dimension lies along another one afterwards."""
+"""Rules of operations that move values from one position or dimension to another."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
 
 
 def reshape(call: Call) -> Result:
-    """``view`` and its kin: dimensions are matched in blocks of equal size, see :func:`_reshape_block`."""
+    """Handles ``view`` and the other reshapes, in blocks of dimensions of equal size (:func:`_reshape_block`)."""
     source = call.inputs[0]
     dims, sizes, target = call.dims(source), tuple(source.shape), call.shape
     result: list[Dim] = [None] * len(target)
@@ -22,7 +22,7 @@ def reshape(call: Call) -> Result:
 
 
 def _blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The finest matching of dimensions, larger than 1, of two shapes into blocks of equal size."""
+    """Returns the finest matching of the dimensions larger than 1 of two shapes into blocks of equal size."""
     ins = [i for i, n in enumerate(source) if n != 1]
     outs = [o for o, n in enumerate(target) if n != 1]
     blocks, i, o = [], 0, 0
@@ -44,11 +44,11 @@ def _blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int
 
 
 def _reshape_block(call: Call, dims: list[Dim], sizes: list[int], target: list[int]) -> list[Dim]:
-    """Splits and merges within one block.
+    """Splits and merges the dimensions within one block.
 
-    Where the channels vary along exactly one dimension of the target this is exact. Where they vary along several, as
-    in a view to (groups, channels per group), they are tied across all but the largest of these: that is the one whose
-    size is taken to depend on how many channels there are. Only a dry run can tell.
+    The result is exact where the channels vary along one dimension of the target. Where the channels vary along several
+    dimensions, as in a view to (groups, channels per group), they are tied across all of these but the largest, whose
+    size is assumed to depend on the number of channels. Only a dry run can confirm this assumption.
     """
     if len(dims) == 1 and len(target) == 1:
         return dims
@@ -76,13 +76,13 @@ def _reshape_block(call: Call, dims: list[Dim], sizes: list[int], target: list[i
 
 
 def permute(call: Call) -> Result:
-    """``permute``, with negative dimensions too."""
+    """Handles ``permute``; its dimensions may be negative."""
     dims = call.dims(call["self"])
     return [tuple(dims[d] for d in call["dims"])]
 
 
 def transpose(call: Call) -> Result:
-    """``t``, ``transpose``."""
+    """Handles ``t`` and ``transpose``."""
     dims = list(call.dims(call["self"]))
     if len(dims) > 1:
         one, other = (0, 1) if call.name in ("t", "t_") else (call["dim0"], call["dim1"])
@@ -91,14 +91,14 @@ def transpose(call: Call) -> Result:
 
 
 def unsqueeze(call: Call) -> Result:
-    """``unsqueeze``."""
+    """Handles ``unsqueeze``."""
     dims, at = list(call.dims(call["self"])), call["dim"]
     dims.insert(at if at >= 0 else at + len(dims) + 1, None)
     return [tuple(dims)]
 
 
 def squeeze(call: Call) -> Result:
-    """``squeeze``: dimensions of size 1 hold no channels, so the others are matched in order."""
+    """Handles ``squeeze``: dimensions of size 1 hold no channels, and all other dimensions are matched in order."""
     if call.name == "squeeze_":
         return call.pin_all("changes the shape in place")
     dims = iter([d for d, n in zip(call.dims(call["self"]), call["self"].shape, strict=True) if n != 1])
@@ -106,7 +106,7 @@ def squeeze(call: Call) -> Result:
 
 
 def expand(call: Call) -> Result:
-    """``expand``: what was one value is now the same everywhere."""
+    """Handles ``expand``: an expanded dimension is uniform."""
     source: Tensor = call["self"]
     new = len(call.shape) - source.dim()
     dims, sizes = (None,) * new + call.dims(source), (1,) * new + tuple(source.shape)
@@ -114,7 +114,7 @@ def expand(call: Call) -> Result:
 
 
 def repeat(call: Call) -> Result:
-    """``repeat``: channels several times over."""
+    """Handles ``repeat``: the channels along a dimension are repeated as a whole."""
     source: Tensor = call["self"]
     new = len(call.shape) - source.dim()
     dims, sizes = (None,) * new + call.dims(source), (1,) * new + tuple(source.shape)
@@ -125,7 +125,7 @@ def repeat(call: Call) -> Result:
 
 
 def flip(call: Call) -> Result:
-    """``flip``: the same channels, in reverse."""
+    """Handles ``flip``: the channels are the same in reverse order."""
     dims = list(call.dims(call["self"]))
     for d in call["dims"]:
         axis = dims[d]
@@ -134,7 +134,7 @@ def flip(call: Call) -> Result:
 
 
 def roll(call: Call) -> Result:
-    """``roll``: other dimensions pass."""
+    """Handles ``roll``: it pins the rolled dimensions and keeps the others."""
     dims = list(call.dims(call["self"]))
     for d in call["dims"] or range(len(dims)):
         call.pin(dims[d], "moves its channels by a number of positions")
@@ -143,7 +143,7 @@ def roll(call: Call) -> Result:
 
 
 def select(call: Call) -> Result:
-    """``select`` and ``unbind``: channels picked by their number stay."""
+    """Handles ``select`` and ``unbind``: channels that are picked by number are pinned."""
     dims = list(call.dims(call["self"]))
     call.pin(dims[call["dim"]], "picks a channel by its number")
     del dims[call["dim"]]
@@ -151,7 +151,7 @@ def select(call: Call) -> Result:
 
 
 def slices(call: Call) -> Result:
-    """``slice``: all channels, or one of equal stretches of them, which are then tied to each other."""
+    """Handles ``slice``: a slice that is one of several equal parts ties the parts, any other proper slice pins."""
     source, dim = call["self"], call["dim"]
     dims, size = list(call.dims(source)), source.shape[call["dim"]]
     axis = dims[dim]
@@ -167,7 +167,7 @@ def slices(call: Call) -> Result:
 
 
 def split(call: Call) -> Result:
-    """``split``, ``chunk``: equal stretches are tied to each other, others pin."""
+    """Handles ``split`` and ``chunk``: equal parts are tied, while unequal parts and parts of size 1 are pinned."""
     dims, dim = list(call.dims(call["self"])), call["dim"]
     axis = dims[dim]
     if isinstance(axis, Axis):
@@ -181,7 +181,7 @@ def split(call: Call) -> Result:
 
 
 def cat(call: Call) -> Result:
-    """``cat``: channels one after the other; along other dimensions equal positions meet."""
+    """Handles ``cat``: it joins the channels along one dimension; along the others, equal positions are tied."""
     tensors = [t for t in call["tensors"] if not (t.dim() == 1 and t.numel() == 0)]
     if not tensors:
         return [None]
@@ -200,7 +200,7 @@ def cat(call: Call) -> Result:
 
 
 def stack(call: Call) -> Result:
-    """``stack``: equal positions meet, a dimension is new."""
+    """Handles ``stack``: equal positions are tied, and the new dimension has no channels."""
     tensors: list[Tensor] = call["tensors"]
     joined = call.broadcast(
         [call.dims(t) for t in tensors], [tuple(t.shape) for t in tensors], lambda known: bool(known.all())
@@ -210,7 +210,7 @@ def stack(call: Call) -> Result:
 
 
 def constant_pad(call: Call) -> Result:
-    """``constant_pad_nd``: padding belongs to no channel."""
+    """Handles ``constant_pad_nd``: the padding belongs to no channel, and negative padding pins."""
     dims, pad = list(call.dims(call["self"])), call["pad"]
     for k in range(len(pad) // 2):
         axis, (before, after) = dims[-1 - k], pad[2 * k : 2 * k + 2]
@@ -227,7 +227,7 @@ def constant_pad(call: Call) -> Result:
 
 
 def pixel_shuffle(call: Call) -> Result:
-    """``pixel_shuffle``: the channels of one output channel go together."""
+    """Handles ``pixel_shuffle``: the input channels of one output channel are tied."""
     dims, factor = call.dims(call["self"]), call["upscale_factor"]
     axis = dims[-3]
     _space(call, dims[-2:])
@@ -241,7 +241,7 @@ def pixel_shuffle(call: Call) -> Result:
 
 
 def pixel_unshuffle(call: Call) -> Result:
-    """``pixel_unshuffle``: every channel becomes several."""
+    """Handles ``pixel_unshuffle``: every input channel becomes several output channels."""
     dims, factor = call.dims(call["self"]), call["downscale_factor"]
     _space(call, dims[-2:])
     axis = dims[-3]
@@ -249,7 +249,7 @@ def pixel_unshuffle(call: Call) -> Result:
 
 
 def channel_shuffle(call: Call) -> Result:
-    """``channel_shuffle``: the groups are tied to each other."""
+    """Handles ``channel_shuffle``: the groups are tied to each other."""
     dims, groups = list(call.dims(call["self"])), call["groups"]
     axis = dims[1]
     if isinstance(axis, Axis):
@@ -264,7 +264,7 @@ def _space(call: Call, dims: Dims) -> None:
 
 
 def index(call: Call) -> Result:
-    """``x[..., indices, ...]``: the dimensions that are indexed pin, the others pass."""
+    """Handles ``x[..., indices, ...]``: it pins the indexed dimensions and keeps the others."""
     dims = list(call.dims(call["self"]))
     given = [*call["indices"], *[None] * len(dims)]
     places, kept, used = [], [], 0
@@ -298,7 +298,7 @@ def _is_mask(entry: Tensor) -> bool:
 
 
 def index_select(call: Call) -> Result:
-    """``index_select``: the dimension that is indexed pins, the others pass."""
+    """Handles ``index_select``: it pins the indexed dimension and keeps the others."""
     dims = list(call.dims(call["self"]))
     call.pin(dims[call["dim"]], "picks channels by their numbers")
     _pin_indices(call)
@@ -307,7 +307,7 @@ def index_select(call: Call) -> Result:
 
 
 def unfold(call: Call) -> Result:
-    """``Tensor.unfold``: windows along a dimension that holds no channels."""
+    """Handles ``Tensor.unfold``: it pins the dimension along which the window slides."""
     dims, dim = list(call.dims(call["self"])), call["dimension"]
     call.pin(dims[dim], "slides over its channels")
     dims[dim] = None
@@ -315,7 +315,7 @@ def unfold(call: Call) -> Result:
 
 
 def im2col(call: Call) -> Result:
-    """``F.unfold``: every channel becomes one for each position of the window."""
+    """Handles ``F.unfold``: every channel is repeated for each position in the window."""
     dims, window = call.dims(call["self"]), int(np.prod(call["kernel_size"]))
     _space(call, dims[-2:])
     axis = dims[-3]
@@ -323,7 +323,7 @@ def im2col(call: Call) -> Result:
 
 
 def as_strided(call: Call) -> Result:
-    """``as_strided`` to the shape there is, as torch does to normalize strides; everything else pins."""
+    """Handles ``as_strided`` with unchanged shape, as torch calls it to normalize strides; any other call pins."""
     tensor: Tensor = call["self"]
     dims, shape = call.dims(tensor), tuple(tensor.shape)
     given = [s for s, n in zip(call["stride"], call["size"], strict=True) if n > 1]
@@ -333,7 +333,7 @@ def as_strided(call: Call) -> Result:
     return call.pin_all("looks at memory in another shape")
 
 
-# these say something of tensors that have no channels, too
+# the rules of these operations also apply to tensors without known channels
 SPREAD = frozenset({"expand", "repeat", "bernoulli_"})
 
 

@@ -1,4 +1,4 @@
-"""Elementwise operations: equal positions meet, and whether zero stays zero is found out by trying."""
+"""Rules of elementwise operations, which tie equal positions; a trial run shows whether they map zero to zero."""
 
 from functools import cache
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_selfcompress.channels.atoms import UNIFORM, Axis, Flags
 from lightning_selfcompress.channels.call import Call, Result, Rule, name_of, never_zero
 
-# elementwise, but not tagged as such in every torch that is supported
+# elementwise operations that some supported versions of torch do not tag as pointwise
 UNTAGGED = frozenset(
     (
         *("_prelu_kernel", "celu", "elu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish"),
@@ -28,13 +28,13 @@ _zeros: dict[tuple[Any, ...], tuple[bool, bool]] = {}
 
 @cache
 def is_pointwise(func: Any) -> bool:
-    """Whether an operation computes every element from the elements at the same position."""
+    """Returns whether an operation draws no random numbers and computes each element from those at its position."""
     base = name_of(func).rstrip("_")
     return (torch.Tag.pointwise in func.tags or base in UNTAGGED) and torch.Tag.nondeterministic_seeded not in func.tags
 
 
 def pointwise(call: Call) -> Result:
-    """Every elementwise operation that draws no random numbers."""
+    """Handles every elementwise operation that draws no random numbers."""
     operands = call.inputs
     dims = [call.dims(t) for t in operands]
 
@@ -52,7 +52,7 @@ def pointwise(call: Call) -> Result:
 
 
 def _on_zeros(call: Call, known: tuple[bool, ...]) -> tuple[bool, bool]:
-    """Whether the result is zero, and whether it is finite, where the operands in ``known`` are zero."""
+    """Returns whether the result is zero, and whether it is finite, where the operands in ``known`` are zero."""
     scalars = [repr(a) if not isinstance(a, Tensor) else "" for a in (*call.args, *call.kwargs.values())]
     key = (call.func, known, tuple(_kind(t) for t in call.inputs), *call.kwargs, *scalars)
     if key not in _zeros:
@@ -93,32 +93,32 @@ def _arbitrary(i: int) -> Tensor:
 
 
 def dropout(call: Call) -> Result:
-    """Operations that draw random numbers and keep what is zero: ``native_dropout``, ``rrelu_with_noise``."""
+    """Handles ``native_dropout`` and ``rrelu_with_noise``, which draw random numbers and keep zeros."""
     dims = call.dims(call.inputs[0])
     return [dims, *[never_zero(dims)] * (len(call.outputs) - 1)]
 
 
 def random_fill(call: Call) -> Result:
-    """Random or constant numbers in the shape of tensors: the same positions, not zero."""
+    """Handles random or constant values in the shape of inputs: the same channels, none zero when it is dead."""
     operands = call.inputs
     dims = call.broadcast([call.dims(t) for t in operands], [tuple(t.shape) for t in operands], lambda _: False)
     if call.name == "bernoulli_" and len(dims) > 2 and max(call.shape[2:]) == 1 and not any(dims):
-        return [(dims[0], UNIFORM, *dims[2:])]  # Dropout2d makes its noise from a shape: any channel's is as good
+        return [(dims[0], UNIFORM, *dims[2:])]  # Dropout2d draws noise of a given shape, which fits any channel
     return [dims]
 
 
 def unknown(call: Call) -> Result:
-    """New tensors that take no more than their type from another one."""
+    """Handles new tensors that take at most their dtype and device from the input: nothing is known of them."""
     return [None] * len(call.outputs)
 
 
 def zeros_like(call: Call) -> Result:
-    """Zeros in the shape of a tensor."""
+    """Handles zeros in the shape of a tensor."""
     return [tuple(d.with_zero(True) if isinstance(d, Axis) else d for d in call.dims(call.inputs[0]))]
 
 
 def glu(call: Call) -> Result:
-    """One half times the sigmoid of the other: both halves go together."""
+    """Handles ``glu``, one half of the input times the sigmoid of the other half: the halves are tied."""
     dims, dim = list(call.dims(call["self"])), call["dim"]
     axis = dims[dim]
     dims[dim] = call.align(axis, 2) if isinstance(axis, Axis) else None

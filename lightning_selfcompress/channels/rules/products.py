@@ -1,4 +1,4 @@
-"""Sums of products: matrix products, convolutions, attention, embeddings and recurrent layers."""
+"""Rules of sums of products: matrix products, convolutions, attention, embeddings and recurrent layers."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
 
 
 def matrix_product(call: Call) -> Result:
-    """``mm``, ``bmm``, ``mv``, ``dot``, ``linear`` and the forms that add something to the product."""
+    """Handles ``mm``, ``bmm``, ``mv``, ``dot``, ``linear``, and the variants that add a tensor to the product."""
     tensors = [*call.inputs]
     added = tensors.pop(0) if call.name.rstrip("_") in ("addmm", "baddbmm", "addmv", "_addmm_activation") else None
     one, other = (call.dims(t) for t in tensors[:2])
@@ -36,7 +36,7 @@ def _all(known: Any) -> bool:
 
 
 def trilinear(call: Call) -> Result:
-    """``nn.Bilinear``: three operands, spread out, multiplied and summed over some dimensions."""
+    """Handles ``nn.Bilinear``, which expands three operands, multiplies them and sums over some dimensions."""
     operands, shapes = [], []
     for i in ("1", "2", "3"):
         tensor: Tensor = call[f"i{i}"]
@@ -56,7 +56,7 @@ CONVOLUTIONS = ("convolution", "convolution_overrideable")
 
 
 def convolution(call: Call) -> Result:
-    """Every convolution: plain, grouped, depthwise and transposed, in any number of dimensions."""
+    """Handles every convolution: plain, grouped, depthwise and transposed, in any number of dimensions."""
     x, weight = call.dims(call["input"]), call.dims(call["weight"])
     for dim in (*x[2:], *weight[2:]):
         call.pin(dim, "slides over it")
@@ -78,7 +78,7 @@ def convolution(call: Call) -> Result:
 
 
 def _depthwise(call: Call, x: Dim, weight: Dims, shape: tuple[int, ...]) -> Dim:
-    """Each input channel has outputs of its own, which go with it."""
+    """Handles depthwise convolutions: each input channel is tied to its own output channels."""
     groups = call["groups"]
     produced = call.produced(call["weight"])
     rows = weight[0]
@@ -103,7 +103,7 @@ def _depthwise(call: Call, x: Dim, weight: Dims, shape: tuple[int, ...]) -> Dim:
 
 
 def _grouped(call: Call, x: Dim, weight: Dims, shape: tuple[int, ...]) -> Dim:
-    """Groups shrink alike: position j of every group lives and dies together."""
+    """Handles grouped convolutions: the channels at the same position in all groups are tied."""
     groups = call["groups"]
     inside = call.align(x, groups) if isinstance(x, Axis) else None
     if not call["transposed"]:
@@ -122,7 +122,7 @@ def _grouped(call: Call, x: Dim, weight: Dims, shape: tuple[int, ...]) -> Dim:
 
 
 def attention(call: Call) -> Result:
-    """Fused scaled dot product attention: (batch, heads, positions, features)."""
+    """Handles fused scaled dot product attention, whose inputs are ``(batch, heads, positions, features)``."""
     q, k, v = (call.dims(call[name]) for name in ("query", "key", "value"))
     if call["scale"] is None:
         call.pin(q[-1], "scales by the number of channels")
@@ -150,14 +150,14 @@ def _optional(call: Call, name: str) -> Any:
 
 
 def embedding(call: Call) -> Result:
-    """Rows picked by numbers: the columns are the channels."""
+    """Handles ``embedding``: it pins the rows, which are picked by number, and keeps the channels of the columns."""
     rows, columns = call.dims(call["weight"])
     call.pin(rows, "picks rows by their numbers")
     return [(*never_zero(call.dims(call["indices"])), columns)]
 
 
 def embedding_bag(call: Call) -> Result:
-    """Sums, means or maxima of rows picked by numbers."""
+    """Handles sums, means or maxima of rows that are picked by number."""
     rows, columns = call.dims(call["weight"])
     for dim in (rows, *(d for t in call.inputs[1:] for d in call.dims(t))):
         call.pin(dim, "picks rows by their numbers")
@@ -165,7 +165,7 @@ def embedding_bag(call: Call) -> Result:
 
 
 def recurrent_layer(call: Call) -> Result:
-    """A fused recurrent layer: its input is summed over, its hidden state stays."""
+    """Handles a fused recurrent layer: it sums over the input channels, and the hidden state is pinned."""
     x, weight = call.dims(call["input"]), call.dims(call["weight0"])
     call.contract(x[-1], weight[1])
     call.pin(weight[0], "keeps a hidden state")

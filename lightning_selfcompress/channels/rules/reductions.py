@@ -1,4 +1,4 @@
-"""Operations over positions: normalization, pooling, softmax and reductions."""
+"""Rules of operations that combine positions: normalization, pooling, softmax and reductions."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
 
 
 def batch_norm(call: Call) -> Result:
-    """Batch normalization: every channel with its own scale, shift and running statistics."""
+    """Handles batch normalization: every channel is tied to its scale, shift and running statistics."""
     dims = list(call.dims(call["input"]))
     for d in (0, *range(2, len(dims))):
         call.pin(dims[d], "normalizes over it")
@@ -19,7 +19,10 @@ def batch_norm(call: Call) -> Result:
 
 
 def _normalized(call: Call, channels: Dim, names: tuple[str, ...]) -> Dim:
-    """Channels after their normalization: zero where the scale is, or the input and the running mean; and the shift."""
+    """Returns the channels after their normalization.
+
+    A channel is zero where its shift is zero, and either its scale is zero or its input and running mean both are.
+    """
     given = {name: call[name] for name in names if call[name] is not None}
     size = call["input"].shape[1]
 
@@ -32,7 +35,7 @@ def _normalized(call: Call, channels: Dim, names: tuple[str, ...]) -> Dim:
 
 
 def layer_norm(call: Call) -> Result:
-    """Layer normalization: the dimensions it normalizes over stay, with its weights."""
+    """Handles layer normalization: it pins the dimensions that it normalizes over, and its scale and shift."""
     dims, n = call.dims(call["input"]), len(call["normalized_shape"])
     for dim in dims[-n:]:
         call.pin(dim)
@@ -45,7 +48,7 @@ def layer_norm(call: Call) -> Result:
 
 
 def group_norm(call: Call) -> Result:
-    """Group normalization: a group goes as a whole or not at all."""
+    """Handles group normalization: the channels of each group are tied."""
     dims, groups = call.dims(call["input"]), call["group"]
     for dim in dims[2:]:
         call.pin(dim, "normalizes over it")
@@ -61,7 +64,7 @@ def group_norm(call: Call) -> Result:
 
 
 def softmax(call: Call) -> Result:
-    """Softmax: the dimension it is taken over stays; nothing is zero after it."""
+    """Handles softmax: it pins the dimension that it normalizes over, and no result is known to be zero."""
     dims = list(call.dims(call["self"]))
     call.pin(dims[call["dim"]])
     dims[call["dim"]] = None
@@ -69,7 +72,7 @@ def softmax(call: Call) -> Result:
 
 
 def spatial(count: int) -> Rule:
-    """Pooling, interpolation and padding over the last ``count`` dimensions: the others pass, zero stays zero."""
+    """Returns the rule of pooling, interpolation and padding over the last ``count`` dimensions, which keeps zeros."""
 
     def rule(call: Call) -> Result:
         source, *others = call.inputs
@@ -83,7 +86,7 @@ def spatial(count: int) -> Rule:
 
 
 def _values_and_indices(call: Call, dims: Dims) -> Result:
-    """Results of the same shape; indices among the results may be anything."""
+    """Gives all outputs the same dimensions; those that are not floating point are not known to be zero."""
     return [dims if t.is_floating_point() else never_zero(dims) for t in call.outputs]
 
 
@@ -100,9 +103,9 @@ REDUCE = (*REDUCE_KEEP_ZERO, "logsumexp", "argmax", "argmin", "all", "any", "cou
 
 
 def reduction(call: Call) -> Result:
-    """Sums, means, norms, extremes: dimensions that are reduced pin, but for a sum of what is zero when dead.
+    """Handles sums, means, norms and extremes: it pins the reduced channels, in a sum only those not zero when dead.
 
-    A penalty on parameters pins nothing: what it was reduced over is owed, and due when the result meets data.
+    A penalty on parameters pins nothing: its outputs owe the reduced atoms, which are pinned once an output meets data.
     """
     tensor: Tensor = call["self"]
     dims = call.dims(tensor)
@@ -133,7 +136,7 @@ def _argument(call: Call, name: str, *, default: Any) -> Any:
 
 
 def along(call: Call) -> Result:
-    """Running sums, sorting and transforms along a dimension: that one pins, the others pass."""
+    """Handles running sums, products and extremes, and sorting: it pins the dimension along which they run."""
     dims = list(call.dims(call["self"]))
     for d in _reduced(call, len(dims)):
         call.pin(dims[d])
