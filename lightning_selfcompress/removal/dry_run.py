@@ -94,7 +94,7 @@ def _units(channels: Channels, plan: RemovalPlan) -> dict[tuple[str, ...], tuple
 
 
 class ProvesNothingError(ValueError):
-    """The outputs of a step say nothing about the network."""
+    """The error for a step whose outputs prove nothing about the network."""
 
 
 class Role(Enum):
@@ -203,7 +203,7 @@ class _Trial:
         return True
 
     def _gradients_of(self, edits: Sequence[Edit]) -> list[dict[str, Tensor]]:
-        """Returns for each copy the gradients of the losses that its step returns, by name; none if there is no loss."""
+        """Returns, for each copy, the gradients of the losses that its step returns, by name; none without a loss."""
         found = []
         for net in self._copies(edits):
             with uncompiled(), _repeatable(), torch.enable_grad():

@@ -1,7 +1,7 @@
-"""The plan of a removal, pure and printable, which :func:`~lightning_selfcompress.removal.surgery.remove` applies.
+"""The plan of a removal, which :func:`~lightning_selfcompress.removal.surgery.remove` carries out.
 
-A channel is dead when the depths of all its producers are zero. Its constants (biases, scales and shifts) have to be
-zero as well before it goes, so that its removal changes nothing.
+A channel is dead when the bit depths of all its producers are zero. Its constants (biases, scales and shifts) have to
+be zero as well before it is removed, so that the removal does not change the outputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,14 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """What :func:`remove` does. Prints what goes, and why dead channels stay.
+    """The plan that :func:`remove` carries out. ``print`` shows the removed channels, and why dead channels are kept.
 
     Args:
-        edits: For each tensor and dimension what is taken out.
-        channels: Numbers of the channels that go.
-        weights: Weights of the quantized layers that go, in all.
-        widths: Path of each quantized weight that loses output channels -> how many it has before and after.
-        refused: Dead channels that stay, counted by the path of their first producer and the reason.
+        edits: The entries to remove, one edit for each dimension of a tensor.
+        channels: Numbers of the channels to remove.
+        weights: Total number of the quantized weights to remove.
+        widths: Path of each quantized weight that loses output channels -> their numbers before and after the removal.
+        refused: Path of a quantized weight and reason -> number of its dead channels that are kept for this reason.
     """
 
     edits: tuple[Edit, ...] = ()
@@ -44,7 +44,7 @@ class RemovalPlan:
 
     @property
     def summary(self) -> str:
-        """What goes, in one line."""
+        """The removed channels and weights, in one line."""
         if not self:
             return "Nothing to remove"
         widths = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in self.widths.items())
@@ -53,7 +53,7 @@ class RemovalPlan:
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """Why dead channels stay, a line for each layer and reason."""
+        """The reasons for which dead channels are kept, one line for each weight and reason."""
         return tuple(f"{n} dead in {name} stay: {reason}" for (name, reason), n in self.refused.items())
 
     def __str__(self) -> str:
@@ -61,14 +61,14 @@ class RemovalPlan:
 
 
 def dead_channels(model: nn.Module, channels: Channels) -> Flags:
-    """Whether all producers of a channel have come to depth zero.
+    """Returns whether the bit depths of all producers of each channel are zero.
 
     Args:
-        model: The module.
-        channels: Its channels.
+        model: A converted module.
+        channels: The channels of the module.
 
     Returns:
-        ``(channels.count,)``; False for channels without producers.
+        The flags, ``(channels.count,)``; False for channels without producers.
     """
     tensors = stored_tensors(model)
     alive = np.zeros(channels.count, bool)
@@ -79,14 +79,14 @@ def dead_channels(model: nn.Module, channels: Channels) -> Flags:
 
 
 def constant_channels(model: nn.Module, channels: Channels) -> Flags:
-    """Whether a channel has a constant that is not zero: a bias, a scale or a shift.
+    """Returns whether each channel has a constant (a bias, a scale or a shift) that is not zero.
 
     Args:
-        model: The module.
-        channels: Its channels.
+        model: A converted module.
+        channels: The channels of the module.
 
     Returns:
-        ``(channels.count,)``.
+        The flags, ``(channels.count,)``.
     """
     tensors = stored_tensors(model)
     flags = np.zeros(channels.count, bool)
@@ -97,15 +97,15 @@ def constant_channels(model: nn.Module, channels: Channels) -> Flags:
 
 
 def plan_removal(model: nn.Module, channels: Channels, *, round_to: int = 1) -> RemovalPlan:
-    """Decides which channels go. Changes nothing.
+    """Decides which channels to remove, without changing the model.
 
     Args:
         model: A converted module.
-        channels: Its channels, as :class:`Watcher` finds them.
-        round_to: Widths are kept at multiples of this.
+        channels: The channels of the module, as :class:`Watcher` finds them.
+        round_to: Numbers of output channels are kept at multiples of this number.
 
     Returns:
-        The plan: channels that are dead and without constants, except pinned channels and the last channel of a layer.
+        The plan for the dead channels without constants, except pinned channels and the last channel of a layer.
 
     Raises:
         ValueError: If ``round_to`` is below 1.
@@ -131,17 +131,14 @@ def plan_removal(model: nn.Module, channels: Channels, *, round_to: int = 1) -> 
 
 
 def narrow(model: nn.Module, channels: Channels, plan: RemovalPlan, wanted: Sequence[int], reason: str) -> RemovalPlan:
-    """The plan for some of a plan's channels.
+    """Returns the plan for some channels of a plan.
 
     Args:
-        model: The module.
-        channels: Its channels.
-        plan: A plan for it.
-        wanted: Those channels of the plan that may still go.
-        reason: Why the others stay.
-
-    Returns:
-        The plan for them.
+        model: A converted module.
+        channels: The channels of the module.
+        plan: A plan for the module.
+        wanted: The channels of the plan that are still to be removed.
+        reason: The reason for which the other channels of the plan are kept.
     """
     going = np.zeros(channels.count, bool)
     going[list(wanted)] = True
@@ -153,7 +150,10 @@ def narrow(model: nn.Module, channels: Channels, plan: RemovalPlan, wanted: Sequ
 
 
 def _keep_widths(channels: Channels, going: Flags, reasons: dict[int, str], round_to: int) -> None:
-    """Takes channels out of ``going`` until every width is a multiple of ``round_to`` and at least one."""
+    """Takes channels out of ``going`` until every dimension keeps a channel and a width that is allowed.
+
+    The number of output channels of a quantized weight may be a multiple of ``round_to``, or stay unchanged.
+    """
     slots = [(s, channels.group[s.atoms]) for s in channels.slots]
     changed = True
     while changed:
@@ -197,7 +197,7 @@ def _plan(model: nn.Module, channels: Channels, going: Flags, reasons: Mapping[i
 
 
 def _layer_of(slot: Slot) -> str:
-    """What plans call the weight whose depths a slot holds: the path of its layer, unless the layer has several."""
+    """Returns the name in plans of the weight whose bit depths a slot holds, without the suffix ``weight``."""
     return (weight_name_of(slot.name) or slot.name).removesuffix("weight").removesuffix(".")
 
 

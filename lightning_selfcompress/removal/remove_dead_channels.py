@@ -1,4 +1,4 @@
-"""Removal in one call, for training loops without Lightning."""
+"""The removal of dead channels in one call, for training loops without Lightning."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -25,11 +25,11 @@ def remove_dead_channels(
     inputs: Sequence[Any] = (),
     round_to: int = 1,
 ) -> RemovalPlan:
-    """Takes dead channels out of a converted model and of its optimizers; its outputs stay what they are.
+    """Removes dead channels from a converted model and from its optimizers, without a change of the model's outputs.
 
-    Watches one step to see which channels belong together, plans what goes, tries it on copies of the model, and
-    carries out what was proved. A channel goes when its depths have come to zero and nothing of it emits a constant: a
-    bias or a shift of a dead channel has to be zero.
+    The function watches one step to find the channels, plans the removal, tries it on copies of the model, and carries
+    out the proved part. A channel is removed when the bit depths of all its producers are zero and its constants
+    (biases, scales and shifts) are zero as well.
 
     >>> import torch
     >>> from torch import nn
@@ -41,17 +41,17 @@ def remove_dead_channels(
     Removed: 1 channels, 45 weights (0 8 -> 7)
 
     Args:
-        model: A converted module, in the mode it is trained in.
-        step: A training step, ``step(model, *inputs)``: it runs the model as training does, and returns outputs or a
-            loss. It is called with the model once, and then with copies of the model, so it must neither step an
-            optimizer nor hold on to a model of its own.
-        optimizers: The optimizers that train the model; what they remember of the kept entries stays.
-        inputs: What ``step`` takes besides the model: tensors, or containers of tensors, which are copied. The proof is
-            in float64 if everything that ``step`` computes with is the model or among these, otherwise in float32.
-        round_to: Widths are kept at multiples of this.
+        model: A converted module, in training mode.
+        step: A training step, ``step(model, *inputs)``, which runs the model as in training and returns outputs or a
+            loss. The function calls it once with the model, and then with copies of the model, so the step must neither
+            step an optimizer nor use a model other than its argument.
+        optimizers: The optimizers that train the model; they keep their state of the kept entries.
+        inputs: The arguments of ``step`` after the model: tensors, or containers of tensors, which are copied. The dry
+            run is in float64 if ``step`` computes with nothing but the model and these inputs, otherwise in float32.
+        round_to: Numbers of output channels are kept at multiples of this number.
 
     Returns:
-        What was removed, and why dead channels stay; ``print`` shows it.
+        The plan that was carried out; ``print`` shows the removed channels, and why dead channels are kept.
 
     Raises:
         ValueError: If the model is not converted, or ``round_to`` is below 1.

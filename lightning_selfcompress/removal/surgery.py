@@ -1,4 +1,4 @@
-"""Surgery: entries taken out of a model's parameters, buffers and sizes, in place, and the tensors that result."""
+"""Surgery, which removes entries from a model's parameters and buffers in place and updates its size attributes."""
 
 import gc
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from lightning_selfcompress.tensors import NORMS, own_tensors, size_attribute, s
 
 @dataclass(frozen=True, eq=False)
 class Shrunk:
-    """A parameter, or a learned buffer, from which entries were taken.
+    """A parameter or buffer from which entries were removed.
 
     Args:
-        old: The tensor object as it was held before. Its data are the smaller ones now, unless ``new`` is another.
-        new: The tensor object that the model has now: the same one, but where somebody still holds a graph of the old
-            shape.
-        kept: Dimension -> indices along it that were kept, ascending, int64. Dimensions not named are as before.
-        shape: The shape before.
+        old: The tensor object that the model had before. It has the smaller data now, unless ``new`` is a new object.
+        new: The tensor object that the model has now. It is the same object as ``old``, unless a graph that was
+            recorded with the old shape is alive.
+        kept: Dimension -> kept indices along it, ascending, int64. All other dimensions are unchanged.
+        shape: The shape before the removal.
         name: Path of the tensor in the model.
     """
 
@@ -32,14 +32,14 @@ class Shrunk:
 
 
 def shrink(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-    """The entries of a tensor that are kept, as a new tensor.
+    """Returns a tensor of the kept entries of a tensor.
 
     Args:
         tensor: Any tensor.
         kept: Dimension -> indices to keep along it.
 
     Returns:
-        A contiguous tensor of the smaller shape.
+        A new tensor of the smaller shape, or the same object if ``kept`` is empty.
     """
     for dim, indices in kept.items():
         tensor = tensor.index_select(dim, indices.to(tensor.device))
@@ -48,14 +48,14 @@ def shrink(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Edit:
-    """What is taken out of one dimension of one tensor.
+    """The entries to remove along one dimension of one tensor.
 
     Args:
         name: Path of the parameter or buffer.
         dim: The dimension.
-        size: Its size before.
-        removed: Indices that go, ascending.
-        attribute: Whether ``name`` is a number that a module keeps, not a tensor.
+        size: The size of the dimension before the removal.
+        removed: Indices to remove, ascending.
+        attribute: Whether ``name`` is the path of a module's size attribute instead of a tensor.
     """
 
     name: str
@@ -66,24 +66,24 @@ class Edit:
 
     @property
     def kept(self) -> Tensor:
-        """Indices that stay, int64."""
+        """The indices to keep, ascending, int64."""
         mask = torch.ones(self.size, dtype=torch.bool)
         mask[list(self.removed)] = False
         return mask.nonzero().flatten()
 
 
 def remove(model: nn.Module, edits: Sequence[Edit]) -> list[Shrunk]:
-    """Takes out what a plan says: of parameters, their gradients, buffers and the attributes of modules.
+    """Removes entries from parameters, their gradients and buffers, and updates the size attributes of modules.
 
     Args:
-        model: The module, or a copy of it.
-        edits: Of a :class:`RemovalPlan`.
+        model: The module for which the removal was planned, or a copy of it.
+        edits: The edits of a :class:`RemovalPlan`.
 
     Returns:
-        What has become smaller, for :func:`shrink_optimizer`.
+        The tensors that have become smaller, for :func:`shrink_optimizer`.
 
     Raises:
-        ValueError: If the model's tensors are not of the sizes that were planned for. It is unchanged then.
+        ValueError: If the model's tensors do not have the planned sizes. The model is unchanged then.
     """
     tensors = stored_tensors(model)
     kept: dict[str, dict[int, Tensor]] = {}
@@ -106,11 +106,11 @@ def remove(model: nn.Module, edits: Sequence[Edit]) -> list[Shrunk]:
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """What takes the place of a tensor's entries.
+    """The new entries of a tensor.
 
     Args:
         data: The values, of any shape.
-        grad: The gradient, of the same shape; None if there is none.
+        grad: The gradient, of the same shape, or None.
     """
 
     data: Tensor
@@ -118,18 +118,19 @@ class Replacement:
 
 
 def replace_tensors(model: nn.Module, replacements: Mapping[int, Replacement]) -> dict[int, Tensor]:
-    """Gives tensors of a model other entries, wherever they are used: the same objects, with other data.
+    """Gives tensors of a model new entries in every module that has them; the tensors stay the same objects.
 
-    Whoever holds a parameter (a list, an optimizer, a hook, a closure) holds the smaller one afterwards. Where somebody
-    still holds a graph that was recorded with the old shape, such as a loss in a list, autograd refuses gradients of
-    the new shape for the same object; a new parameter, with the old one's hooks, then takes its place in the model.
+    A list, an optimizer, a hook or a closure that holds a parameter therefore holds the smaller parameter afterwards.
+    While a graph that was recorded with the old shape is alive, as for a loss that is kept in a list, autograd refuses
+    gradients of the new shape for the same object. In this case a new parameter with the hooks of the old one replaces
+    it in the model.
 
     Args:
-        model: The module; its attributes that repeat sizes are brought in line.
+        model: The module, whose size attributes are updated.
         replacements: Id of a parameter or buffer -> its new entries.
 
     Returns:
-        For each of the ids the tensor that the model has now: the same object, or a new one.
+        Id -> the tensor that the model has now, which is the same object or a new one.
     """
     touched = [m for m in model.modules() if any(id(t) in replacements for _, t in own_tensors(m))]
     before = [(_sizes(m), _nbytes(m)) for m in touched]
@@ -154,21 +155,21 @@ def replace_tensors(model: nn.Module, replacements: Mapping[int, Replacement]) -
 
 
 def give(tensor: Tensor, entries: Replacement) -> Tensor:
-    """Gives a leaf tensor other entries in place.
+    """Gives a leaf tensor new entries in place.
 
     Args:
         tensor: A parameter or buffer.
-        entries: Of the same type, and on the same device.
+        entries: The new entries, of the same dtype and on the same device.
 
     Returns:
-        The same object; a new one of the same class, with the same attributes and hooks, where a graph recorded with
-        the old shape is alive. The old object is then as it was, and so is that graph.
+        The same object. If a graph that was recorded with the old shape is alive, a new ``nn.Parameter`` or tensor with
+        the same attributes and hooks; the old object and the graph are then unchanged.
     """
     data, gradient = tensor.data, tensor.grad
     tensor.grad = None
     tensor.data = entries.data
     if _is_held_by_a_graph(tensor):
-        gc.collect()  # a graph in a cycle of objects is held by nobody
+        gc.collect()  # frees graphs that only a reference cycle keeps alive
         if _is_held_by_a_graph(tensor):
             tensor.data, tensor.grad = data, gradient
             return _successor(tensor, entries)
@@ -177,10 +178,10 @@ def give(tensor: Tensor, entries: Replacement) -> Tensor:
 
 
 def _is_held_by_a_graph(tensor: Tensor) -> bool:
-    """Whether there is a graph that was recorded before a tensor's data changed shape.
+    """Returns whether a graph that was recorded before a tensor's data changed shape is alive.
 
-    Autograd has one node that accumulates a leaf's gradient, which lives as long as any graph it is part of, and
-    remembers the shape that the leaf had when the node was made.
+    Autograd has one node that accumulates the gradient of a leaf. The node lives as long as any graph that contains it,
+    and stores the shape that the leaf had when the node was made.
     """
     if not tensor.requires_grad:
         return False
@@ -193,7 +194,7 @@ def _is_held_by_a_graph(tensor: Tensor) -> bool:
 
 
 def _successor(tensor: Tensor, entries: Replacement) -> Tensor:
-    """A tensor that takes the place of another one, with its hooks."""
+    """Returns a new leaf tensor with the new entries, and with the attributes and hooks of the old tensor."""
     new = entries.data.detach()
     new = nn.Parameter(new) if isinstance(tensor, nn.Parameter) else new.requires_grad_()
     new.__dict__.update(tensor.__dict__)
@@ -211,7 +212,7 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 def zeros_in_place_of(tensor: Tensor, shape: Sequence[int]) -> Replacement:
-    """Zeros of another shape in the place of a tensor's entries, of its type and device, and laid out alike."""
+    """Returns zeros of a given shape, with the dtype, device and memory format of a tensor."""
     data = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
     return Replacement(data.contiguous(memory_format=_memory_format(tensor)))
 
@@ -223,20 +224,20 @@ def _smaller(tensor: Tensor, kept: Mapping[int, Tensor]) -> Replacement:
 
 
 def _nbytes(module: nn.Module) -> int:
-    """Bytes of a module's tensors but for its learned ones, whose sizes before compression it knows."""
+    """Returns the bytes of a module's own tensors, except those of its quantized weights (:func:`_learned_names`)."""
     learned = _learned_names(module)
     return sum(t.numel() * t.element_size() for name, t in own_tensors(module) if name not in learned)
 
 
 def _learned_names(module: nn.Module) -> set[str]:
-    """Names of a layer's own quantized weights, depths and exponents; whose sizes before compression it knows."""
+    """Returns the names of a layer's quantized weights, bit depths and exponents, whose original sizes the specs have."""
     specs = module._quantized if isinstance(module, Quantized) else {}
     return {key for name, spec in specs.items() for key in (name, spec.bit_depth, spec.exponent)}
 
 
 def _resize(module: nn.Module, sizes: Mapping[str, int]) -> None:
-    """Sets what a module knows of its own sizes."""
-    if isinstance(module, nn.GroupNorm):  # groups go as a whole
+    """Sets the size attributes of a module, and the sizes that depend on them."""
+    if isinstance(module, nn.GroupNorm):  # groups are removed as a whole
         module.num_groups = sizes["num_channels"] * module.num_groups // module.num_channels
     for name, value in sizes.items():
         setattr(module, name, value)
@@ -247,11 +248,11 @@ def _resize(module: nn.Module, sizes: Mapping[str, int]) -> None:
 
 
 def _sizes(module: nn.Module, before: Mapping[str, int] | None = None) -> dict[str, int]:
-    """The attributes of a module that repeat the sizes of its tensors, as these say they should be.
+    """Returns the size attributes of a module, computed from the shapes of its tensors.
 
     Args:
         module: A module.
-        before: The same as it was before its tensors shrank.
+        before: The result of the same function before the tensors of the module shrank.
     """
     table = {name: t for name, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}
     shape = {name: tuple(t.shape) for name, t in table.items()}
@@ -281,7 +282,7 @@ def _convolution_sizes(
     was_depthwise = before is not None and before["groups"] == before["in_channels"] > 1
     if module.transposed and isinstance(module, Quantized):
         groups = module.learned("weight")[0].numel() // second
-    elif before is not None and was_depthwise and (module.transposed or second == 1):  # groups go with channels
+    elif before is not None and was_depthwise and (module.transposed or second == 1):  # each group has one channel
         groups = first if module.transposed else first // (before["out_channels"] // before["groups"])
     if module.transposed:
         return {"in_channels": first, "out_channels": second * groups, "groups": groups}

@@ -178,7 +178,7 @@ class Coupling:
         )
 
     def live_share(self, b: Tensor) -> Tensor:
-        """Returns for each bit depth the share of its weights whose inputs are alive, ``(channels of all weights,)``."""
+        """Returns the share, for each bit depth, of its weights with live inputs, ``(channels of all weights,)``."""
         factors = self._factors(alive_factor(b, self.produced, self.count))
         return math.prod(factors, start=b.new_ones(self.weights))[self.weight]
 
