@@ -26,7 +26,7 @@ class Axis:
 
     Args:
         atoms: The atom at each position, ``(size,)``.
-        zero: Whether the tensor is exactly zero at a position once the producers of its atom are dead, ``(size,)``.
+        zero: Whether the tensor is exactly zero at a position once the producers of that atom are dead, ``(size,)``.
     """
 
     atoms: Atoms

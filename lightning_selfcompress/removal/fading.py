@@ -50,7 +50,7 @@ class Fading:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Takes one step; it is called after each step of the optimizers."""
+        """Takes one step of the fading. Call it after each step of the optimizers."""
         if not self._vectors or not self._depths:
             return
         depth = bit_depth(torch.cat([d.to(self.left) for d in self._depths]))

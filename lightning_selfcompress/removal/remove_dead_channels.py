@@ -41,7 +41,7 @@ def remove_dead_channels(
     Removed: 1 channels, 45 weights (0 8 -> 7)
 
     Args:
-        model: A converted module, in training mode.
+        model: A converted module, in the mode in which it is trained.
         step: A training step, ``step(model, *inputs)``, which runs the model as in training and returns outputs or a
             loss. The function calls it once with the model, and then with copies of the model, so the step must neither
             step an optimizer nor use a model other than its argument.

@@ -230,7 +230,7 @@ def _nbytes(module: nn.Module) -> int:
 
 
 def _learned_names(module: nn.Module) -> set[str]:
-    """Returns the names of a layer's quantized weights, bit depths and exponents, whose original sizes the specs have."""
+    """Returns the names of a layer's quantized weights, bit depths and exponents; its specs have the original sizes."""
     specs = module._quantized if isinstance(module, Quantized) else {}
     return {key for name, spec in specs.items() for key in (name, spec.bit_depth, spec.exponent)}
 
@@ -282,7 +282,7 @@ def _convolution_sizes(
     was_depthwise = before is not None and before["groups"] == before["in_channels"] > 1
     if module.transposed and isinstance(module, Quantized):
         groups = module.learned("weight")[0].numel() // second
-    elif before is not None and was_depthwise and (module.transposed or second == 1):  # each group has one channel
+    elif before is not None and was_depthwise and (module.transposed or second == 1):  # one input channel per group
         groups = first if module.transposed else first // (before["out_channels"] // before["groups"])
     if module.transposed:
         return {"in_channels": first, "out_channels": second * groups, "groups": groups}
