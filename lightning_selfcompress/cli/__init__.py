@@ -1,1 +1,1 @@
-"""The command ``selfcompress``: what its commands read, compare and print."""
+"""The command ``selfcompress``, whose subcommands train the demo and inspect, export and compare files."""

@@ -1,4 +1,4 @@
-"""``python -m lightning_selfcompress.cli``: the command ``selfcompress`` where no script of that name is installed."""
+"""The entry point of ``python -m lightning_selfcompress.cli``, the command ``selfcompress`` without its script."""
 
 import sys
 

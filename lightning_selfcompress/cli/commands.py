@@ -1,4 +1,4 @@
-"""What the commands of ``selfcompress`` do. Each takes the options, and returns the exit status."""
+"""The subcommands of ``selfcompress``. Each function takes the options and returns the exit status."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ from lightning_selfcompress.files.load import load
 from lightning_selfcompress.onnx.export import WEIGHTS, to_onnx
 from lightning_selfcompress.tables import line_width
 
-DIFFERENT = 2  # exit status of diff where files differ; every command ends with status 1 on an error
+DIFFERENT = 2  # exit status of diff if files differ; every command ends with status 1 on an error
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -52,7 +52,7 @@ def _demo(options: argparse.Namespace) -> int:
     torch.set_num_threads(TASKS[settings.data].threads)
     try:
         outcomes = run_demo(settings, folder, progress=not options.no_progress)
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns a KeyboardInterrupt into a SystemExit
         program = sys.argv[0] if Path(sys.argv[0]).stem == "selfcompress" else "selfcompress"
         print(f"\nInterrupted. Go on with: {program} demo --resume {folder}", file=sys.stderr)
         return 130
@@ -111,7 +111,7 @@ def _write(model: nn.Module, options: argparse.Namespace, *, codes: str | None) 
         try:
             weights, round_to = options.weights or WEIGHTS[0], options.round_to or 1
             to_onnx(model, options.out, *options.input, weights=weights, round_to=round_to, codes=codes)
-        except ModuleNotFoundError as error:  # which says what to install
+        except ModuleNotFoundError as error:  # the error says what to install
             raise ValueError(str(error)) from error
     else:
         write_beside(options.out, lambda part: torch.save(finalize(model).state_dict(), part))
@@ -128,11 +128,11 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _is_packed(file: str, *, trusted: bool) -> bool:
-    return read_contents(file, trusted=trusted).kind == "packed"  # which also names what is wrong with the file
+    return read_contents(file, trusted=trusted).kind == "packed"  # read_contents also reports a damaged file
 
 
 def _open(name: str, checkpoint: str, *, trusted: bool) -> nn.Module:
-    """The network of a checkpoint; whatever its code prints goes to stderr."""
+    """Returns the network of a checkpoint; the output of its code goes to stderr."""
     if not trusted:
         _check_hyperparameters(checkpoint)
     with redirect_stdout(sys.stderr):
@@ -148,7 +148,7 @@ def _open(name: str, checkpoint: str, *, trusted: bool) -> nn.Module:
 
 
 def _check_hyperparameters(checkpoint: str) -> None:
-    """Refuses hyperparameters that have Lightning import what they name, as LightningCLI's may."""
+    """Refuses hyperparameters that make Lightning import the code they name, as LightningCLI's hyperparameters may."""
     saved = read_checkpoint(checkpoint)
     for key in ("hyper_parameters", "hparams", "module_arguments"):  # the keys that Lightning reads
         values = saved.get(key)
@@ -160,7 +160,7 @@ def _check_hyperparameters(checkpoint: str) -> None:
 
 
 def _open_packed(name: str, file: str) -> nn.Module:
-    """The network of a packed file, made without arguments."""
+    """Returns the network of a packed file; its class is called without arguments."""
     with redirect_stdout(sys.stderr):
         wanted = module_class(name)
         try:

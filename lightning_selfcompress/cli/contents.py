@@ -1,4 +1,4 @@
-"""The contents of a packed file or a checkpoint, read without the network's class."""
+"""The contents of a packed file or a checkpoint, which are read without the network's class."""
 
 import os
 import pickle
@@ -36,19 +36,19 @@ from lightning_selfcompress.quantize.parameters import learned_names, quantized_
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One compressed weight of a file.
+    """One compressed weight of a file. A value is None if the file does not determine it.
 
     Args:
-        name: Path of its layer.
-        shape: Its shape.
-        channels: Channels with a code that is not 0.
-        channels_stored: All channels that are there.
-        weights: Weights that are there.
-        learned_bits: Learned bits per weight that is there; only checkpoints know them.
-        bits: Bits per weight that is there, as integer codes of one width a channel.
-        max_bits: Whole bits of the widest channel.
-        nbytes: Bytes of its codes and scales in a packed file, rounded.
-        note: What to know of it; empty mostly.
+        name: Path of the weight's layer.
+        shape: Shape of the weight.
+        channels: Number of channels with a code that is not 0.
+        channels_stored: Number of all stored channels.
+        weights: Number of stored weights.
+        learned_bits: Learned bits per stored weight, which only checkpoints hold.
+        bits: Bits per stored weight as integer codes, with one width per channel.
+        max_bits: Whole bits per code of the widest channel.
+        nbytes: Bytes of the weight's codes and scales in a packed file, rounded.
+        note: A remark on the weight; usually empty.
     """
 
     name: str
@@ -68,11 +68,11 @@ class PlainRow:
     """One tensor of a file that is stored unchanged.
 
     Args:
-        name: Its name.
-        shape: Its shape.
-        dtype: Its type in the network.
-        stored_as: Its type in a packed file.
-        nbytes: Its bytes there.
+        name: Name of the tensor.
+        shape: Shape of the tensor.
+        dtype: Dtype in the network.
+        stored_as: Dtype in a packed file.
+        nbytes: Bytes in a packed file.
     """
 
     name: str
@@ -84,19 +84,19 @@ class PlainRow:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """All that is known of a file.
+    """The contents of a file.
 
     Args:
         path: The file.
         kind: ``"packed"`` or ``"checkpoint"``.
         nbytes: Bytes of the file.
-        facts: What its head says: ``format_version`` of a packed file; ``lightning_version``, ``epoch`` and
-            ``global_step`` of a checkpoint.
-        packed: What it holds, as a packed file holds it.
-        whole_network: Whether ``packed`` is all that the network's packed file would hold; a checkpoint read without
-            its class does not tell the groups of convolutions.
-        depths: For weights of a checkpoint, the learned bit depths of their channels.
-        notes: For compressed weights that cannot be told, or not for sure, why.
+        facts: The values in the head of the file: ``format_version`` of a packed file; ``lightning_version``, ``epoch``
+            and ``global_step`` of a checkpoint.
+        packed: The stored content in the form of a packed file.
+        whole_network: Whether ``packed`` is complete. A checkpoint that is read without its class lacks the groups of
+            convolutions.
+        depths: Name of each compressed weight of a checkpoint -> the learned bit depths of its channels.
+        notes: Name of a compressed weight -> why its codes are not known, or not known for certain.
     """
 
     path: str
@@ -110,7 +110,7 @@ class Contents:
 
     @cached_property
     def size(self) -> PackedSize:
-        """Where the bytes go in a packed file."""
+        """The size of the packed file by its parts."""
         return packed_size(self.packed)
 
     @property
@@ -129,7 +129,7 @@ class Contents:
 
     @property
     def histogram(self) -> Counter[int]:
-        """How many channels need so many whole bits a code."""
+        """The number of channels by the whole bits that each of their codes needs."""
         return Counter(int(n) for t in self.packed.coded for n in channel_bits(t))
 
     def _layer(self, tensor: PackedTensor) -> LayerRow:
@@ -155,7 +155,7 @@ class Contents:
 
 
 def channel_bits(tensor: PackedTensor) -> Tensor:
-    """Whole bits that the codes of each channel need, ``(channels,)``, int64."""
+    """Returns the whole bits that each code of a channel needs, ``(channels,)``, int64."""
     assert tensor.codes is not None
     codes, alive = tensor.codes.living, tensor.codes.alive
     low, high = codes.min(1).astype(np.int64), codes.max(1).astype(np.int64)
@@ -169,15 +169,15 @@ def read_contents(path: str | os.PathLike[str], *, trusted: bool = False) -> Con
 
     Args:
         path: The file.
-        trusted: Whether objects of Python's own in a checkpoint may be made, which runs code that the file holds.
+        trusted: Whether any Python object in a checkpoint may be unpickled, which runs code that the file holds.
 
     Returns:
-        What it holds.
+        The contents of the file.
 
     Raises:
-        PackedFileError: If it is a damaged packed file, or neither a packed file nor a checkpoint.
-        CheckpointError: If it is a damaged checkpoint, or holds objects and is not trusted.
-        OSError: If it cannot be read.
+        PackedFileError: If the file is a damaged packed file, or neither a packed file nor a checkpoint.
+        CheckpointError: If the file is a damaged checkpoint, or holds Python objects and is not trusted.
+        OSError: If the file cannot be read.
     """
     name = os.fspath(path)
     with open(path, "rb") as file:
@@ -197,29 +197,30 @@ def read_contents(path: str | os.PathLike[str], *, trusted: bool = False) -> Con
 
 
 def with_network(contents: Contents, model: nn.Module) -> Contents:
-    """The contents of a checkpoint with what its network adds: where channels lie, and the groups of convolutions.
+    """Returns the contents of a checkpoint, completed by its network: the channel axes and the groups of convolutions.
 
     Args:
-        contents: As :func:`read_contents` read it.
-        model: The network that the checkpoint was opened into.
+        contents: The contents that :func:`read_contents` returned.
+        model: The network of the checkpoint, with the values of the checkpoint.
     """
     depths = {p.name: bit_depth(p.raw_depth.detach()) for p in quantized_parameters(model)}
     return replace(contents, packed=Packed.of(model), whole_network=True, depths=depths, notes={})
 
 
 def channel_axes(shape: tuple[int, ...], channels: int, *, rows: bool = False) -> list[ChannelAxis]:
-    """The places where the channels of a weight may lie, the likeliest first; none if their number fits nowhere.
+    """Returns the possible channel axes of a weight, the likeliest first; empty if the number of channels fits no axis.
 
     Args:
-        shape: Of the weight.
-        channels: How many it has.
-        rows: Whether its layer is known to have them along dimension 0.
+        shape: Shape of the weight.
+        channels: Number of its channels.
+        rows: Whether the channels of its layer are known to lie along dimension 0, if their number fits there.
     """
     found = [ChannelAxis()] if shape and shape[0] == channels else []
     if len(shape) > 1 and shape[1] and channels % shape[1] == 0 and not (rows and found):
         groups = channels // shape[1]
         transposed = len(shape) > 2 and groups and shape[0] % groups == 0
-        if groups == 1 or (transposed and not (found and groups == channels)):  # one input a group: rows all the same
+        # if each group has one input and one output channel, both axes mean the same rows
+        if groups == 1 or (transposed and not (found and groups == channels)):
             found.append(ChannelAxis(1, groups))
     return found
 
@@ -234,7 +235,7 @@ def _of_checkpoint(path: str, checkpoint: Mapping[str, Any]) -> Contents:
     for name, tensor in saved.items():
         if name in of_weight:
             raw_depth, exponent = of_weight[name]
-            # recurrent and attention layers name their weights; an embedding has no bias
+            # the weights of recurrent and attention layers have names of their own; an embedding has no bias
             rows = not name.endswith("weight") or (tensor.dim() == 2 and f"{name.removesuffix('weight')}bias" in saved)
             fit = raw_depth.shape == exponent.shape
             axes = channel_axes(tuple(tensor.shape), raw_depth.numel(), rows=rows) if fit else []
@@ -258,7 +259,7 @@ def _of_checkpoint(path: str, checkpoint: Mapping[str, Any]) -> Contents:
 
 
 def _each_once(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a state dict, tied ones under the first of their names."""
+    """Returns the tensors of a state dict; a tied tensor appears once, under the first of its names."""
     found: dict[str, Tensor] = {}
     seen = set()
     for name, tensor in state_dict.items():
@@ -290,5 +291,5 @@ def _load(path: str, *, trusted: bool) -> dict[str, Any]:
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """``torch.float16`` -> ``"float16"``."""
+    """Returns the name of a dtype, for example ``"float16"`` for ``torch.float16``."""
     return str(dtype).removeprefix("torch.")

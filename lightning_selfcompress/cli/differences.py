@@ -1,4 +1,4 @@
-"""How two files differ: tensor by tensor, as a packed file of each would hold them."""
+"""The differences of two files, tensor by tensor, as packed files of both networks would hold the tensors."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ class Side:
     """A tensor in one of two files.
 
     Args:
-        shape: Its shape.
-        dtype: Its type in the network.
-        stored_as: Its type in a packed file, ``"codes"`` if it is compressed.
-        bits: Bits per weight as integer codes of one width a channel; None if it is not compressed.
+        shape: Shape of the tensor.
+        dtype: Dtype in the network.
+        stored_as: Dtype in a packed file; ``"codes"`` if the tensor is compressed.
+        bits: Bits per weight as integer codes, with one width per channel; None if the tensor is not compressed.
         nbytes: Bytes in a packed file.
     """
 
@@ -30,13 +30,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor that is not the same in two files.
+    """A tensor that differs between two files.
 
     Args:
-        name: Its name.
-        a: What it is in the first file; None if it is not there.
-        b: What it is in the second one.
-        largest: The largest difference of two values, where shapes agree.
+        name: Name of the tensor.
+        a: The tensor in the first file; None if the file does not have it.
+        b: The tensor in the second file; None if the file does not have it.
+        largest: The largest absolute difference of two values; None if the shapes differ or a file lacks the tensor.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Difference:
 
 
 def differences(a: Contents, b: Contents) -> tuple[Difference, ...]:
-    """What differs between two files: shapes, types, bits, bytes or values.
+    """Compares two files: the shapes, dtypes, bits, bytes and values of their tensors.
 
     Args:
         a: The first file.
-        b: The second one.
+        b: The second file.
 
     Returns:
-        An entry for each tensor that differs, in the order of the first file; none if both hold the same network.
+        An entry for each tensor that differs, in the order of the first file; empty if both hold the same network.
     """
     numbers = a.whole_network and b.whole_network
     one, other = _tensors(a, numbers=numbers), _tensors(b, numbers=numbers)
@@ -70,7 +70,7 @@ def differences(a: Contents, b: Contents) -> tuple[Difference, ...]:
 
 
 def largest_difference(a: Tensor, b: Tensor) -> float:
-    """The largest absolute difference of two tensors of one shape; NaN and NaN are the same."""
+    """Returns the largest absolute difference of two tensors of one shape; two NaN count as equal."""
     wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
     a, b = a.to(wide), b.to(wide)
     same = (a == b) | (a.isnan() & b.isnan())
@@ -95,12 +95,12 @@ def _side(tensor: PackedTensor, contents: Contents) -> Side:
 
 
 def _same_values(a: PackedTensor, b: PackedTensor) -> bool:
-    """Whether two weights are the same, as their codes tell, which need no memory where they are 0."""
+    """Returns whether two weights have equal codes, which are compared without memory for channels of zeros."""
     return a.codes is not None and b.codes is not None and a.dtype == b.dtype and a.codes.same_as(b.codes)
 
 
 def _same_bits(a: PackedTensor | None, b: PackedTensor | None) -> bool:
-    """Whether the channels of two tensors need the same whole bits each, if both are compressed."""
+    """Returns whether each channel needs the same whole bits in two tensors; True unless both are compressed."""
     if a is None or b is None or a.codes is None or b.codes is None:
         return True
     return torch.equal(channel_bits(a), channel_bits(b))

@@ -1,4 +1,4 @@
-"""The command ``selfcompress``: which command is run, and with which status it ends."""
+"""The entry point of ``selfcompress``, which runs a subcommand and returns the exit status."""
 
 import argparse
 import os
@@ -12,21 +12,21 @@ LONGEST_ERROR = 600  # characters; torch lists every key of a state dict that do
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command of the command line.
+    """Runs the subcommand that the arguments name.
 
     Args:
-        arguments: What follows the program's name; None takes the process's own.
+        arguments: The arguments after the program's name; None takes the arguments of the process.
 
     Returns:
-        Exit status: 0; 1 where something was wrong; 2 where ``diff`` found that files differ; 130 where the user broke
-        off.
+        The exit status: 0 on success; 1 on an error; 2 if ``diff`` found a difference; 130 if the user interrupted the
+        command.
     """
     options = parser().parse_args(arguments)
     try:
         return _run(options)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # as by `| head`
+    except BrokenPipeError:  # as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -37,12 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Imports what commands need, which takes longer than help does, and runs the one that is asked for."""
+    """Imports the subcommands, which takes longer than to print the help, and runs one of them."""
     from lightning_selfcompress.cli.commands import COMMANDS
     from lightning_selfcompress.cli.model_class import look_here
 
     if getattr(options, "trust", False):
-        look_here()  # where the classes of a checkpoint's objects may lie
+        look_here()  # the classes of a checkpoint's objects may lie in the current folder
     return COMMANDS[options.command](options)
 
 

@@ -1,4 +1,4 @@
-"""Classes named on a command line."""
+"""The import of classes that a command line names."""
 
 import sys
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from torch import nn
 
 
 def module_class(text: str) -> type[nn.Module]:
-    """The LightningModule class called ``"package.module:Class"``, of the current folder or the environment.
+    """Imports a LightningModule class from the current folder or the environment.
 
     Args:
-        text: Its name.
+        text: Name of the class, as ``"package.module:Class"``.
 
     Returns:
         The class.
 
     Raises:
-        ValueError: If there is none of that name, or it is no LightningModule.
+        ValueError: If the class does not exist, cannot be imported, or is not a LightningModule.
     """
     module, colon, name = text.partition(":")
     if not (colon and name and all(part.isidentifier() for part in module.split("."))):
@@ -52,12 +52,12 @@ def module_class(text: str) -> type[nn.Module]:
 
 
 def look_here() -> None:
-    """Puts the current folder, where the user of a command has his code, on the path of imports."""
+    """Adds the current folder, which may hold the user's code, to the import path."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
 
 def _is_lightning_module(value: object) -> bool:
-    """Whether a value is a LightningModule class, of either of Lightning's two packages."""
+    """Returns whether a value is a LightningModule class, from either of Lightning's two packages."""
     opens: Callable[..., Any] | None = getattr(value, "load_from_checkpoint", None)
     return isinstance(value, type) and issubclass(value, nn.Module) and callable(opens)

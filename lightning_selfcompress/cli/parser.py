@@ -1,4 +1,4 @@
-"""What the command ``selfcompress`` understands. Nothing here imports torch: help is there at once."""
+"""The parser of the command ``selfcompress``, which imports torch only for ``--input``, so that the help is fast."""
 
 import argparse
 from pathlib import Path
@@ -16,14 +16,14 @@ _TRUST = "make Python objects that the checkpoint holds, which runs its code"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the status of other errors."""
+    """An argument parser that reports an error in one line and exits with status 1, as for all other errors."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(1, f"{self.prog}: {message}. See {self.prog} --help.\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+    """Returns the parser of the command line."""
     root = _Parser(prog="selfcompress", description="Networks that compress themselves in training.")
     root.add_argument("--version", action="version", version=f"selfcompress {__version__}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-_Commands = argparse._SubParsersAction  # its only name
+_Commands = argparse._SubParsersAction  # argparse has no public name for this class
 
 
 def _command(commands: "_Commands[_Parser]", name: str, summary: str, more: str = "") -> _Parser:
@@ -153,7 +153,7 @@ def _example(text: str) -> "Tensor":
         sizes = []
     if not isinstance(dtype, torch.dtype) or not sizes or min(sizes) < 1:
         raise argparse.ArgumentTypeError(f"expected a shape such as 1,1,28,28 or 1,128:int64, got {text}")
-    if dtype.is_floating_point:  # of zeros much would look as if it could be folded
+    if dtype.is_floating_point:  # zeros could hide that a fold changes the outputs
         return torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(dtype)
     return torch.zeros(sizes, dtype=dtype)
 

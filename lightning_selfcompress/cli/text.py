@@ -1,4 +1,4 @@
-"""What was found in files, as text for people and as plain values for machines."""
+"""The contents and differences of files, as text for people and as plain values for machines."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -23,16 +23,16 @@ _DIFFERENCE_HEAD = ("tensor", "shape A", "shape B", "bits A", "bits B", "bytes A
 
 
 def contents_text(contents: Contents, *, width: int | None) -> str:
-    """A file as text: its kind, its layers, the tensors stored unchanged, and a histogram of depths.
+    """Formats a file as text: its kind, its layers, its unchanged tensors, and a histogram of the bits of its codes.
 
     Args:
-        contents: Of the file.
-        width: Characters of a line; None leaves names as long as they are.
+        contents: The contents of the file.
+        width: Characters per line; None does not shorten names.
     """
     parts = [_wrapped(_head(contents), width)]
     if contents.layers:
         rows = [_LAYER_HEAD, *map(_layer_row, contents.layers), _layer_total(contents.layers)]
-        if contents.kind == "packed":  # does not know what was learned
+        if contents.kind == "packed":  # a packed file does not hold the learned bits
             rows = [(*row[:-2], row[-1]) for row in rows]
         parts.append(table(rows[0], rows[1:-1], rows[-1], width=width))
         parts.append(_wrapped(_notes(contents), width))
@@ -47,10 +47,10 @@ def contents_text(contents: Contents, *, width: int | None) -> str:
 
 
 def contents_values(contents: Contents) -> dict[str, Any]:
-    """The same as plain values; its keys are stable.
+    """Returns the contents of a file as plain values with stable keys.
 
     Args:
-        contents: Of the file.
+        contents: The contents of the file.
     """
     return {
         "file": contents.path,
@@ -65,13 +65,13 @@ def contents_values(contents: Contents) -> dict[str, Any]:
 
 
 def differences_text(a: Contents, b: Contents, found: Sequence[Difference], *, width: int | None) -> str:
-    """Two files as text: what differs, or that nothing does.
+    """Formats the comparison of two files as text: the differences, or that both hold the same network.
 
     Args:
         a: The first file.
-        b: The second one.
-        found: What differs between them.
-        width: Characters of a line; None leaves names as long as they are.
+        b: The second file.
+        found: The differences between the files.
+        width: Characters per line; None does not shorten names.
     """
     files = (("A", a), ("B", b))
     lines = [f"{letter}: {c.path}, {_bytes_of(c)}" for letter, c in files]
@@ -84,12 +84,12 @@ def differences_text(a: Contents, b: Contents, found: Sequence[Difference], *, w
 
 
 def differences_values(a: Contents, b: Contents, found: Sequence[Difference]) -> dict[str, Any]:
-    """The same as plain values; its keys are stable.
+    """Returns the comparison of two files as plain values with stable keys.
 
     Args:
         a: The first file.
-        b: The second one.
-        found: What differs between them.
+        b: The second file.
+        found: The differences between the files.
     """
     files = {
         key: {"file": c.path, "kind": c.kind, "nbytes": c.nbytes, "packed_nbytes": c.size.nbytes}
@@ -129,7 +129,7 @@ def _bytes_of(contents: Contents) -> str:
 
 
 def _notes(contents: Contents) -> list[str]:
-    """What to know of some layers, each once."""
+    """Returns each note once, with the names of its layers."""
     layers: dict[str, list[str]] = {}
     for row in contents.layers:
         layers.setdefault(row.note, []).append(row.name)
@@ -172,7 +172,7 @@ def _layer_total(rows: Sequence[LayerRow]) -> tuple[str, ...]:
 
 
 def _plain_rows(rows: Sequence[PlainRow]) -> list[tuple[str, ...]]:
-    """A row for each module and each type that its tensors are stored in."""
+    """Returns a row for each module and each dtype in which its tensors are stored."""
     together: dict[tuple[str, str], list[PlainRow]] = {}
     for row in rows:
         together.setdefault((row.name.rpartition(".")[0], row.stored_as), []).append(row)
@@ -201,7 +201,7 @@ def _difference_row(difference: Difference) -> tuple[str, ...]:
 
 
 def _without_infinity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity."""
+    """Replaces an infinite or NaN ``largest`` by None, because JSON has neither."""
     largest = values["largest"]
     return {**values, "largest": largest if largest is None or isfinite(largest) else None}
 

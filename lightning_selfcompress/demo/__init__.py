@@ -1,4 +1,4 @@
-"""The demo: the same network on real images, trained in float and trained with SelfCompression."""
+"""The demo, which trains the same network on real images in float and with SelfCompression."""
 
 from lightning_selfcompress.demo.data import DigitsData, MnistData
 from lightning_selfcompress.demo.networks import DigitsNet, LeNet5

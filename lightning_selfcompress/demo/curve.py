@@ -1,4 +1,4 @@
-"""Figures of a training, read from its TensorBoard files."""
+"""The size curve of the demo, drawn from TensorBoard files."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ Series = tuple[list[int], list[float]]
 
 
 def read_scalar(run: Path, tag: str) -> Series:
-    """One scalar of a TensorBoard run, over all its files.
+    """Reads one scalar from all files of a TensorBoard run.
 
     Args:
         run: Folder of the run.
         tag: Name of the scalar.
 
     Returns:
-        Steps and values; empty where the run has no such scalar.
+        The steps and the values; both are empty if the run does not have the scalar.
     """
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
@@ -24,12 +24,12 @@ def read_scalar(run: Path, tag: str) -> Series:
 
 
 def draw_size_curve(float_run: Path, compressed_run: Path, out: Path) -> None:
-    """Draws bits per weight and bytes over the steps, and both validation accuracies below.
+    """Draws bits per weight and bytes over the steps, and the validation accuracies of both runs below.
 
     Args:
         float_run: TensorBoard folder of the float training.
         compressed_run: TensorBoard folder of the training with SelfCompression.
-        out: Image to write, its format by its suffix.
+        out: The image file to write, whose suffix determines the format.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Real images for the demo: scikit-learn's digits, and MNIST from a folder or its mirrors. No torchvision."""
+"""Real images for the demo: scikit-learn's digits, and MNIST from a folder or its mirrors, without torchvision."""
 
 import gzip
 import hashlib
@@ -24,7 +24,7 @@ MNIST_MIRRORS = (
 )
 
 
-# name -> (md5 of the file as the mirrors have it, gzipped; md5 of its content)
+# Name of a file -> (md5 of the gzipped file on the mirrors, md5 of the uncompressed content).
 MNIST_FILES = {
     "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
     "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
@@ -34,17 +34,17 @@ MNIST_FILES = {
 
 
 def read_idx(path: Path, md5: str) -> np.ndarray:
-    """Reads an IDX file of unsigned bytes, gzipped or not, after checking its content.
+    """Reads an IDX file of unsigned bytes, gzipped or not, and checks its md5 sum.
 
     Args:
-        path: The file; gzipped if its name ends in ``.gz``.
-        md5: Expected md5 sum of the content, uncompressed.
+        path: The file, which is gzipped if its name ends in ``.gz``.
+        md5: The expected md5 sum of the uncompressed content.
 
     Returns:
-        uint8 array with the shape the file says.
+        A uint8 array with the shape that the file states.
 
     Raises:
-        DataError: If the file is missing, cannot be unpacked or has another sum.
+        DataError: If the file is missing, cannot be unpacked or has another md5 sum.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -60,16 +60,16 @@ def read_idx(path: Path, md5: str) -> np.ndarray:
 
 
 def find_mnist(folder: Path) -> dict[str, Path]:
-    """The four files of MNIST in a folder or its subfolder ``mnist``, gzipped or not.
+    """Finds the four files of MNIST in a folder or its subfolder ``mnist``, gzipped or not.
 
     Args:
-        folder: Where to look.
+        folder: The folder.
 
     Returns:
-        Path of each file, by its name without ``.gz``.
+        Name of each file without ``.gz`` -> its path.
 
     Raises:
-        DataError: If the folder or a file is missing; names all that are.
+        DataError: If the folder or a file is missing; the message names all missing files.
     """
     if not folder.is_dir():
         raise DataError(f"Expected a data folder at {folder}, found none. Check --data-dir or {DATA_VARIABLE}.")
@@ -91,16 +91,16 @@ def find_mnist(folder: Path) -> dict[str, Path]:
 
 
 def download_mnist(folder: Path) -> dict[str, Path]:
-    """Downloads what is missing of MNIST, with checksums; a broken download leaves no file behind.
+    """Downloads the missing files of MNIST and checks their md5 sums; a broken download leaves no file behind.
 
     Args:
-        folder: Where the files go.
+        folder: The folder for the files.
 
     Returns:
-        Path of each file, by its name without ``.gz``.
+        Name of each file without ``.gz`` -> its path.
 
     Raises:
-        DataError: If no mirror can be reached.
+        DataError: If no mirror delivers a file with the right md5 sum.
     """
     import pooch
 
@@ -123,10 +123,10 @@ def download_mnist(folder: Path) -> dict[str, Path]:
 
 
 class ImageData(pl.LightningDataModule):
-    """Images in memory, split into training, validation and test; random shifts while training.
+    """A data module that holds images in memory, splits them into three sets and shifts training images at random.
 
     Args:
-        batch_size: Images a batch.
+        batch_size: Images per training batch.
         shift: Largest random shift of a training image, in pixels.
     """
 
@@ -136,11 +136,11 @@ class ImageData(pl.LightningDataModule):
         self.splits: Mapping[str, TensorDataset] = {}
 
     def load(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images ``(n, 1, height, width)`` float32 and labels ``(n,)`` int64, for training and for the test."""
+        """Returns float32 images ``(n, 1, height, width)`` and int64 labels ``(n,)``, for training and for the test."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Loads once; a tenth of the training images, always the same, becomes the validation split."""
+        """Loads the images once; the same tenth of the training images always becomes the validation split."""
         if self.splits:
             return
         images, labels, test_images, test_labels = self.load()
@@ -153,22 +153,22 @@ class ImageData(pl.LightningDataModule):
         }
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Shifts training images, each by a random number of pixels."""
+        """Shifts each training image by a random number of pixels."""
         images, labels = batch
         training = self.trainer is not None and self.trainer.training
         return (random_shift(images, self.shift), labels) if training and self.shift else (images, labels)
 
     def train_dataloader(self) -> "DataLoader[tuple[Tensor, ...]]":
-        """Shuffled, without the last incomplete batch."""
+        """Returns the shuffled training images, without the last incomplete batch."""
         sampler = RandomSampler(self.splits["train"])
         return self._loader("train", BatchSampler(sampler, self.batch_size, drop_last=True))
 
     def val_dataloader(self) -> "DataLoader[tuple[Tensor, ...]]":
-        """The images held out of training."""
+        """Returns the images of the validation split."""
         return self._loader("val", BatchSampler(SequentialSampler(self.splits["val"]), 1000, drop_last=False))
 
     def test_dataloader(self) -> "DataLoader[tuple[Tensor, ...]]":
-        """The test set."""
+        """Returns the images of the test set."""
         return self._loader("test", BatchSampler(SequentialSampler(self.splits["test"]), 1000, drop_last=False))
 
     def _loader(self, split: str, batches: BatchSampler) -> "DataLoader[tuple[Tensor, ...]]":
@@ -176,10 +176,10 @@ class ImageData(pl.LightningDataModule):
 
 
 class DigitsData(ImageData):
-    """scikit-learn's digits: 1,797 images of 8x8, 30% of them the test set.
+    """The digits of scikit-learn: 1,797 images of 8x8 pixels, of which 30% are the test set.
 
     Args:
-        batch_size: Images a batch.
+        batch_size: Images per training batch.
         shift: Largest random shift of a training image, in pixels.
     """
 
@@ -187,7 +187,7 @@ class DigitsData(ImageData):
         super().__init__(batch_size, shift)
 
     def load(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images with pixels from 0 to 1."""
+        """Loads images with pixels from 0 to 1, and their labels."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
@@ -199,12 +199,12 @@ class DigitsData(ImageData):
 
 
 class MnistData(ImageData):
-    """MNIST: 60,000 + 10,000 images of 28x28.
+    """MNIST: 60,000 training images and 10,000 test images of 28x28 pixels.
 
     Args:
-        data_dir: Folder with its four files; without it the environment variable ``SELFCOMPRESS_DATA``, and without
-            that a download into the user's cache.
-        batch_size: Images a batch.
+        data_dir: Folder with the four files of MNIST. None takes the folder in the environment variable
+            ``SELFCOMPRESS_DATA``; if the variable is not set, the files are downloaded into the user's cache.
+        batch_size: Images per training batch.
         shift: Largest random shift of a training image, in pixels.
     """
 
@@ -214,7 +214,7 @@ class MnistData(ImageData):
         self.data_dir = Path(folder) if folder else None
 
     def load(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images standardized with the training set's mean and deviation."""
+        """Loads images, standardized with the training set's mean and standard deviation, and their labels."""
         if self.data_dir is not None:
             paths = find_mnist(self.data_dir)
         else:
@@ -236,14 +236,14 @@ def random_shift(
     images: Tensor,  # (n, channels, height, width)
     pixels: int,
 ) -> Tensor:
-    """Shifts each image by up to ``pixels`` in both directions; what comes in repeats the border.
+    """Shifts each image by up to ``pixels`` along both axes; new pixels repeat the border.
 
     Args:
-        images: Images.
-        pixels: Largest shift.
+        images: The images.
+        pixels: The largest shift, in pixels.
 
     Returns:
-        Shifted images, the same shape.
+        The shifted images, of the same shape.
     """
     n, _, height, width = images.shape
     padded = nn.functional.pad(images, [pixels] * 4, mode="replicate")

@@ -1,4 +1,4 @@
-"""The demo's networks: LightningModules as anyone writes them, which know nothing of compression."""
+"""The networks of the demo: ordinary LightningModules whose code does not depend on compression."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class Classifier(pl.LightningModule):
-    """Cross-entropy, Adam and a learning rate that falls to zero.
+    """A classifier that is trained with cross-entropy, Adam and a learning rate that falls to zero.
 
     Args:
-        net: Images ``(n, 1, height, width)`` to logits ``(n, 10)``.
+        net: A module that computes logits ``(n, 10)`` from images ``(n, 1, height, width)``.
         lr: Learning rate at the start.
     """
 
@@ -20,27 +20,27 @@ class Classifier(pl.LightningModule):
         self.net, self.lr = net, lr
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(n, 10)``."""
+        """Returns the logits ``(n, 10)`` of images ``(n, 1, height, width)``."""
         logits: Tensor = self.net(images)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of a batch."""
+        """Returns and logs the cross-entropy of a batch."""
         images, labels = batch
         loss = nn.functional.cross_entropy(self(images), labels)
         self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Loss and accuracy on the validation split."""
+        """Logs the loss and the accuracy of a batch of the validation split."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Loss and accuracy on the test set."""
+        """Logs the loss and the accuracy of a batch of the test set."""
         self._evaluate(batch, "test")
 
     def configure_optimizers(self) -> Any:
-        """Adam, cosine schedule over the whole run."""
+        """Returns Adam with a cosine schedule over the whole run."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -55,7 +55,7 @@ class Classifier(pl.LightningModule):
 
 
 class DigitsNet(Classifier):
-    """Two convolutions with BatchNorm and two linear layers for images of 8x8: 52,768 weights.
+    """Two convolutions with BatchNorm and two linear layers for images of 8x8 pixels: 52,768 weights.
 
     Args:
         lr: Learning rate at the start.
@@ -82,7 +82,7 @@ class DigitsNet(Classifier):
 
 
 class LeNet5(Classifier):
-    """LeNet-5 in its 20-50-500-10 form for images of 28x28: 430,500 weights.
+    """LeNet-5 in its 20-50-500-10 form for images of 28x28 pixels: 430,500 weights.
 
     Args:
         lr: Learning rate at the start.

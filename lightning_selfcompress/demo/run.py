@@ -1,6 +1,6 @@
-"""The demo: the same network on real images, trained in float and trained with SelfCompression.
+"""The run of the demo, which trains the same network on real images in float and with SelfCompression.
 
-``DigitsNet`` and ``LeNet5`` are LightningModules as anyone writes them; they know nothing of compression.
+``DigitsNet`` and ``LeNet5`` are ordinary LightningModules whose code does not depend on compression.
 """
 
 import json
@@ -25,14 +25,14 @@ from lightning_selfcompress.training.objective import Objective
 
 @dataclass(frozen=True)
 class Task:
-    """A network, its data, and how long and how hard it is compressed.
+    """A network, its data, and the settings of its compression.
 
     Args:
-        model: Makes the network.
-        data: Makes the data from a folder, which may be None.
-        epochs: Epochs of each of the two runs.
+        model: A function that makes the network.
+        data: A function that makes the data module from a folder, which may be None.
+        epochs: Epochs of each of the two trainings.
         gamma: Loss per bit of the average weight.
-        threads: Threads of torch on a CPU; a tiny network is as fast on one, whatever else the machine does.
+        threads: Number of torch's threads on a CPU. A tiny network is as fast with one thread, even on a busy machine.
     """
 
     model: Callable[[], Classifier]
@@ -50,14 +50,14 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run came to, measured on the test set with the checkpoint read back.
+    """The result of one training, measured on the test set with the best checkpoint.
 
     Args:
-        accuracy: Share of test images classified right, in percent.
-        bits_per_weight: Learned bits per original weight, 32 in float.
-        nbytes: Bytes of the whole network.
+        accuracy: Share of the test images that are classified correctly, in percent.
+        bits_per_weight: Learned bits per original weight; 32 for the float network.
+        nbytes: Bytes of the whole network in a packed file.
         report: The size report as text.
-        checkpoint: The file that was measured.
+        checkpoint: Path of the best checkpoint.
     """
 
     accuracy: float
@@ -69,14 +69,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run of the demo was started with; kept in its folder, so that it can be resumed.
+    """The settings of a run of the demo, which are stored in its folder so that the run can be resumed.
 
     Args:
         data: ``"digits"`` or ``"mnist"``.
-        data_dir: Folder with the data, for MNIST; None looks at ``SELFCOMPRESS_DATA``, then downloads.
+        data_dir: Folder with the files of MNIST. None takes the folder in ``SELFCOMPRESS_DATA``, or downloads them.
         epochs: Epochs of each of the two trainings.
         gamma: Loss per bit of the average weight.
-        seed: Seed of weights, shuffling and shifts.
+        seed: Seed of the initial weights, the shuffling and the shifts.
     """
 
     data: str
@@ -87,10 +87,10 @@ class Settings:
 
     @classmethod
     def read(cls, folder: Path) -> "Settings":
-        """The settings of the run in ``folder``.
+        """Reads the settings of the run in ``folder``.
 
         Raises:
-            DataError: If no run was started there.
+            DataError: If the folder has no settings of a run.
         """
         try:
             return cls(**json.loads((folder / "settings.json").read_text()))
@@ -101,22 +101,22 @@ class Settings:
 
 
 def run_demo(settings: Settings, folder: Path, *, progress: bool = True) -> dict[str, Outcome]:
-    """Trains in float, then with compression, and goes on where an interrupted run in ``folder`` stopped.
+    """Trains in float and then with compression; continues an interrupted run in ``folder``.
 
     Args:
-        settings: What to train.
-        folder: Gets checkpoints, TensorBoard runs, outcomes and the size curve.
-        progress: Show progress bars.
+        settings: The settings of the run.
+        folder: The folder for checkpoints, TensorBoard runs, outcomes and the size curve.
+        progress: Whether progress bars are shown.
 
     Returns:
-        Outcome of the ``"float"`` and of the ``"compressed"`` network.
+        The outcomes of the ``"float"`` and the ``"compressed"`` network.
 
     Raises:
-        DataError: If data is missing or damaged; nothing was written then.
-        ValueError: If ``gamma`` is out of its range; nothing was written then.
+        DataError: If data is missing or damaged; nothing is written to ``folder`` then.
+        ValueError: If ``gamma`` is out of its range; nothing is written to ``folder`` then.
     """
     task = TASKS[settings.data]
-    SelfCompression(gamma=settings.gamma)  # fails here if it is going to
+    SelfCompression(gamma=settings.gamma)  # raises the ValueError before anything is written
     data = task.data(Path(settings.data_dir) if settings.data_dir else None)
     data.setup("fit")
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,14 +134,11 @@ def run_demo(settings: Settings, folder: Path, *, progress: bool = True) -> dict
 
 
 def summary(outcomes: dict[str, Outcome], folder: Path) -> str:
-    """What the demo prints at its end: the size report, both accuracies and where to look.
+    """Returns the text that the demo prints at its end: the size report, both accuracies, and the paths of the files.
 
     Args:
-        outcomes: As :func:`run_demo` returns them.
-        folder: The run's folder.
-
-    Returns:
-        Text of several lines.
+        outcomes: The outcomes that :func:`run_demo` returned.
+        folder: The folder of the run.
     """
     lines = ["", outcomes["compressed"].report, ""]
     for name, outcome in outcomes.items():
@@ -154,14 +151,14 @@ def summary(outcomes: dict[str, Outcome], folder: Path) -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a JSON file completely or not at all."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content))
     part.replace(path)
 
 
 def _train(settings: Settings, data: ImageData, folder: Path, *, compress: bool, progress: bool) -> Outcome:
-    """One training, or the rest of it, and its outcome from the best checkpoint read back."""
+    """Runs one training, or the rest of an interrupted one, and returns the outcome of the best checkpoint."""
     pl.seed_everything(settings.seed, verbose=False)
     model = TASKS[settings.data].model()
     best = ModelCheckpoint(
@@ -172,7 +169,7 @@ def _train(settings: Settings, data: ImageData, folder: Path, *, compress: bool,
         callbacks=[*([SelfCompression(gamma=settings.gamma)] if compress else []), Objective("val/loss"), best],
         logger=TensorBoardLogger(folder, name="", version=""),
         log_every_n_steps=10,
-        # few candidates: among many epochs of a small validation split the luckiest is not the best
+        # with many validations on a small split, the best result would be a matter of luck
         check_val_every_n_epoch=max(1, settings.epochs // 15),
         enable_progress_bar=progress,
         enable_model_summary=False,

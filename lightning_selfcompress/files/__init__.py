@@ -1,1 +1,1 @@
-"""Checkpoints, packed files and plain networks: what is read and written of a compressed network."""
+"""Reading and writing compressed networks: checkpoints, packed files and plain networks."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file is written completely or not at all."""
 
 import errno
 import os
@@ -9,17 +9,17 @@ from uuid import uuid4
 
 
 def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Has a file written beside its place and then renamed, so that no half of it is ever there.
+    """Writes a file under a temporary name in the same folder and renames it, so that no partial file ever appears.
 
     Args:
-        path: The file. A link stays one, and what it leads to is written.
-        write: Writes it, to the path that it is called with.
+        path: The file. If the path is a link, the link stays and its target is written.
+        write: A function that writes the content to the path that it is called with.
 
     Raises:
-        IsADirectoryError: If the path is a folder's.
-        FileExistsError: If it is a device's, a pipe's or the like, which would be replaced.
-        FileNotFoundError: If there is no folder to write it to.
-        OSError: If it cannot be written.
+        IsADirectoryError: If the path is a folder.
+        FileExistsError: If the path is a device, a pipe or another special file, which the rename would replace.
+        FileNotFoundError: If the folder of the file does not exist.
+        OSError: If the file cannot be written.
     """
     place = Path(os.path.realpath(path))
     if place.is_dir():
@@ -28,7 +28,7 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         raise FileNotFoundError(errno.ENOENT, "There is no folder for this file, create it first", os.fspath(path))
     if place.exists() and not place.is_file():
         raise FileExistsError(errno.EEXIST, "Expected a path for a file, this is a device or a pipe", os.fspath(path))
-    part = place.with_name(f"{place.name[:200]}.{uuid4().hex[:8]}.part")  # another's for each that writes this file
+    part = place.with_name(f"{place.name[:200]}.{uuid4().hex[:8]}.part")  # every writer has its own
     try:
         write(part)
         if place.exists():
@@ -36,8 +36,7 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         part.replace(place)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if (
-            isinstance(error, OSError) and error.filename is not None
-        ):  # the error names the user's path, not the one beside it
+        if isinstance(error, OSError) and error.filename is not None:
+            # the error names the user's path instead of the temporary path
             error.filename = os.fspath(path)
         raise

@@ -1,4 +1,4 @@
-"""Checkpoints: a network takes the shapes of the compressed checkpoint that is loaded into it, or stays unchanged."""
+"""Checkpoints: a network takes the shapes of the compressed checkpoint that it loads; an error leaves it unchanged."""
 
 import zipfile
 from collections.abc import Callable, Mapping, MutableMapping
@@ -19,15 +19,14 @@ from lightning_selfcompress.removal.surgery import Replacement, replace_tensors,
 from lightning_selfcompress.size.coupling import couple
 from lightning_selfcompress.tensors import name_of, own_tensors, stored_tensors
 
-MARK = (
-    "open_with.lightning_selfcompress.load_from_checkpoint"  # torch names it where the plain network is given the file
-)
+# The key that marks a compressed checkpoint. torch names it in the error of a float network that loads the checkpoint.
+MARK = "open_with.lightning_selfcompress.load_from_checkpoint"
 
 
 FORMAT = 1
 
 
-VERSION_KEY = "pytorch-lightning_version"  # of Lightning's checkpoints
+VERSION_KEY = "pytorch-lightning_version"  # the key of Lightning's version in its checkpoints
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -36,37 +35,36 @@ Module = TypeVar("Module", bound=nn.Module)
 def load_from_checkpoint(
     module_class: type[Module], path: str | PathLike[str], *, strict: bool | None = None, **kwargs: Any
 ) -> Module:
-    """Opens a checkpoint of a run with SelfCompression: the smaller network, with its quantized layers.
+    """Opens a checkpoint of a run with SelfCompression as the smaller network with its quantized layers.
 
-    It does what ``module_class.load_from_checkpoint`` does for a float network, and opens float checkpoints as well.
+    The function replaces ``module_class.load_from_checkpoint``, and opens checkpoints of float networks as well.
 
-    >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
-    >>> import lightning.pytorch as pl
+    >>> from lightning.pytorch import Trainer
     >>> from lightning_selfcompress import SelfCompression, load_from_checkpoint
     >>> from lightning_selfcompress.demo import DigitsData, DigitsNet
-    >>> def train_and_open(folder):
-    ...     trainer = pl.Trainer(max_epochs=20, callbacks=[SelfCompression(gamma=0.1)])
-    ...     trainer.fit(DigitsNet(), datamodule=DigitsData())
-    ...     trainer.save_checkpoint(Path(folder) / "net.ckpt")
-    ...     return load_from_checkpoint(DigitsNet, Path(folder) / "net.ckpt")
-    >>> with TemporaryDirectory() as folder:  # doctest: +SKIP
-    ...     net = train_and_open(folder)
+    >>> quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    >>> trainer = Trainer(fast_dev_run=True, callbacks=[SelfCompression(gamma=0.1)], **quiet)
+    >>> trainer.fit(DigitsNet(), datamodule=DigitsData())
+    >>> with TemporaryDirectory() as folder:
+    ...     trainer.save_checkpoint(f"{folder}/net.ckpt")
+    ...     net = load_from_checkpoint(DigitsNet, f"{folder}/net.ckpt")
 
     Args:
         module_class: The LightningModule class that was trained.
-        path: The checkpoint, full or ``save_weights_only``.
-        strict: Whether the checkpoint has to have exactly the module's keys, as in Lightning.
+        path: The checkpoint, either a full one or one saved with ``save_weights_only``.
+        strict: Whether the checkpoint must have exactly the module's keys, as in Lightning.
         kwargs: Other arguments of ``module_class.load_from_checkpoint``: ``map_location``, ``hparams_file``,
-            ``weights_only`` and arguments of the module that its hyperparameters do not say.
+            ``weights_only``, and arguments of the module that its saved hyperparameters lack.
 
     Returns:
         The module, in training mode.
 
     Raises:
-        CheckpointError: If the file cannot be read, is no checkpoint, or does not fit the module.
+        CheckpointError: If the file is damaged, is not a checkpoint, or does not fit the module.
+        OSError: If the file does not exist or cannot be opened.
     """
-    states: dict[str, Any] = {}  # of the callbacks
+    states: dict[str, Any] = {}  # the states of the callbacks in the checkpoint
 
     def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
         states.update(checkpoint.get("callbacks") or {})
@@ -99,11 +97,11 @@ def load_from_checkpoint(
 
 
 def couple_as_saved(module: nn.Module, state: Any) -> None:
-    """Notes on a module's layers what a checkpoint says of their channels, if they are channels of that module.
+    """Notes the channels that a checkpoint holds on the layers of a module, if the channels describe this module.
 
     Args:
         module: A converted module.
-        state: A callback's state in the checkpoint; the states of callbacks other than SelfCompression are ignored.
+        state: The state of one callback in the checkpoint. States of callbacks other than SelfCompression are ignored.
     """
     removal = state.get("removal") if isinstance(state, Mapping) else None
     saved = removal.get("channels") if isinstance(removal, Mapping) else None
@@ -113,11 +111,11 @@ def couple_as_saved(module: nn.Module, state: Any) -> None:
 
 
 def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Converts those layers of a float module that a state dict has bit depths for, and takes its shapes from now on.
+    """Converts the layers of a float module that have bit depths in a state dict, and calls :func:`follow_shapes`.
 
     Args:
         module: A freshly built module.
-        state_dict: Of a network that was compressed, or of a float one, which changes nothing.
+        state_dict: The state dict of a compressed network, or of a float network, which changes nothing.
     """
     plan = plan_conversion(module)
     compressed = {weight_name_of(key) for key in state_dict}
@@ -132,25 +130,26 @@ def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
 
 def follow_shapes(module: nn.Module) -> None:
-    """From now on a module takes the shapes of every compressed state dict that it is given to load."""
+    """Makes a module take the shapes of every compressed state dict that it loads from now on."""
     hooks = module._load_state_dict_pre_hooks.values()
     if all(getattr(hook, "hook", None) is not take_shapes for hook in hooks):
         module.register_load_state_dict_pre_hook(take_shapes)
 
 
 def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str = "", *_: Any) -> None:
-    """Gives the tensors of a converted module the shapes they have in a state dict, smaller or larger.
+    """Gives the tensors of a converted module the shapes that they have in a state dict, smaller or larger.
 
-    It is a ``load_state_dict`` pre-hook, so that it is at work for every way of loading. The state dict of a float
+    The function is a ``load_state_dict`` pre-hook, so that every way of loading calls it. The state dict of a float
     network, which has no bit depths, changes nothing.
 
     Args:
         module: A converted module.
-        state_dict: What is about to be loaded. The mark that checkpoints carry is taken out.
-        prefix: Of the module's keys.
+        state_dict: The state dict that is about to be loaded. The key ``MARK`` is removed from it.
+        prefix: The prefix of the module's keys.
 
     Raises:
-        CheckpointError: If these cannot be shapes of the module. It is unchanged then.
+        CheckpointError: If the module cannot have these shapes, or a later version wrote the checkpoint. The module is
+            unchanged then.
     """
     if int(state_dict.pop(prefix + MARK, FORMAT)) > FORMAT:
         raise CheckpointError(
@@ -178,18 +177,19 @@ def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix:
 
 
 def read_checkpoint(path: str | PathLike[str], *, weights_only: bool = True) -> dict[str, Any]:
-    """Reads a Lightning checkpoint onto the CPU, whatever network it is of.
+    """Reads a Lightning checkpoint of any network onto the CPU.
 
     Args:
         path: The file.
-        weights_only: False runs whatever code the file holds, as pickle does.
+        weights_only: Whether only tensors and plain values are read. False runs any code that the file holds, as pickle
+            does.
 
     Returns:
-        All that it holds; ``"state_dict"`` is in it.
+        The content of the checkpoint, which has the key ``"state_dict"``.
 
     Raises:
-        CheckpointError: If it cannot be read, or is no checkpoint.
-        OSError: If there is no such file.
+        CheckpointError: If the file is damaged or is not a checkpoint.
+        OSError: If the file does not exist or cannot be opened.
     """
     return cast(
         "dict[str, Any]",
@@ -198,7 +198,7 @@ def read_checkpoint(path: str | PathLike[str], *, weights_only: bool = True) -> 
 
 
 def check_readable(load: Callable[[], Any], path: Any) -> Any:
-    """What ``load`` returns, if it is an intact Lightning checkpoint."""
+    """Returns the result of ``load()``, or raises a CheckpointError if the result is not an intact checkpoint."""
     try:
         checkpoint = load()
     except (FileNotFoundError, IsADirectoryError, PermissionError):
@@ -217,7 +217,7 @@ def check_readable(load: Callable[[], Any], path: Any) -> Any:
 
 
 def _check_intact(path: Any) -> None:
-    """Whether the checksums of a local file are right; torch writes them but does not read them."""
+    """Checks the checksums of a local file, because torch writes checksums but does not check them."""
     writes_checksums = getattr(torch.serialization, "get_crc32_options", lambda: True)()
     if writes_checksums and isinstance(path, str | PathLike) and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
@@ -234,7 +234,7 @@ def _unreadable(path: Any, reason: str) -> CheckpointError:
 
 
 def misfit(error: RuntimeError, module_class: type, path: Any = None) -> RuntimeError:
-    """An error of loading, with what to do."""
+    """Returns an error of loading as a CheckpointError that says what to do."""
     if isinstance(error, CheckpointError):
         return error
     source = f"the checkpoint {str(path)!r}" if path is not None else "what is loaded"
@@ -245,8 +245,8 @@ def misfit(error: RuntimeError, module_class: type, path: Any = None) -> Runtime
 
 
 def _check_converted(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Every layer that was compressed has to be converted: it would be left with its latent weights otherwise."""
-    named = module.named_modules(remove_duplicate=False)  # a layer may have several names
+    """Checks that each layer compressed in ``saved`` is converted: a float layer would compute with latent weights."""
+    named = module.named_modules(remove_duplicate=False)  # a shared layer has several names
     own = {name_of(path, name) for path, m in named for name, _ in own_tensors(m)}
     for key in saved:
         weight = weight_name_of(key)
@@ -261,7 +261,7 @@ def _check_converted(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
 def _check_shapes(
     module: nn.Module, layers: Mapping[str, Quantized], own: Mapping[str, Tensor], saved: Mapping[str, Tensor]
 ) -> None:
-    """Whether the shapes saved can be shapes that this module came down to."""
+    """Checks that the saved shapes can be the shapes of this module after its removals."""
     shrunk = False
     for path, layer in layers.items():
         for name, spec in layer._quantized.items():

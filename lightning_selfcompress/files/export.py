@@ -1,4 +1,4 @@
-"""Packed files of models, written whole or not at all."""
+"""The export of models to packed files, which are written completely or not at all."""
 
 import os
 import warnings
@@ -15,13 +15,13 @@ from lightning_selfcompress.tensors import name_of, own_tensors
 
 
 class ExportReport(int):
-    """The bytes of a packed file: a number, which prints as what was written.
+    """The number of bytes of a packed file. ``print`` shows a summary of the file.
 
     Attributes:
         path: The file.
         float_nbytes: Bytes of the same network in float, before any compression.
         coded: Names of the weights that are stored as codes.
-        uncoded: Names of the parameters and buffers that are stored as they are.
+        uncoded: Names of the parameters and buffers that are stored without codes.
     """
 
     path: str
@@ -31,7 +31,7 @@ class ExportReport(int):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the file."""
+        """The bytes of the file."""
         return int(self)
 
     def __str__(self) -> str:
@@ -43,31 +43,30 @@ class ExportReport(int):
 
 
 def export(model: nn.Module, path: str | os.PathLike[str], *, floats: torch.dtype = torch.float32) -> ExportReport:
-    """Writes a model into a packed file, of the size that :func:`size_report` says.
+    """Writes a model to a packed file of the size that :func:`size_report` reports.
 
-    >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
     >>> from torch import nn
     >>> from lightning_selfcompress import convert, export, size_report
-    >>> net = nn.Linear(100, 50)
-    >>> plan = convert(net, initial_bits=4)
+    >>> net = convert(nn.Linear(100, 50), initial_bits=4).model
     >>> with TemporaryDirectory() as folder:
-    ...     report = export(net, Path(folder) / "net.scnn")  # print(report) says what it holds
+    ...     report = export(net, f"{folder}/net.scnn")
     >>> report.nbytes == size_report(net).nbytes
     True
 
     Args:
         model: Any module. Tensors that are not quantized are stored unchanged.
-        path: The file. It is written beside and renamed: no half of it is ever there.
-        floats: ``torch.float16`` rounds biases, normalization and other float32 values that are not quantized to
-            half precision, except where that would change one by more than a thousandth.
+        path: The file. It is written under a temporary name and renamed, so that no partial file ever appears.
+        floats: The dtype for float32 tensors that are not quantized, such as biases and normalization.
+            ``torch.float16`` rounds each such tensor, unless rounding would change a value by more than a thousandth.
 
     Returns:
-        The bytes of the file; ``print`` shows what they are for.
+        The number of bytes of the file; ``print`` shows a summary.
 
     Raises:
-        ValueError: If weights are not finite, have no values yet (lazy layers, the meta device), or their codes are out
-            of all bounds; if ``floats`` is neither ``torch.float32`` nor ``torch.float16``.
+        ValueError: If tensors are not finite or have no values yet (lazy layers, the meta device), if codes or
+            exponents are out of the range of the format, if the format cannot store a tensor (its dtype or its layout),
+            or if ``floats`` is neither ``torch.float32`` nor ``torch.float16``.
         OSError: If the path cannot be written.
     """
     half = is_half(floats)
@@ -105,10 +104,10 @@ def check_there(model: nn.Module) -> None:
 
 
 def check_values(model: nn.Module) -> None:
-    """Checks that all values to be stored are there and finite; buffers such as masks may hold infinities.
+    """Checks that all values to be stored exist and are finite; buffers may hold infinities, as masks do, but not NaN.
 
     Raises:
-        ValueError: If a value is missing or not finite.
+        ValueError: If a value does not exist or is not finite.
     """
     check_there(model)
     for path, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Plain networks: ordinary torch layers with the quantized weights, no trace of this package."""
+"""Plain networks: ordinary torch layers that hold the quantized weights and nothing of this package."""
 
 from typing import TypeVar, cast
 
@@ -14,23 +14,22 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def finalize(model: Module) -> Module:
-    """A copy of a compressed model in plain layers: the same outputs to the bit, without bit depths or exponents.
+    """Returns a copy of a compressed model with plain layers, whose outputs equal the model's outputs to the bit.
 
-    >>> import torch
     >>> from torch import nn
     >>> from lightning_selfcompress import convert, finalize
-    >>> net, x = nn.Linear(6, 4), torch.randn(2, 6)
-    >>> plan = convert(net)
+    >>> net = convert(nn.Linear(6, 4)).model
     >>> plain = finalize(net)
-    >>> type(plain).__name__, torch.equal(plain(x), net(x))
-    ('Linear', True)
+    >>> plain, plain.weight.equal(net.weight)
+    (Linear(in_features=6, out_features=4, bias=True), True)
 
     Args:
-        model: A converted module, shrunken or not; a module that was never converted is simply copied.
+        model: A converted module, with or without removals. A module that was never converted is only copied.
 
     Returns:
-        A module of the same class: plain ``nn.Conv2d``, ``nn.Linear`` or whatever the layers were before, of the
-        shapes they have now, with dequantized weights. It can be pickled, exported and trained like any other.
+        A module of the same class, without bit depths and exponents. Its layers have the classes from before the
+        conversion, such as ``nn.Conv2d`` and ``nn.Linear``, the present shapes, and dequantized weights. The module can
+        be pickled, exported and trained like any other.
     """
     plain = cast(Module, copy_module(model))
     with torch.no_grad():
@@ -41,7 +40,7 @@ def finalize(model: Module) -> Module:
 
 
 def make_plain(model: nn.Module) -> None:
-    """Takes off whatever this package has put on a module, in place: quantized classes, hooks, notes."""
+    """Removes from a module, in place, everything that this package has added: quantized classes, hooks and notes."""
     revert(model)
     for module in model.modules():
         module.__dict__.pop("_removed_nbytes", None)

@@ -1,4 +1,4 @@
-"""Batch normalization folded into the layers before it."""
+"""Folding of batch normalization into the layers before it."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,11 +13,11 @@ from lightning_selfcompress.quantize.layers import Quantized
 
 
 class FoldReport(int):
-    """The number of normalization layers that were folded, which prints as what was done.
+    """The number of normalization layers that were folded. ``print`` shows their paths.
 
     Attributes:
         folded: Paths of the normalization layers that were folded.
-        left: Paths of the layers that stay, since the output of the layer before them is used elsewhere as well.
+        left: Paths of the normalization layers that stay, because the output of the layer before has other uses.
     """
 
     folded: tuple[str, ...]
@@ -32,8 +32,8 @@ class FoldReport(int):
 def fold_batchnorm(model: nn.Module, *inputs: Any) -> FoldReport:
     """Folds batch normalization into the convolutions and linear layers right before it, in place, for evaluation.
 
-    A normalization that gets another layer's output only is folded; where it turns out, because outputs change by more
-    than rounding, that this output is used elsewhere as well, it is left, with a warning.
+    A normalization layer is folded if its input is the output of such a layer. If the model's outputs change by more
+    than rounding, the output of the layer before has other uses: the normalization layer stays, with a warning.
 
     >>> import torch
     >>> from torch import nn
@@ -45,14 +45,15 @@ def fold_batchnorm(model: nn.Module, *inputs: Any) -> FoldReport:
     Identity()
 
     Args:
-        model: A plain module, as :func:`finalize` makes it. Its folded normalization becomes ``nn.Identity``.
-        inputs: What its ``forward`` takes, to see what follows what, and that nothing has changed.
+        model: A plain module, as :func:`finalize` returns. Each folded normalization layer becomes ``nn.Identity``.
+        inputs: Example arguments of the model's ``forward``. They show which layer follows which, and whether the
+            outputs change.
 
     Returns:
-        The number of normalization layers folded; ``print`` shows which.
+        The number of normalization layers that were folded; ``print`` shows their paths.
 
     Raises:
-        ValueError: If the model has quantized layers, or returns nothing with tensors in it.
+        ValueError: If the model has quantized layers, or its output holds no tensors.
     """
     if any(isinstance(module, Quantized) for module in model.modules()):
         raise ValueError("Expected a plain model to fold, got one with quantized layers. Take finalize(model).")
@@ -68,12 +69,12 @@ NOT_FOLDED = "the output of the layer before is used elsewhere as well"
 
 
 def fold_norms(model: nn.Module, *inputs: Any) -> tuple[list[str], list[str]]:
-    """Does what :func:`fold_batchnorm` does; returns the paths of the layers folded, and of the layers left."""
+    """Folds as :func:`fold_batchnorm` does; returns the paths of the folded layers and of the layers that stay."""
     modes = [(module, module.training) for module in model.modules()]
     paths = {id(module): path for path, module in model.named_modules()}
     model.eval()
     try:
-        with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode have no versions
+        with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no version counters
             pairs, expected = _neighbours(model, inputs)
             left = _fold_all(pairs, lambda: _still(model, inputs, expected))
     finally:
@@ -85,12 +86,12 @@ def fold_norms(model: nn.Module, *inputs: Any) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """A layer and the normalization of its output.
+    """A layer and the normalization layer after it.
 
     Args:
         layer: The layer.
-        norm: The normalization.
-        places: Where the normalization is: modules and its names there.
+        norm: The normalization layer.
+        places: Each parent module of the normalization layer, with the layer's name in this parent.
     """
 
     layer: nn.Module
@@ -98,7 +99,7 @@ class _Pair:
     places: tuple[tuple[nn.Module, str], ...]
 
     def fold(self) -> Callable[[], None]:
-        """Folds the normalization; returns a function that undoes it."""
+        """Folds the normalization layer; returns a function that undoes the folding."""
         layer, parameters = self.layer, dict(self.layer._parameters)
         n = cast(nn.BatchNorm2d, self.norm)
         mean = cast(Tensor, n.running_mean)
@@ -128,7 +129,7 @@ _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_TRANSPOSED)
 
 
 def _fold_all(pairs: Sequence[_Pair], unchanged: Callable[[], bool]) -> list[_Pair]:
-    """Folds as many as leave the outputs as they are; returns the others. Halves where all together do not."""
+    """Folds the pairs that leave the outputs unchanged; returns the others. If all together fail, it tries halves."""
     undo = [pair.fold() for pair in pairs]
     if not pairs or unchanged():
         return []
@@ -141,9 +142,10 @@ def _fold_all(pairs: Sequence[_Pair], unchanged: Callable[[], bool]) -> list[_Pa
 
 
 def _neighbours(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[_Pair], list[Tensor]]:
-    """Layers, each with the normalization that gets its output and is called once; and the network's outputs."""
-    made_by: dict[int, tuple[nn.Module, int]] = {}  # by outputs' ids, with their versions: not changed since in place
-    kept: list[Any] = []  # so that no id is used again
+    """Returns each layer whose output goes to a normalization layer that is called once, and the network's outputs."""
+    # Id of an output -> its layer and its version counter, which shows whether the output was changed in place since.
+    made_by: dict[int, tuple[nn.Module, int]] = {}
+    kept: list[Any] = []  # keeps the tensors alive, so that no id is used again
     found: list[tuple[nn.Module | None, nn.Module]] = []
 
     def made(module: nn.Module, args: Any, out: Any) -> None:
@@ -155,9 +157,8 @@ def _neighbours(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[_Pair],
         kept.append(given)
         layer, version = made_by.get(id(given), (None, 0))
         layer = layer if version == given._version else None
-        features_last = (
-            isinstance(layer, nn.Linear) and given.dim() > 2
-        )  # and batch normalization normalizes dimension 1
+        # a linear layer has its features in the last dimension, and batch normalization normalizes dimension 1
+        features_last = isinstance(layer, nn.Linear) and given.dim() > 2
         found.append((layer if not features_last else None, module))
 
     handles = []
@@ -179,10 +180,10 @@ def _neighbours(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[_Pair],
 
 
 def _still(model: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor]) -> bool:
-    """Whether outputs differ from what they were by rounding alone."""
+    """Returns whether the model's outputs differ from the expected outputs by rounding only."""
     try:
         outputs = _tensors(model(*inputs))
-    except Exception:  # the code reads something of a layer that is gone
+    except Exception:  # the network's code reads an attribute of a folded layer
         return False
     for a, b in zip(outputs, expected, strict=True):
         rounding = max(1e-3, 4 * torch.finfo(b.dtype).eps) if b.is_floating_point() else 0.0

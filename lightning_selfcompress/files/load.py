@@ -1,4 +1,4 @@
-"""Packed files loaded into a network of the user's class, which takes their shapes, or stays unchanged."""
+"""Loading of packed files into a network, which takes the shapes of the file; an error leaves it unchanged."""
 
 import os
 import warnings
@@ -21,36 +21,33 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> Module:
-    """Fills a network from a packed file: plain torch layers of the shapes stored, the same outputs to the bit.
+    """Loads a packed file into a network, which becomes plain and then computes the exported outputs to the bit.
 
-    >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
-    >>> import torch
     >>> from torch import nn
     >>> from lightning_selfcompress import convert, export, load
-    >>> net, x = nn.Linear(6, 4), torch.randn(2, 6)
-    >>> plan = convert(net)
+    >>> net = convert(nn.Linear(6, 4)).model
     >>> with TemporaryDirectory() as folder:
-    ...     report = export(net, Path(folder) / "net.scnn")
-    ...     plain = load(Path(folder) / "net.scnn", into=nn.Linear(6, 4))
-    >>> type(plain).__name__, torch.equal(plain(x), net(x))
-    ('Linear', True)
+    ...     report = export(net, f"{folder}/net.scnn")
+    ...     plain = load(f"{folder}/net.scnn", into=nn.Linear(6, 4))
+    >>> plain, plain.weight.equal(net.weight)
+    (Linear(in_features=6, out_features=4, bias=True), True)
 
     Args:
         path: A packed file.
-        into: A network of the class that was exported, of full size or of the sizes stored, float or converted. It
-            becomes plain, takes the shapes, and is filled. Its tensors keep their types, which is warned of where they
-            are narrower than those stored.
-        strict: Whether the file has to hold all of the network's parameters and buffers, and nothing else.
+        into: A network of the exported class, of the full size or of the stored size, float or converted. It
+            takes the stored shapes, and its tensors keep their dtypes. A warning names the tensors whose narrower dtype
+            rounds the stored values.
+        strict: Whether the file must hold all parameters and persistent buffers of the network, and nothing else.
 
     Returns:
         ``into``.
 
     Raises:
-        TypeError: If ``into`` is no network.
+        TypeError: If ``into`` is not a module.
         PackedFileError: If the file is damaged, or does not fit the network, which is unchanged then.
         ValueError: If the network's tensors have no values yet (lazy layers, the meta device).
-        OSError: If it cannot be read.
+        OSError: If the file cannot be read.
     """
     if not isinstance(into, nn.Module):
         raise TypeError(f"Expected a network to load into, such as MyNet(), got {into!r:.80}.")
@@ -87,8 +84,8 @@ def _check_names(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, 
 
 
 def _check_attributes(packed: Packed, into: nn.Module, own: Mapping[str, Tensor], *, strict: bool) -> None:
-    """Checks that the whole numbers in a file fit the network's modules and the shapes in the file."""
-    shapes = {id(own[t.name]): t.shape for t in packed.tensors if t.name in own}  # tied tensors have one name only
+    """Checks that the integer attributes in a file fit the network's modules and the shapes in the file."""
+    shapes = {id(own[t.name]): t.shape for t in packed.tensors if t.name in own}  # tied tensors have one name
     known = set()
     for path, module in into.named_modules():
         kind = kept_number(module)
@@ -111,7 +108,7 @@ def _check_attributes(packed: Packed, into: nn.Module, own: Mapping[str, Tensor]
 
 
 def _fits(number: int | None, module: nn.Module, weight: Shape | None, bias: Shape | None) -> bool:
-    """Whether a module of these shapes can keep a number that the file has, or has not."""
+    """Returns whether a module of these shapes can have the number in the file, which is None if the file has none."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return weight is None or _are_groups(1 if number is None else number, module, weight, bias)
     if number is None:
@@ -123,7 +120,7 @@ def _fits(number: int | None, module: nn.Module, weight: Shape | None, bias: Sha
 
 
 def _are_groups(groups: int, module: nn.modules.conv._ConvNd, weight: Shape, bias: Shape | None) -> bool:
-    """Whether a convolution's weight can have so many groups: of its own, or what is left of them."""
+    """Returns whether a convolution whose weight has this shape can have so many groups, perhaps after removals."""
     if not 1 <= groups <= module.groups or weight[0] % groups:
         return False
     along, most = weight[1] * groups, module.out_channels if module.transposed else module.in_channels
@@ -131,7 +128,7 @@ def _are_groups(groups: int, module: nn.modules.conv._ConvNd, weight: Shape, bia
 
 
 def _check_dtypes(packed: Packed, own: Mapping[str, Tensor]) -> list[str]:
-    """Checks that the network's types can hold what is stored; returns the names of tensors that hold it rounded."""
+    """Checks that the network's dtypes can hold the stored values; returns the names of tensors that round them."""
     rounded = []
     for tensor in (t for t in packed.tensors if t.name in own):
         dtype = own[tensor.name].dtype
@@ -155,7 +152,7 @@ def _fill(into: nn.Module, own: Mapping[str, Tensor], saved: Mapping[str, Tensor
     for name, values in saved.items():
         old = own[name]
         expanded = any(n > 1 and stride == 0 for n, stride in zip(old.shape, old.stride(), strict=True))
-        if values.shape != old.shape or expanded:  # the entries of the latter share a place
+        if values.shape != old.shape or expanded:  # the entries of an expanded tensor share memory
             fresh[id(old)] = zeros_in_place_of(old, values.shape)
     replace_tensors(into, fresh)
     now = stored_tensors(into, transient=False)
@@ -169,7 +166,7 @@ def _fill(into: nn.Module, own: Mapping[str, Tensor], saved: Mapping[str, Tensor
 
 
 def _numbers(path: str, module: nn.Module, filled: set[int], numbers: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """The attributes that a module's tensors do not tell; ``filled`` has the ids of the tensors that were filled."""
+    """Yields the integer attributes of a module that the file determines; ``filled`` has the ids of filled tensors."""
     if isinstance(module, nn.modules.conv._ConvNd) and id(module._parameters.get("weight")) in filled:
         groups = numbers.get(name_of(path, "groups"), 1)
         yield "groups", groups

@@ -1,4 +1,4 @@
-"""Shapes of a network that was shrunk: whether those in a file can be what came of a module."""
+"""Checks of whether the shapes in a file can be the shapes of a module after its removals."""
 
 from collections.abc import Mapping
 
@@ -11,17 +11,17 @@ Shape = tuple[int, ...]
 
 
 def check_sizes(module: nn.Module, shapes: Mapping[str, Shape], *, larger: bool = False) -> None:
-    """Checks that shapes are the shapes of a module's parameters and buffers, or of what removals leave of them.
+    """Checks that shapes can be the shapes of a module's parameters and buffers, before or after removals.
 
     Args:
         module: The module.
-        shapes: Name of a parameter or buffer -> its shape elsewhere.
-        larger: Whether they may be larger than the module's shapes, since the module has shrunk itself.
+        shapes: Name of a parameter or buffer -> its shape in the file.
+        larger: Whether the shapes may be larger than the module's shapes, because the module itself has shrunk.
 
     Raises:
-        CheckpointError: If the shapes are of another network.
+        CheckpointError: If the shapes belong to another network.
     """
-    tied = {  # which may be stored once, under one of their names
+    tied = {  # a tied tensor may be stored once, under one of its names
         id(tensor): shapes[name_of(path, name)]
         for path, m in module.named_modules()
         for name, tensor in own_tensors(m)
@@ -47,13 +47,14 @@ def check_sizes(module: nn.Module, shapes: Mapping[str, Shape], *, larger: bool 
             )
 
 
-_FIXED = (nn.RNNBase, nn.RNNCellBase)  # but for their inputs
+_FIXED = (nn.RNNBase, nn.RNNCellBase)  # layers whose sizes stay fixed, except for the input size
 
 
 def _dims_that_stay(module: nn.Module, name: str) -> range:
-    """Dimensions of a module's tensor that no removal makes smaller.
+    """Returns the dimensions of a module's tensor that no removal makes smaller.
 
-    Kernels, the tokens of an embedding, whatever is normalized together, the states of recurrent layers.
+    These are the kernel sizes of convolutions, the tokens of embeddings, the dimensions that LayerNorm and RMSNorm
+    normalize, the states of recurrent layers, and the outputs of the input projection of attention layers.
     """
     if isinstance(module, nn.modules.conv._ConvNd):
         return range(2, 5)
@@ -67,7 +68,7 @@ def _dims_that_stay(module: nn.Module, name: str) -> range:
 
 
 def _fit_together(module: nn.Module, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a module's tensors agree on the number of its channels, which torch does not always say itself."""
+    """Returns whether a module's tensors agree on the number of channels, which torch does not always check."""
     weight, bias = shapes.get("weight"), shapes.get("bias")
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and weight and bias:
         return bias[0] % weight[1] == 0 if weight[1] else bias[0] == 0
@@ -81,7 +82,7 @@ def _fit_together(module: nn.Module, shapes: Mapping[str, Shape]) -> bool:
 
 
 def wrong_shape(name: str, tensor: Tensor, found: Shape, what: str) -> str:
-    """The message on a shape that does not fit a tensor."""
+    """Returns the message about a shape that does not fit a tensor."""
     return (
         f"Expected {what} {tuple(tensor.shape)} for {name!r}, got {tuple(found)}. It was saved from another "
         f"network, or from this one with other arguments."

@@ -1,1 +1,1 @@
-"""ONNX files of compressed networks: integer weights, and scales that a runtime multiplies them by."""
+"""ONNX files of compressed networks, with integer weights and with scales that a runtime multiplies them by."""

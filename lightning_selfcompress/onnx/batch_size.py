@@ -1,4 +1,4 @@
-"""The batch of an ONNX graph: a size that is not fixed, as far as the network's code leaves it open."""
+"""The batch size of an ONNX graph, which stays open if the network's code does not depend on it."""
 
 import copy
 import re
@@ -11,28 +11,31 @@ from torch.utils import _pytree as pytree
 
 
 def grown_inputs(plain: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """The inputs with their last entries once more, if the network takes them.
+    """Repeats the last entry of each input along dimension 0, and returns the longer inputs if the network takes them.
 
-    A network that does not would be traced without complaint; and a size of 1 would be taken for a constant.
+    The exporter would trace a network with a fixed batch size without an error, and would treat a size of 1 as a
+    constant.
 
     Args:
         plain: A module in evaluation mode.
-        inputs: What its ``forward`` takes.
+        inputs: The arguments of its ``forward``.
 
     Returns:
-        The longer inputs, or None.
+        The longer inputs, or None if the network does not take them.
     """
     grown = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t[-1:]]) if t.dim() else t, inputs)
     try:
         with torch.no_grad():
             plain(*grown)
-    except Exception:  # whatever the network's code raises
+    except Exception:  # the network's code may raise any exception
         return None
     return cast("tuple[Any, ...]", grown)
 
 
 def name_batch(proto: Any) -> None:
-    """Calls the size of dimension 0 ``batch``, in place, which the tracer has given names like s77.
+    """Renames the size of dimension 0 from the tracer's name, such as s77, to ``batch``, in place.
+
+    If the inputs have several such sizes, these become ``batch_0``, ``batch_1`` and so on.
 
     Args:
         proto: An ONNX model.
@@ -48,35 +51,34 @@ def name_batch(proto: Any) -> None:
 
 
 def fixed_inputs(proto: Any) -> list[str]:
-    """The inputs whose dimension 0 has one size only.
+    """Returns the names of the inputs whose dimension 0 has a fixed size.
 
     Args:
         proto: An ONNX model.
-
-    Returns:
-        Their names.
     """
     shapes = {i.name: i.type.tensor_type.shape.dim for i in proto.graph.input}
     return [name for name, dims in shapes.items() if len(dims) and not dims[0].dim_param]
 
 
 def is_for(proto: Any, traced: Sequence[Tensor], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
-    """Whether a graph makes of some inputs what the network makes of them, as far as shapes tell.
+    """Returns whether a graph accepts inputs of another batch size, judged by the shapes that ONNX infers.
 
-    The tracer writes sizes that it has seen into some operators, those behind an LSTM for one, and calls them any size.
+    The tracer writes the traced size into some operators, for example after an LSTM, although it declares the dimension
+    as open.
 
     Args:
         proto: An ONNX model.
-        traced: The inputs that it was traced with.
-        inputs: Others, of another size.
-        outputs: The network's outputs for these inputs.
+        traced: The inputs with which the network was traced.
+        inputs: Inputs of another batch size.
+        outputs: The network's outputs for ``inputs``.
 
     Returns:
-        False if an operator does not take them, or an output has another shape.
+        False if the shapes contradict an operator, or if an output has another shape than the network's output. True if
+        the graph has another number of inputs or outputs, so that the shapes cannot be compared.
     """
     if len(inputs) != len(proto.graph.input) or len(outputs) != len(proto.graph.output):
-        return True  # some are no tensors
-    strict = _output_dims(proto, traced, strict=True) is not None  # else the inference has other faults to find
+        return True  # some inputs or outputs are not tensors
+    strict = _output_dims(proto, traced, strict=True) is not None  # otherwise strict inference fails for other reasons
     found = _output_dims(proto, inputs, strict=strict)
     if found is None:
         return False
@@ -86,17 +88,18 @@ def is_for(proto: Any, traced: Sequence[Tensor], inputs: Sequence[Tensor], outpu
 
 
 def gives(proto: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
-    """Whether ONNX Runtime, if it is installed, makes of some inputs about what the network makes of them.
+    """Returns whether ONNX Runtime computes about the same outputs from some inputs as the network.
 
-    The tracer follows one branch where the network's code asks for the size of the batch, and unrolls loops over it.
+    The tracer follows only one branch if the network's code tests the batch size, and unrolls loops over the batch.
 
     Args:
         proto: An ONNX model.
-        inputs: Some inputs.
+        inputs: The inputs.
         outputs: The network's outputs for these inputs.
 
     Returns:
-        False if it is something else; True also where ONNX Runtime has no such operator.
+        False if the outputs differ or the computation fails. True also if the graph cannot be tried: ONNX Runtime is
+        not installed or lacks an operator, or the graph has another number of inputs or outputs.
     """
     try:
         import onnxruntime
@@ -106,20 +109,23 @@ def gives(proto: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bo
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
-    except Exception:  # it has no such operator, or not for this type
+    except Exception:  # ONNX Runtime lacks an operator, or lacks it for this type
         return True
     names = [value.name for value in session.get_inputs()]
     if len(names) != len(inputs) or len(session.get_outputs()) != len(outputs):
-        return True  # some are no tensors
+        return True  # some inputs or outputs are not tensors
     try:
         found = session.run(None, {n: t.numpy() for n, t in zip(names, inputs, strict=True)})
-    except Exception:  # for other sizes than these
+    except Exception:  # the graph works for other sizes only
         return False
     return all(_about(torch.from_numpy(a), b) for a, b in zip(found, outputs, strict=True))
 
 
 def _about(a: Tensor, b: Tensor) -> bool:
-    """Whether a tensor is another but for rounding; of whole numbers, which may go by it, only the shape."""
+    """Returns whether two tensors are equal within 1%; of tensors of integers, only the shapes are compared.
+
+    Rounding in the network can change integers, such as an index of a largest value.
+    """
     if a.shape != b.shape or not b.is_floating_point():
         return a.shape == b.shape
     scale = max(1.0, float(b.abs().nan_to_num(0, 0, 0).max())) if b.numel() else 1.0
@@ -127,7 +133,7 @@ def _about(a: Tensor, b: Tensor) -> bool:
 
 
 def _output_dims(proto: Any, inputs: Sequence[Tensor], *, strict: bool) -> list[list[int | None]] | None:
-    """Sizes of all outputs for some inputs, None where they cannot be told; None in all if there is a contradiction."""
+    """Infers the output shapes for some inputs, with None for an unknown size; None if the shapes are contradictory."""
     import onnx
 
     sized = copy.deepcopy(proto)

@@ -1,7 +1,7 @@
-"""Parts of an ONNX graph that emit constants, whatever the input: replaced by these.
+"""Folding of the parts of an ONNX graph whose outputs are constant for all inputs.
 
-A block whose inner layer has lost its last channel still computes zeros, and its second layer's bias. Torch's code asks
-for it; a graph need not.
+A block whose inner layer has lost its last channel still computes zeros, and its second layer outputs its bias only.
+The network's code needs these layers, but a graph does not.
 """
 
 from collections import Counter
@@ -16,10 +16,10 @@ from lightning_selfcompress.onnx.nodes import Names, drop_unused
 _LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
-_POOLS = {"GlobalAveragePool", "GlobalMaxPool", "MaxPool"}  # of equal values, these values
+_POOLS = {"GlobalAveragePool", "GlobalMaxPool", "MaxPool"}  # the pool of equal values is the same value
 
 
-_MOVES = {"Cast", "Expand", "Flatten", "Reshape", "Transpose"}  # of zeros, zeros
+_MOVES = {"Cast", "Expand", "Flatten", "Reshape", "Transpose"}  # the output is zeros if the input is zeros
 
 
 _POINTWISE = {"Add", "Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Mish"}
@@ -29,18 +29,20 @@ _POINTWISE |= {"Mul", "Neg", "PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Su
 
 
 def fold_constants(proto: Any) -> None:
-    """Replaces what is constant for all inputs, in place, and drops the nodes and weights that it came of.
+    """Replaces constant tensors by initializers, in place, and removes the nodes and weights that computed them.
 
-    A tensor is constant if one array that broadcasts to its shape holds its values: a layer's bias, where the layer's
-    weights or inputs are zeros, and pointwise operations of constants. It is replaced where it meets another tensor of
-    its shape, in the bias of a layer if it is added to that alone, and left elsewhere.
+    A tensor is constant if a known array that broadcasts to its shape has its values for all inputs: the output of a
+    layer whose weights or inputs are zeros, which is the layer's bias, or the output of pooling and pointwise operators
+    on constants. An initializer replaces the constant in pointwise operators whose other input has the shape of the
+    output. If the constant is added to the output of a layer and this output has no other use, the initializer becomes
+    part of the layer's bias. All other constants stay.
 
     Args:
         proto: An ONNX model.
     """
     graph = proto.graph
     if any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
-        return  # what a body reads from outside is not among its node's inputs
+        return  # a node's inputs do not list the outer tensors that its subgraph reads
     types = _types(proto)
     found = _constants(proto, types)
     if found:
@@ -52,7 +54,7 @@ def fold_constants(proto: Any) -> None:
 
 
 def _store(graph: Any, names: Names, types: Mapping[str, "_Type"], found: Mapping[str, np.ndarray]) -> set[str]:
-    """Has operations on a constant and a tensor of full shape read the constant from the file, under these names."""
+    """Stores constants as initializers for operators whose other input has the full shape; returns the new names."""
     stored: dict[str, str] = {}
     for node in graph.node:
         if node.op_type not in _POINTWISE or len(node.input) != 2 or node.output[0] in found:
@@ -67,11 +69,11 @@ def _store(graph: Any, names: Names, types: Mapping[str, "_Type"], found: Mappin
 
 
 def _shorten(graph: Any, names: Names, types: Mapping[str, "_Type"], constants: set[str]) -> None:
-    """Takes sums with constants into the bias of the layer before, if there is one, and one of two Relu in a row."""
+    """Moves added constants into the bias of the layer before, and removes the second of two Relu in a row."""
     kept = {value.name for value in graph.output}
     made_by = {name: node for node in graph.node for name in node.output}
     uses = Counter(name for node in graph.node for name in node.input)
-    same: dict[str, str] = {}  # tensors that nothing happens to any more, and what they were before
+    same: dict[str, str] = {}  # output of a removed node -> the tensor that replaces it
     for node in graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = same.get(name, name)
@@ -91,7 +93,10 @@ def _shorten(graph: Any, names: Names, types: Mapping[str, "_Type"], constants: 
 
 
 def _absorbed(graph: Any, names: Names, layer: Any, output: "_Type", constant: str) -> bool:
-    """Whether the bias of a layer, or of none, has taken a constant that was added to its output; zeros need none."""
+    """Adds a constant to the bias of a layer, if possible; returns whether the addition after the layer can be removed.
+
+    The addition of zeros can be removed without any layer.
+    """
     import onnx
 
     wanted = {constant, *(layer.input[2:] if layer is not None else ())}
@@ -112,14 +117,14 @@ def _absorbed(graph: Any, names: Names, layer: Any, output: "_Type", constant: s
 
 @dataclass(frozen=True)
 class _Type:
-    """A tensor's shape, the names of unknown sizes in it, and its type."""
+    """The shape of a tensor, with a name for each unknown size, and its dtype."""
 
     shape: tuple[int | str, ...]
     dtype: Any
 
 
 def _types(proto: Any) -> dict[str, _Type]:
-    """Of all tensors between nodes whose shape can be told."""
+    """Infers the types of the tensors between nodes, except for tensors whose shape cannot be inferred."""
     import onnx
 
     types = {}
@@ -132,7 +137,7 @@ def _types(proto: Any) -> dict[str, _Type]:
 
 
 def _constants(proto: Any, types: dict[str, _Type]) -> dict[str, np.ndarray]:
-    """The constant tensors between nodes, as arrays that broadcast to them."""
+    """Finds the constant tensors between nodes; returns an array for each that broadcasts to the tensor's shape."""
     import onnx
 
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
@@ -159,7 +164,7 @@ def _constants(proto: Any, types: dict[str, _Type]) -> dict[str, np.ndarray]:
 
 
 def _by_channel(value: np.ndarray, tensor: _Type | None) -> bool:
-    """Whether an array that broadcasts to a tensor is the same everywhere but for its channels, in dimension 1."""
+    """Returns whether an array that broadcasts to a tensor varies only along dimension 1, the channels."""
     if tensor is None:
         return False
     sizes = (1,) * (len(tensor.shape) - value.ndim) + value.shape
@@ -167,7 +172,7 @@ def _by_channel(value: np.ndarray, tensor: _Type | None) -> bool:
 
 
 def _evaluated(proto: Any, node: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """What a pointwise operation makes of arrays; some are made of others, which takes a model."""
+    """Computes a pointwise operator on arrays, within a model, because ONNX defines some operators by others."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -180,7 +185,7 @@ def _evaluated(proto: Any, node: Any, inputs: dict[str, np.ndarray]) -> np.ndarr
 
 
 def _bias(node: Any, stored: dict[str, np.ndarray], output: _Type) -> np.ndarray | None:
-    """What a layer emits if its weights or its inputs are zeros, if that is known."""
+    """Returns the output of a layer whose weights or inputs are zeros, or None if its bias is not known."""
     if len(node.input) < 3 or not node.input[2]:
         return np.zeros((), output.dtype)
     bias = stored.get(node.input[2])

@@ -1,4 +1,4 @@
-"""ONNX files of compressed networks: integer weights, dequantized by the standard operator, equal to torch's."""
+"""The export to ONNX files, whose integer weights dequantize to the same values as in torch."""
 
 import copy
 import logging
@@ -28,19 +28,18 @@ from lightning_selfcompress.tensors import tensors_in
 WEIGHTS = ("dequantize", "multiply", "float")
 
 
-OLDEST_OPSET = 18  # that torch's exporter writes
+OLDEST_OPSET = 18  # the oldest opset that torch's exporter writes
 
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """What :func:`to_onnx` has written.
+    """The report on a file that :func:`to_onnx` has written.
 
     Args:
         nbytes: Bytes of the file.
-        types: What each compressed weight is stored as: ``int4``, ``int8``, ``int16`` or ``float``, by its name; or
-            ``constant``, if all that comes of it is constant and written as such; or ``none``, if ``forward`` does
-            without it.
-        notes: What is not as it could be, with the reason.
+        types: Name of each compressed weight -> its type in the file: ``int4``, ``int8``, ``int16`` or ``float``;
+            ``constant`` if the graph stores a constant result instead; ``none`` if ``forward`` does not use the weight.
+        notes: The limitations of the file, each with its reason.
     """
 
     nbytes: int
@@ -68,52 +67,50 @@ def to_onnx(
     round_to: int = 1,
     codes: str | os.PathLike[str] | None = None,
 ) -> OnnxReport:
-    """Writes a network as an ONNX file whose weights are the integer codes.
+    """Writes a network to an ONNX file whose weights are the integer codes.
 
     Each weight is an initializer of the narrowest of int4, int8 and int16 that holds all its codes, with one float32
-    scale for each output channel. Code times scale is what torch computes: the same weights to the bit. With ``fold``
-    the scales take in batch normalization, which changes weights by rounding, and branches that emit constants, because
-    a layer has lost its last channel, become these.
+    scale for each output channel. The product of code and scale equals the weight in torch to the bit. With ``fold``,
+    the scales include batch normalization, which changes weights by rounding, and constants replace branches whose
+    output is constant because a layer has lost its last channel.
 
-    >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
     >>> import torch
-    >>> from torch import nn
     >>> from lightning_selfcompress import convert, to_onnx
-    >>> net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
-    >>> plan = convert(net)
+    >>> net = convert(torch.nn.Linear(8, 6)).model
     >>> with TemporaryDirectory() as folder:
-    ...     report = to_onnx(net, Path(folder) / "net.onnx", torch.randn(3, 8))
+    ...     report = to_onnx(net, f"{folder}/net.onnx", torch.randn(3, 8))
     >>> report.types
-    {'0.weight': 'int8', '2.weight': 'int8'}
+    {'weight': 'int8'}
 
     Args:
-        model: A converted module, shrunken or not. Any other module is written with its float weights. The module is
-            not changed.
-        path: The file. It is written beside and renamed: no half of it is ever there.
-        inputs: What the module's ``forward`` takes, to trace it with.
-        opset: Version of ONNX's operators. Below 21 there is no int4, and codes wider than int8 stay float.
-        fold: Whether batch normalization goes into the layers before it, see :func:`fold_batchnorm`, and constants take
-            the place of what computes them.
-        weights: How codes become weights: ``"dequantize"``, by the standard DequantizeLinear, which tools know as
-            quantized weights, and which ONNX Runtime computes at every call unless the session's option
-            ``session.disable_quant_qdq`` is 1; ``"multiply"``, by a cast and a product, which runtimes compute once,
-            when they open the file (ONNX Runtime has the cast of int4 since 1.23); or ``"float"``: weights are written
-            in float.
-        dynamic_batch: Whether dimension 0 of all inputs may have any size.
-        round_to: Widths of convolutions become multiples of this while the file is opened, by channels of zeros. 16 is
-            what ONNX Runtime works fastest with on processors with AVX-512, 8 on others.
-        codes: The packed file that :func:`load` has filled ``model`` from, for the codes of its weights: a plain
-            network does not know them.
+        model: A converted module, with or without removals. Any other module is written with its float weights. The
+            module is not changed.
+        path: The file. It is written under a temporary name and renamed, so that no partial file ever appears.
+        inputs: Example arguments of the module's ``forward``, with which the module is traced.
+        opset: Version of ONNX's operators, at least 18. Below 21 there is no int4, and codes wider than int8 stay
+            float.
+        fold: Whether batch normalization is folded into the layers before it, see :func:`fold_batchnorm`, and constants
+            replace the nodes that compute them.
+        weights: How codes become weights. ``"dequantize"`` uses the standard DequantizeLinear, which tools recognize as
+            quantized weights, and which ONNX Runtime computes at every call unless the session option
+            ``session.disable_quant_qdq`` is 1. ``"multiply"`` uses a cast and a product, which runtimes compute once
+            when they open the file (ONNX Runtime has the cast of int4 since 1.23). ``"float"`` writes weights in float.
+        dynamic_batch: Whether dimension 0 of the inputs may have any size, unless the network's code depends on it.
+        round_to: The number to whose multiples a runtime rounds up the output channels of convolutions, by weights of
+            zero, when it opens the file. ONNX Runtime is fastest with 16 on processors with AVX-512, with 8 on others.
+        codes: The packed file from which :func:`load` has filled ``model``. The codes are read from this file, because
+            a plain network has none.
 
     Returns:
-        The file's size, the type of each weight, and what is not as it could be, which is warned of too.
+        The file's size, the type of each weight, and notes on the limitations of the file, which a warning repeats.
 
     Raises:
         ModuleNotFoundError: If onnx or onnxscript is missing.
         RuntimeError: If torch is older than 2.8, or its exporter cannot export the network.
-        ValueError: If values are not finite or not there; if ``weights`` is none of these, or ``round_to`` is below 1,
-            or the module has no ``forward`` or does not take these inputs; if ``codes`` is a file of another network.
+        ValueError: If values are not finite or do not exist; if ``weights``, ``opset`` or ``round_to`` is out of its
+            range; if the module has no ``forward`` or does not take these inputs; if ``codes`` is a file of another
+            network.
         PackedFileError: If ``codes`` is damaged.
         OSError: If the path cannot be written.
     """
@@ -157,7 +154,7 @@ def _check_options(newest_opset: int, *, opset: int, weights: str, round_to: int
 def _stored_weights(
     model: nn.Module, plain: nn.Module, codes: str | os.PathLike[str] | None, *, opset: int, as_float: bool
 ) -> tuple[CodedWeights, list[str]]:
-    """The weights that are written as codes, and notes on what is not."""
+    """Returns the weights that are written as codes, and notes on the weights that are not."""
     packed, notes = coded_weights(model, plain, codes)
     stored = CodedWeights.of(plain, packed, opset=opset, as_float=as_float)
     notes += stored.notes
@@ -169,10 +166,10 @@ def _stored_weights(
 
 
 def _put_back(buffers: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]) -> None:
-    """Gives buffers the values that they had before calls may have written into them.
+    """Restores buffers that calls of the network may have changed.
 
     Args:
-        buffers: For each module the module, its buffers by name, and copies of these buffers.
+        buffers: For each module: the module, its buffers by name, and copies of these buffers.
     """
     for module, own, values in buffers:
         for name in own.keys() & module._buffers.keys():
@@ -197,7 +194,7 @@ def _import_onnx() -> Any:
 
 
 def _outputs(plain: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """What a network makes of its inputs, which says whether it takes them."""
+    """Returns the tensors that a network computes from its inputs, or raises a ValueError if it does not take them."""
     name = type(plain).__name__
     try:
         with torch.no_grad():
@@ -224,9 +221,9 @@ def _graph(
     *,
     opset: int,
 ) -> Any:
-    """The graph as the exporter makes it: for any batch size, if there are longer inputs and it comes out right."""
+    """Returns the exporter's graph: for any batch size if there are longer inputs and that graph passes the checks."""
     if grown is not None:
-        with suppress(Exception):  # what is wrong with the network itself shows at a fixed size too
+        with suppress(Exception):  # an error of the network itself occurs again at the fixed size
             proto = _traced(plain, stored, grown, opset=opset, dynamic_batch=True)
             if is_for(proto, tensors_in(grown), tensors_in(inputs), outputs) and gives(
                 proto, tensors_in(inputs), outputs
@@ -241,7 +238,7 @@ def _traced(plain: nn.Module, stored: CodedWeights, inputs: tuple[Any, ...], *, 
         any_size = {0: torch.export.Dim.AUTO}
         shapes = pytree.tree_map(lambda t: any_size if isinstance(t, Tensor) and t.dim() else None, inputs)
     if inputs and isinstance(inputs[-1], dict):
-        inputs = (*inputs, {})  # torch takes a dictionary at the end for keyword arguments
+        inputs = (*inputs, {})  # torch takes a dictionary at the end as keyword arguments
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     with _quiet(), reading_through(read_codes), torch.no_grad():
@@ -265,7 +262,7 @@ def _traced(plain: nn.Module, stored: CodedWeights, inputs: tuple[Any, ...], *, 
 
 
 def _rewrite(proto: Any, stored: CodedWeights, *, fold: bool, multiply: bool, round_to: int) -> None:
-    """Makes of the exporter's graph what is to be written, and notes which weights it does without."""
+    """Rewrites the exporter's graph in place, and notes which weights the graph does not use."""
     traced = _initializers(proto)
     if fold:
         fold_constants(proto)
@@ -280,12 +277,12 @@ def _rewrite(proto: Any, stored: CodedWeights, *, fold: bool, multiply: bool, ro
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's notes on torchvision, pytree and the like are nothing the user can act on."""
+    """Hides the exporter's messages about torchvision, pytree and others, because the user cannot act on them."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels, fast = [logger.level for logger in loggers], torch.backends.mha.get_fastpath_enabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    torch.backends.mha.set_fastpath_enabled(False)  # an operator that ONNX does not have
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused operator does not exist in ONNX
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,13 +1,13 @@
-"""The nodes of an ONNX graph that read integer weights, and what a graph can do without."""
+"""Rewrites of the nodes of an ONNX graph that read integer weights, and removal of its unused parts."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
 
 
 class Names:
-    """Names for new tensors of a graph, which no other has.
+    """Unique names for the new tensors of a graph.
 
-    Names in a graph come from names in the user's code, so any name may be taken.
+    The names in a graph come from names in the user's code, so any name may exist already.
 
     Args:
         graph: The graph of a model.
@@ -18,7 +18,7 @@ class Names:
         self._taken |= {name for part in _graphs(graph) for node in part.node for name in node.output}
 
     def new(self, name: str) -> str:
-        """A name: this one, or it with a number behind."""
+        """Returns this name, or this name with a number appended if it exists already."""
         found, i = name, 0
         while found in self._taken:
             i += 1
@@ -28,9 +28,9 @@ class Names:
 
 
 def flatten_matrices(proto: Any, codes: Collection[str]) -> None:
-    """Has Flatten take away the last dimension of codes, which is 1, in place of Reshape.
+    """Replaces the Reshape that removes the last dimension of a dequantized matrix, of size 1, by Flatten, in place.
 
-    It needs no shape, and ONNX Runtime leaves it where it is.
+    Flatten needs no shape, and ONNX Runtime inserts no node between the weights and Flatten.
 
     Args:
         proto: An ONNX model.
@@ -50,10 +50,10 @@ def flatten_matrices(proto: Any, codes: Collection[str]) -> None:
 
 
 def add_zero_points(proto: Any, codes: Collection[str]) -> None:
-    """Tells DequantizeLinear the zero points that it has by default where its output is moved about, in place.
+    """Adds the default zero points to DequantizeLinear, in place, if its output goes to an operator not in _IN_PLACE.
 
-    ONNX Runtime before 1.28 quantizes again behind a Reshape or a Transpose, and without zero points it does so to
-    unsigned integers: negative weights become 0.
+    ONNX Runtime before 1.28 quantizes the output of a Reshape or a Transpose again, and without zero points it
+    quantizes to unsigned integers: negative weights become 0.
 
     Args:
         proto: An ONNX model.
@@ -63,7 +63,7 @@ def add_zero_points(proto: Any, codes: Collection[str]) -> None:
 
     stored, names = {t.name: t for t in proto.graph.initializer}, Names(proto.graph)
     moved = {name for node in _nodes(proto) if node.op_type not in _IN_PLACE for name in node.input}
-    points: dict[str, str] = {}  # by the codes' names
+    points: dict[str, str] = {}  # name of the codes -> name of their zero points
     for node in _nodes(proto):
         if _dequantizes(node, codes) and node.output[0] in moved:
             values, scales = (stored[name] for name in node.input)
@@ -76,17 +76,12 @@ def add_zero_points(proto: Any, codes: Collection[str]) -> None:
             node.input.append(points[values.name])
 
 
-_IN_PLACE = {
-    "Conv",
-    "ConvTranspose",
-    "Flatten",
-    "Gather",
-    "Pad",
-}  # no node is inserted between the weights and these operators
+# ONNX Runtime inserts no node between the weights and these operators.
+_IN_PLACE = {"Conv", "ConvTranspose", "Flatten", "Gather", "Pad"}
 
 
 def multiply_out(proto: Any, codes: Collection[str]) -> None:
-    """Replaces DequantizeLinear by a cast of the codes and their product with the scales, in place: the same values.
+    """Replaces DequantizeLinear by a cast of the codes and a product with the scales, in place, with equal values.
 
     Args:
         proto: An ONNX model.
@@ -95,7 +90,7 @@ def multiply_out(proto: Any, codes: Collection[str]) -> None:
     import onnx
 
     stored, names = {t.name: t for t in proto.graph.initializer}, Names(proto.graph)
-    factors: dict[tuple[str, tuple[int, ...]], str] = {}  # by the scales' names and the shape they take
+    factors: dict[tuple[str, tuple[int, ...]], str] = {}  # by the name of the scales and their shape
 
     def multiplied(node: Any) -> list[Any]:
         (integers, scales), (out,) = node.input, node.output
@@ -128,7 +123,7 @@ def _nodes(proto: Any) -> list[Any]:
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
-    """A graph, and those within its nodes."""
+    """Yields a graph and the subgraphs of its nodes, at any depth."""
     yield graph
     for node in graph.node:
         for a in node.attribute:
@@ -137,7 +132,7 @@ def _graphs(graph: Any) -> Iterator[Any]:
 
 
 def drop_unused(proto: Any) -> None:
-    """Takes out nodes and initializers that no output depends on, in place.
+    """Removes nodes and initializers that no output depends on, in place.
 
     Args:
         proto: An ONNX model.
@@ -148,11 +143,11 @@ def drop_unused(proto: Any) -> None:
     model = onnx_ir.from_proto(proto)
     RemoveUnusedNodesPass()(model)
     proto.CopyFrom(onnx_ir.to_proto(model))
-    proto.graph.ClearField("value_info")  # types of tensors, which may be stored narrower later on
+    proto.graph.ClearField("value_info")  # the types of tensors, which may become narrower later
 
 
 def drop_defaults(proto: Any) -> None:
-    """Leaves out attributes that say what holds without them, in place.
+    """Removes attributes that have their default value, in place.
 
     Args:
         proto: An ONNX model.

@@ -1,4 +1,4 @@
-"""Integer weights in the layers of a network that is to be traced: codes and scales, read by a standard operator."""
+"""Integer weights in the layers of a network to be traced: codes and scales that a standard operator dequantizes."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, step_size
 from lightning_selfcompress.quantize.layers import Quantized, quantized_class
 from lightning_selfcompress.tensors import name_of, stored_tensors
 
-WIDE_OPSET = 21  # the first with int4 and int16 in DequantizeLinear
+WIDE_OPSET = 21  # the first opset with int4 and int16 in DequantizeLinear
 
 
 _BITS = (4, 8, 16)
@@ -22,26 +22,26 @@ _BITS = (4, 8, 16)
 
 @dataclass(frozen=True)
 class _Place:
-    """A parameter of a layer that is to be read from codes."""
+    """A parameter of a layer whose values are computed from codes."""
 
     path: str
     name: str
     before: Tensor
     packed: PackedTensor
-    codes: str  # names of the buffers that take its place
+    codes: str  # the names of the two buffers that replace the parameter
     scale: str
 
 
 @dataclass(frozen=True)
 class CodedWeights:
-    """The weights that are written as codes, and why others are not.
+    """The weights that are written as codes, and the reasons why other weights are not.
 
     Args:
-        places: Where layers read these.
-        types: As in :class:`OnnxReport`.
-        bits: Of the integer type of each initializer that is codes, by its name.
-        initializers: Names that a weight's initializers may have, by its own.
-        notes: Which weights stay float, and why.
+        places: The parameters of layers that are computed from codes.
+        types: The type of each weight in the file, as in :class:`OnnxReport`.
+        bits: Name of each initializer of codes -> bits of its integer type.
+        initializers: Name of each weight -> the names that its initializers may have.
+        notes: The weights that stay float, each with the reason.
     """
 
     places: list[_Place] = field(default_factory=list)
@@ -55,10 +55,10 @@ class CodedWeights:
         """Finds the weights of a network that are written as codes.
 
         Args:
-            plain: The network with float weights, before anything is folded into these.
-            packed: Its weights' codes, by name.
+            plain: The network with float weights, before batch normalization is folded into the weights.
+            packed: The network's coded weights, by name.
             opset: Version of ONNX's operators.
-            as_float: Whether all stay float.
+            as_float: Whether all weights stay float.
 
         Returns:
             The weights, and the layers that read them.
@@ -84,10 +84,10 @@ class CodedWeights:
         return weights
 
     def put_into(self, plain: nn.Module) -> None:
-        """Gives layers codes and scales as buffers in place of their weights, and a class that reads these buffers.
+        """Replaces weights by buffers of codes and scales, and gives the layers a class that reads these buffers.
 
         Args:
-            plain: The network, in whose weights batch normalization may have been folded.
+            plain: The network. Batch normalization may have been folded into its weights.
         """
         shared: dict[str, tuple[Tensor, Tensor]] = {}
         names: dict[str, list[str]] = {}
@@ -107,16 +107,16 @@ class CodedWeights:
             layer.__class__ = quantized_class(type(layer), tuple(own))
 
     def note_gone(self, traced: set[str], folded: set[str]) -> None:
-        """Notes which weights a graph does without.
+        """Notes the weights that a graph does not use.
 
         Args:
-            traced: Names of its initializers as the exporter made it.
-            folded: The same once constants are folded.
+            traced: Names of the initializers in the exporter's graph.
+            folded: Names of the initializers after constants were folded.
         """
         codes = {place.packed.name: _codes_of(place.packed).rows for place in self.places}
         for name, initializers in self.initializers.items():
             now = initializers & traced
-            if name in codes and not now:  # the exporter stores equal ones once
+            if name in codes and not now:  # the exporter stores equal initializers once
                 equal = [other for other in codes if np.array_equal(codes[other], codes[name])]
                 now = set().union(*(self.initializers[other] for other in equal)) & traced
             if now and not now & folded:
@@ -128,20 +128,21 @@ class CodedWeights:
 def coded_weights(
     model: nn.Module, plain: nn.Module, file: str | os.PathLike[str] | None
 ) -> tuple[dict[str, PackedTensor], list[str]]:
-    """The weights of a model whose codes are known.
+    """Returns the weights of a model whose codes are known.
 
     Args:
         model: A module.
-        plain: The same with float weights.
-        file: A packed file that ``model`` has got its weights from; None takes its own codes, if it is converted.
+        plain: The same module with float weights.
+        file: The packed file from which ``model`` has its weights. None takes the codes of ``model`` itself, which has
+            codes if it is converted.
 
     Returns:
-        The weights by name, and a note on the weights whose values differ from the file's.
+        The weights by name, and a note on the weights whose values differ from the values in the file.
 
     Raises:
         PackedFileError: If the file is damaged.
-        ValueError: If it holds none of the network's weights.
-        OSError: If it cannot be read.
+        ValueError: If the file holds none of the network's weights as codes.
+        OSError: If the file cannot be read.
     """
     if file is None:
         return {t.name: t for t in Packed.of(model).coded}, []
@@ -157,7 +158,7 @@ def coded_weights(
 
 
 def _unused(layer: nn.Module, name: str) -> str:
-    """A name that the layer has no attribute of."""
+    """Returns a name that no attribute of the layer has: the given name, with underscores appended if needed."""
     while hasattr(layer, name):
         name += "_"
     return name
@@ -169,7 +170,7 @@ def _codes_of(tensor: PackedTensor) -> Codes:
 
 
 def _width(tensor: PackedTensor, opset: int) -> tuple[int, str]:
-    """Bits of the integer type that holds all codes, or why there is none."""
+    """Returns the bits of the integer type that holds all codes, or 0 and the reason why there is none."""
     codes = _codes_of(tensor).living
     low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
     fitting = [n for n in _BITS if -(1 << (n - 1)) <= low and high < 1 << (n - 1) and (n == 8 or opset >= WIDE_OPSET)]
@@ -181,14 +182,14 @@ def _width(tensor: PackedTensor, opset: int) -> tuple[int, str]:
 
 
 def _codes(packed: PackedTensor) -> Tensor:
-    """The codes where the weights lie; in rows, if the channels lie along two dimensions.
+    """Returns the codes in the shape of the weight, or in a row per channel if channels lie along two dimensions.
 
-    Matrices get one dimension more: ONNX Runtime takes dequantized matrices for an invitation to compute in int8, and
-    to round what a layer is given.
+    A matrix of codes gets one more dimension of size 1, because ONNX Runtime would compute a layer with a dequantized
+    matrix in int8, and would round the layer's input.
     """
     of = _codes_of(packed)
     bits, _ = _width(packed, WIDE_OPSET)
-    rows = torch.from_numpy(of.rows.astype(np.int8 if bits <= 8 else np.int16))  # int8 where -128 is the lowest, too
+    rows = torch.from_numpy(of.rows.astype(np.int8 if bits <= 8 else np.int16))  # int8 also for codes down to -128
     codes = rows if of.axis.groups > 1 else from_rows(rows, of.axis, packed.shape)
     return codes.unsqueeze(-1) if codes.dim() == 2 else codes
 
@@ -198,7 +199,7 @@ def _scale(packed: PackedTensor) -> Tensor:
 
 
 def _factor(before: Tensor, after: Tensor, packed: PackedTensor) -> Tensor:
-    """The factor by which batch normalization has multiplied each channel, read off the channel's largest weight."""
+    """Returns the factor by which batch normalization multiplied each channel, from the channel's largest weight."""
     one, other = (to_rows(t.detach().float(), _codes_of(packed).axis) for t in (before, after))
     largest = one.abs().argmax(1, keepdim=True)
     one, other = (t.gather(1, largest).squeeze(1) for t in (one, other))
@@ -206,14 +207,14 @@ def _factor(before: Tensor, after: Tensor, packed: PackedTensor) -> Tensor:
 
 
 def read_codes(layer: Quantized, name: str) -> Tensor:
-    """The weight of a layer with codes, as the exporter traces it: codes and scales behind a DequantizeLinear.
+    """Returns the weight of a layer with codes; the exporter traces it as a DequantizeLinear of codes and scales.
 
     Args:
         layer: The layer.
-        name: Which of its parameters.
+        name: Name of the weight in the layer.
 
     Returns:
-        Float tensor of the weight's shape and type.
+        A float tensor of the weight's shape and dtype.
     """
     place = cast("dict[str, _Place]", layer.__dict__["_onnx_places"])[name]
     packed, codes, scale = place.packed, layer.get_buffer(place.codes), layer.get_buffer(place.scale)
@@ -228,19 +229,19 @@ def read_codes(layer: Quantized, name: str) -> Tensor:
 
 
 def store_narrow(proto: Any, bits: Mapping[str, int]) -> None:
-    """Stores int4 codes as such, two in a byte, in place.
+    """Stores codes of 4 bits in the type int4, two codes per byte, in place.
 
     Args:
         proto: An ONNX model.
-        bits: What initializers need, by name.
+        bits: Name of each initializer of codes -> bits of its integer type.
     """
     import onnx
 
     for tensor in proto.graph.initializer:
         if bits.get(tensor.name) == 4:
             values = onnx.numpy_helper.to_array(tensor)
-            halves = np.zeros(-(-values.size // 2) * 2, np.uint8)  # the first is the lower half of a byte
+            halves = np.zeros(-(-values.size // 2) * 2, np.uint8)  # the first code is the lower half of a byte
             halves[: values.size] = values.reshape(-1).astype(np.uint8) & 0xF
-            packed = (halves[::2] | halves[1::2] << 4).tobytes()  # make_tensor's own lists take a byte more from 128 on
+            packed = (halves[::2] | halves[1::2] << 4).tobytes()  # a list would take one more byte for each from 128 on
             four = onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, values.shape, packed, raw=True)
             tensor.CopyFrom(four)

@@ -1,8 +1,8 @@
-"""Channels of an ONNX graph rounded up to whole blocks, which a runtime's fast convolutions ask for.
+"""Padding of the channels of an ONNX graph to whole blocks, which a runtime's fast convolutions need.
 
-Compressed networks have widths such as 253. ONNX Runtime's blocked convolutions take inputs of whole blocks of channels
-(16 with AVX-512, else 8) and leave others to slower ones. Weights are padded by operators of the graph, which the
-runtime computes once when it opens the file, so the file does not grow by the zeros.
+Compressed networks have widths such as 253. ONNX Runtime's blocked convolutions need inputs of whole blocks of channels
+(16 with AVX-512, otherwise 8); slower convolutions compute all other inputs. Operators of the graph pad the weights.
+The runtime computes these operators once when it opens the file, so the file does not store the zeros.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_selfcompress.onnx.nodes import Names
 
-# one input and one output, the same channels, and finite values for finite ones
+# These operators have one input and one output with the same channels, and turn finite values into finite values.
 _SAME = {"AveragePool", "Clip", "Elu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Relu"}
 
 
@@ -24,15 +24,16 @@ _JOIN = {"Add", "Mul", "Sub"}
 def round_channels(proto: Any, multiple: int) -> None:
     """Pads the outputs of convolutions that feed other convolutions to a multiple of channels, in place.
 
-    What a padded channel holds is finite and meets weights of zero. Everybody else gets a slice without them.
+    The values of a padded channel are finite, and the next convolution multiplies them by zero. Every other operator
+    reads a slice without the padded channels.
 
     Args:
         proto: An ONNX model.
-        multiple: Channels in a block. Tensors of fewer channels than that stay.
+        multiple: Channels per block. Tensors with at most so many channels are not padded.
     """
     graph = proto.graph
     if any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
-        return  # what a body reads from outside is not among its node's inputs
+        return  # a node's inputs do not list the outer tensors that its subgraph reads
     shapes = {t.name: tuple(t.dims) for t in graph.initializer}
     shapes |= {n.output[0]: shapes[n.input[0]] for n in graph.node if _dequantizes(n) and n.input[0] in shapes}
     wide = _wide(graph, shapes, multiple)
@@ -53,9 +54,9 @@ def _is_plain_convolution(node: Any, shapes: dict[str, tuple[int, ...]]) -> bool
 
 
 def _wide(graph: Any, shapes: dict[str, tuple[int, ...]], multiple: int) -> dict[str, int]:
-    """Tensors that are to be padded, and their channels now."""
+    """Returns the names of the tensors to be padded, with their present numbers of channels."""
     kept = {value.name for value in graph.output}
-    found: dict[str, tuple[int, int]] = {}  # channels and rank
+    found: dict[str, tuple[int, int]] = {}  # name of a tensor -> its channels and its rank
     consumers: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node.input:
@@ -83,26 +84,26 @@ def _wide(graph: Any, shapes: dict[str, tuple[int, ...]], multiple: int) -> dict
 def _beside_constant(
     node: Any, found: list[tuple[int, int] | None], shapes: dict[str, tuple[int, ...]]
 ) -> tuple[int, int] | None:
-    """Channels and rank of a tensor that is joined with a stored one: a value for each channel, or one for all."""
+    """Returns channels and rank of a tensor joined with an initializer of one value per channel, or of one for all."""
     for now, name in ((found[0], node.input[1]), (found[1], node.input[0])):
         shape = shapes.get(name)
         if now and shape is not None and len(shape) <= now[1] and math.prod(shape) in (1, now[0]):
-            at = len(shape) - now[1] + 1  # where channels lie in it
+            at = len(shape) - now[1] + 1  # the dimension of the channels in the initializer
             if math.prod(shape) == 1 or (at >= 0 and shape[at] == now[0]):
                 return now
     return None
 
 
 class _Rounding:
-    """Writes the nodes of a graph in which some tensors have more channels."""
+    """Rewrites the nodes of a graph in which some tensors get more channels."""
 
     def __init__(self, graph: Any, wide: dict[str, int], multiple: int) -> None:
         self.graph, self.wide, self.multiple = graph, wide, multiple
         self.names = Names(graph)
-        self.made: dict[tuple[Any, ...], str] = {}  # tensors of the new nodes, by what they are made of
+        self.made: dict[tuple[Any, ...], str] = {}  # the outputs of new nodes, by input and amounts
 
     def rewritten(self, node: Any, shapes: dict[str, tuple[int, ...]]) -> Iterator[Any]:
-        """The node, and before it the nodes that pad or slice its inputs."""
+        """Yields the nodes that pad or slice the inputs of a node, and then the node itself."""
         if _is_plain_convolution(node, shapes):
             channels = shapes[node.input[1]]
             ends = zip(channels, self._ends(node), strict=False)
