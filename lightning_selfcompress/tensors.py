@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
@@ -202,3 +203,20 @@ def _like_tuple(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
     if hasattr(value, "__dict__"):
         made.__dict__.update(value.__dict__)
     return made  # type: ignore[no-any-return]
+
+
+def copied_in(dtype: torch.dtype, value: Any) -> Any:
+    """Copies a nested value, with its floating point tensors in another dtype and without their graphs.
+
+    Args:
+        dtype: The dtype of the floating point tensors in the copy.
+        value: As for :func:`map_tensors`.
+
+    Returns:
+        The copy. No tensor shares its memory with the original.
+    """
+
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    return map_tensors(copied, value)

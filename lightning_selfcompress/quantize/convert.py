@@ -164,10 +164,9 @@ def _swap_in(
 
 def _swap_out(layer: Quantized) -> tuple[dict[str, QuantizedSpec], dict[str, Tensor]]:
     """Gives a layer its float class back; returns the specs and buffers that :func:`_swap_in` needs to undo this."""
+    buffers = {key: cast(Tensor, layer._buffers.pop(key)) for key in layer.learned_names()}
     specs: dict[str, QuantizedSpec] = layer.__dict__.pop("_quantized")
     del layer.__dict__["_quantized_values"]
-    keys = [key for spec in specs.values() for key in (spec.bit_depth, spec.exponent)]
-    buffers = {key: cast(Tensor, layer._buffers.pop(key)) for key in keys}
     recurrent = isinstance(layer, _QuantizedRNN)
     layer.__class__ = layer._float_class  # type: ignore[assignment]
     if recurrent:

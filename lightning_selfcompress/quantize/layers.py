@@ -247,7 +247,7 @@ class Quantized(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Quantized":
         """Moves or casts the layer; bit depths and exponents keep their identity, and a dtype of at least 32 bits."""
         self.forget_quantized()
-        learned = {id(self._buffers[name]) for name in self._learned_names()}
+        learned = {id(self._buffers[name]) for name in self.learned_names()}
 
         def applied(tensor: Tensor) -> Tensor:
             return _applied(fn, tensor) if id(tensor) in learned else fn(tensor)
@@ -255,8 +255,9 @@ class Quantized(nn.Module):
         super()._apply(applied, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def _learned_names(self) -> set[str]:
-        return {n for spec in self._quantized.values() for n in (spec.bit_depth, spec.exponent)}
+    def learned_names(self) -> list[str]:
+        """Returns the names of the buffers of raw bit depths and exponents, in the order of the weights."""
+        return [n for spec in self._quantized.values() for n in (spec.bit_depth, spec.exponent)]
 
     def _load_from_state_dict(
         self,
@@ -269,7 +270,7 @@ class Quantized(nn.Module):
         error_msgs: list[str],
     ) -> None:
         missing: list[str] = []
-        trained = {n: cast(Tensor, self._buffers[n]).requires_grad for n in self._learned_names()}
+        trained = {n: cast(Tensor, self._buffers[n]).requires_grad for n in self.learned_names()}
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
         for n, was_trained in trained.items():  # assign=True replaces the buffers by tensors of the state dict
             cast(Tensor, self._buffers[n]).requires_grad_(was_trained)

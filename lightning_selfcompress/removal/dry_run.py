@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.channels.dispatch import uncompiled
 from lightning_selfcompress.removal.plan import RemovalPlan, narrow
-from lightning_selfcompress.removal.surgery import Edit, remove, shrink
+from lightning_selfcompress.removal.surgery import Edit, kept_entries, remove, shrink
 from lightning_selfcompress.tensors import copy_module, stored_tensors, tensors_in
 
 Replay = Callable[[nn.Module, torch.dtype], Any]
@@ -93,10 +93,6 @@ def _units(channels: Channels, plan: RemovalPlan) -> dict[tuple[str, ...], tuple
     return {key: tuple(numbers) for key, numbers in units.items()}
 
 
-class ProvesNothingError(ValueError):
-    """The error for a step whose outputs prove nothing about the network."""
-
-
 class Role(Enum):
     """The origin of an output of a step."""
 
@@ -128,7 +124,7 @@ class _Trial:
             self._dtype, self._tolerance = torch.float32, 1e-4
             self._outputs = self._run(())
         if not any(bool(output.value.isfinite().any()) for output in self._outputs):
-            raise ProvesNothingError("no output of the step is finite")
+            raise ValueError("no output of the step is finite")
         try:
             self._outputs += self._outputs_of(copy_module(model).to(self._dtype).eval())
             self._evaluates = True
@@ -142,14 +138,17 @@ class _Trial:
         all remaining entries are the same.
         """
         try:
-            outputs = self._run(plan.edits)
-        except Exception:  # a size written into the code may raise any exception
+            return self._holds(plan.edits)
+        except Exception:  # a size written into the code may raise any exception, and so may a backward pass
             return False
+
+    def _holds(self, edits: Sequence[Edit]) -> bool:
+        outputs = self._run(edits)
         if len(outputs) != len(self._outputs):
             return False
         other = [one for one, now in zip(self._outputs, outputs, strict=True) if not self._same(one, now.value)]
         losses = all(one.role is Role.RETURNED and one.value.numel() == 1 for one in other)
-        return not other or (losses and self._trains_alike(plan.edits))
+        return not other or (losses and self._trains_alike(edits))
 
     def _copies(self, edits: Sequence[Edit]) -> Iterator[nn.Module]:
         """Yields the network after a removal as it is and, if the step runs in evaluation mode, in evaluation mode."""
@@ -192,9 +191,7 @@ class _Trial:
         """Returns whether the remaining entries have the same gradients of the loss as before the removal."""
         if self._gradients is None:
             self._gradients = self._gradients_of(())
-        kept: dict[str, dict[int, Tensor]] = {}
-        for edit in (e for e in edits if not e.attribute):
-            kept.setdefault(edit.name, {})[edit.dim] = edit.kept
+        kept = kept_entries(edits)
         for before, now in zip(self._gradients, self._gradients_of(edits), strict=True):
             if not now or before.keys() != now.keys():
                 return False

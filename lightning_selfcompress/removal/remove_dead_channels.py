@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_selfcompress.channels.watch import Watcher
@@ -14,7 +14,7 @@ from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
 from lightning_selfcompress.removal.plan import RemovalPlan, plan_removal
 from lightning_selfcompress.removal.surgery import remove
 from lightning_selfcompress.size.coupling import couple
-from lightning_selfcompress.tensors import map_tensors
+from lightning_selfcompress.tensors import copied_in
 
 
 def remove_dead_channels(
@@ -67,10 +67,7 @@ def remove_dead_channels(
     channels = watcher.channels()
 
     def replay(net: nn.Module, dtype: torch.dtype) -> Any:
-        def copied(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-
-        return step(net, *map_tensors(copied, list(inputs)))
+        return step(net, *copied_in(dtype, list(inputs)))
 
     plan, channels = prove(model, channels, plan_removal(model, channels, round_to=round_to), replay)
     shrunk = remove(model, plan.edits)

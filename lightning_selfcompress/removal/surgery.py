@@ -72,6 +72,14 @@ class Edit:
         return mask.nonzero().flatten()
 
 
+def kept_entries(edits: Sequence[Edit]) -> dict[str, dict[int, Tensor]]:
+    """Returns, for the name of each tensor that loses entries, the indices to keep along each dimension."""
+    kept: dict[str, dict[int, Tensor]] = {}
+    for edit in (e for e in edits if not e.attribute):
+        kept.setdefault(edit.name, {})[edit.dim] = edit.kept
+    return kept
+
+
 def remove(model: nn.Module, edits: Sequence[Edit]) -> list[Shrunk]:
     """Removes entries from parameters, their gradients and buffers, and updates the size attributes of modules.
 
@@ -86,7 +94,6 @@ def remove(model: nn.Module, edits: Sequence[Edit]) -> list[Shrunk]:
         ValueError: If the model's tensors do not have the planned sizes. The model is unchanged then.
     """
     tensors = stored_tensors(model)
-    kept: dict[str, dict[int, Tensor]] = {}
     for edit in (e for e in edits if not e.attribute):
         tensor = tensors.get(edit.name)
         if tensor is None or tensor.dim() <= edit.dim or tensor.shape[edit.dim] != edit.size:
@@ -95,7 +102,7 @@ def remove(model: nn.Module, edits: Sequence[Edit]) -> list[Shrunk]:
                 f"Expected {edit.name!r} with {edit.size} entries along dimension {edit.dim}, found {found}. Plan the "
                 f"removal for the model as it is now."
             )
-        kept.setdefault(edit.name, {})[edit.dim] = edit.kept
+    kept = kept_entries(edits)
     shapes = {name: tuple(tensors[name].shape) for name in kept}
     now = replace_tensors(model, {id(tensors[name]): _smaller(tensors[name], along) for name, along in kept.items()})
     for edit in (e for e in edits if e.attribute):
@@ -133,18 +140,22 @@ def replace_tensors(model: nn.Module, replacements: Mapping[int, Replacement]) -
         Id -> the tensor that the model has now, which is the same object or a new one.
     """
     touched = [m for m in model.modules() if any(id(t) in replacements for _, t in own_tensors(m))]
-    before = [(_sizes(m), _nbytes(m)) for m in touched]
+    before = [_sizes(m) for m in touched]
     now: dict[int, Tensor] = {}
     for module in touched:
+        learned = _learned_names(module)
+        gone = 0
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
                 if tensor is not None and id(tensor) in replacements:
-                    if id(tensor) not in now:
-                        now[id(tensor)] = give(tensor, replacements[id(tensor)])
+                    if id(tensor) not in now:  # a tied tensor is given and counted once
+                        entries = replacements[id(tensor)]
+                        fewer = tensor.numel() - entries.data.numel()
+                        gone += 0 if name in learned else fewer * tensor.element_size()
+                        now[id(tensor)] = give(tensor, entries)
                     table[name] = now[id(tensor)]  # type: ignore[assignment]
-    for module, (sizes, nbytes) in zip(touched, before, strict=True):
-        gone = nbytes - _nbytes(module)
         module.__dict__["_removed_nbytes"] = module.__dict__.get("_removed_nbytes", 0) + gone
+    for module, sizes in zip(touched, before, strict=True):
         if isinstance(module, Quantized):
             module.forget_quantized()
             module.__dict__.pop(COUPLING, None)
@@ -223,16 +234,9 @@ def _smaller(tensor: Tensor, kept: Mapping[int, Tensor]) -> Replacement:
     return Replacement(data, shrink(tensor.grad, kept) if tensor.grad is not None else None)
 
 
-def _nbytes(module: nn.Module) -> int:
-    """Returns the bytes of a module's own tensors, except those of its quantized weights (:func:`_learned_names`)."""
-    learned = _learned_names(module)
-    return sum(t.numel() * t.element_size() for name, t in own_tensors(module) if name not in learned)
-
-
 def _learned_names(module: nn.Module) -> set[str]:
     """Returns the names of a layer's quantized weights, bit depths and exponents; its specs have the original sizes."""
-    specs = module._quantized if isinstance(module, Quantized) else {}
-    return {key for name, spec in specs.items() for key in (name, spec.bit_depth, spec.exponent)}
+    return {*module._quantized, *module.learned_names()} if isinstance(module, Quantized) else set()
 
 
 def _resize(module: nn.Module, sizes: Mapping[str, int]) -> None:

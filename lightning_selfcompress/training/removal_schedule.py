@@ -153,7 +153,8 @@ class RemovalSchedule:
         if self.channels is not None:
             self.channels = replace(self.channels, pinned=pinned)
         if not plan:
-            self._note_channels(module, averaged_models(trainer.callbacks))  # what was refuted neither fades nor pays
+            if self._fading is not None:  # what was refuted neither fades nor pays
+                self._note_channels(module, averaged_models(trainer.callbacks))
             return []
         with unwrapped(trainer.strategy, module):
             shrunk = self._apply(plan, module, averaged_models(trainer.callbacks))
@@ -192,12 +193,14 @@ class RemovalSchedule:
             self._note_channels(module, copies)
         return shrunk
 
-    def _note_channels(self, module: nn.Module, copies: Iterable[nn.Module]) -> None:
-        """Has fading and the size go by the channels as they are known now."""
-        if self.channels is not None and self._fading is not None:
-            self._fading = Fading(module, self.channels, left=self._fading.left)
-            for network in (module, *copies):
-                couple(network, self.channels)
+    def _note_channels(
+        self, module: nn.Module, copies: Iterable[nn.Module] = (), *, left: Tensor | None = None
+    ) -> None:
+        """Has fading and the size go by the channels as they are known now; ``left`` is for the first time."""
+        assert self.channels is not None
+        self._fading = Fading(module, self.channels, left=left if self._fading is None else self._fading.left)
+        for network in (module, *copies):
+            couple(network, self.channels)
 
     def _tell(self, plan: RemovalPlan, epoch: int) -> None:
         """Says what goes, and why dead channels stay, the latter once."""
@@ -228,10 +231,8 @@ class RemovalSchedule:
 
     def _settle(self, module: nn.Module, left: Tensor | None = None) -> None:
         """Stops watching, since all channels are known, and begins to fade the constants of dead channels."""
-        assert self.channels is not None
         self._watcher = None
-        couple(module, self.channels)
-        self._fading = Fading(module, self.channels, left=left)
+        self._note_channels(module, left=left)
 
 
 def step_arguments(module: nn.Module, batch: Any, batch_idx: int) -> tuple[Any, ...]:

@@ -5,9 +5,9 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_selfcompress.tensors import map_tensors, tensors_in
+from lightning_selfcompress.tensors import copied_in, tensors_in
 
 _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 _SILENCED = (
@@ -112,8 +112,4 @@ def copied_arguments(arguments: tuple[tuple[Any, ...], dict[str, Any]], dtype: t
     args, kwargs = arguments
     if any(hasattr(value, "__next__") for value in (*args, *kwargs.values())):
         raise TypeError("training_step takes an iterator over batches, which cannot be repeated")
-
-    def copied(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-
-    return map_tensors(copied, (args, kwargs))
+    return copied_in(dtype, arguments)

@@ -86,8 +86,7 @@ def keep_depths_from_ddp(strategy: Any, module: nn.Module) -> None:
         module: The converted module, not wrapped yet.
     """
     if replicates(strategy):
-        earlier = getattr(module, _IGNORED_BY_DDP, ())
-        ignored = [*earlier, *(n for n in _learned_paths(module) if n not in set(earlier))]
+        ignored = list(dict.fromkeys([*getattr(module, _IGNORED_BY_DDP, ()), *_learned_paths(module)]))
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
 
 

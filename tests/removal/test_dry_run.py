@@ -138,6 +138,18 @@ class Summed(nn.Module):
         return out.square().mean() + self.penalty(self)
 
 
+def one_dead(net, x):
+    """The channels of a network that is watched in a step, and a plan for one that is dead."""
+    convert(net)
+    watcher = Watcher(net)
+    with watcher:
+        watcher.pin_outputs(net.step(x), "it is the loss")
+    channels = watcher.channels()
+    net.one.bit_depth.data[2] = net.one.bias.data[2] = 0
+    plan = plan_removal(net, channels)
+    return channels, plan
+
+
 PENALTIES = {
     "squares": lambda net: 0.1 * sum(p.square().sum() for p in net.parameters()),
     "magnitudes": lambda net: 0.1 * sum(p.abs().sum() for p in net.parameters()),
@@ -149,13 +161,7 @@ PENALTIES = {
 def test_penalties_on_what_goes_refute_nothing(penalty):
     """A loss that changes by a penalty on the weights that are gone is no reason to keep them."""
     net, x = Summed(PENALTIES[penalty]), torch.randn(6, 5)
-    convert(net)
-    watcher = Watcher(net)
-    with watcher:
-        watcher.pin_outputs(net.step(x), "it is the loss")
-    channels = watcher.channels()
-    net.one.bit_depth.data[2] = net.one.bias.data[2] = 0
-    plan = plan_removal(net, channels)
+    channels, plan = one_dead(net, x)
     assert plan.widths == {"one": (8, 7)}
     proved, _ = prove(net, channels, plan, lambda copied, dtype: copied.step(x.to(dtype)))
     assert proved.widths == plan.widths
@@ -174,13 +180,24 @@ def test_a_loss_with_other_gradients_is_refuted(scale):
             return super().step(x) * factors[scale](self)
 
     net, x = Scaled(lambda _: 0.0), torch.randn(6, 5)
-    convert(net)
-    watcher = Watcher(net)
-    with watcher:
-        watcher.pin_outputs(net.step(x), "it is the loss")
-    channels = watcher.channels()
-    net.one.bit_depth.data[2] = net.one.bias.data[2] = 0
-    plan = plan_removal(net, channels)
+    channels, plan = one_dead(net, x)
     assert bool(plan) is (scale == "width")  # no operation sees a width; a mean over channels is seen, and pins them
     proved, _ = prove(net, channels, plan, lambda copied, dtype: copied.step(x.to(dtype)))
     assert not proved
+
+
+def test_a_loss_whose_graph_is_used_up_refutes():
+    """A step that makes its own backward, so that no gradients can be compared, keeps channels and raises nothing."""
+
+    class Raw(Summed):
+        def step(self, x):
+            loss = super().step(x)
+            loss.backward()
+            return loss
+
+    net, x = Raw(PENALTIES["squares"]), torch.randn(6, 5)
+    channels, plan = one_dead(net, x)
+    assert plan
+    proved, _ = prove(net, channels, plan, lambda copied, dtype: copied.step(x.to(dtype)))
+    assert not proved
+    assert "dry run" in str(proved)

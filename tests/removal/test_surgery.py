@@ -13,6 +13,7 @@ from lightning_selfcompress.quantize.parameters import learned_tensors
 from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
 from lightning_selfcompress.removal.plan import plan_removal
 from lightning_selfcompress.removal.surgery import Replacement, give, remove, replace_tensors
+from lightning_selfcompress.size.report import size_report
 from lightning_selfcompress.tensors import stored_tensors
 
 
@@ -137,3 +138,28 @@ def test_memory_format_and_device_stay():
     plan, _ = planned(model)
     remove(model, plan.edits)
     assert model[0].latent("weight").is_contiguous(memory_format=torch.channels_last)
+
+
+def test_tied_entries_count_once():
+    """Bytes of what was removed are those of the float network, where two layers share a bias too."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 6), nn.Linear(4, 6)
+            self.two.bias, self.out = self.one.bias, nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.out((self.one(x) + self.two(x)).relu())
+
+    model, x = Tied(), torch.randn(3, 4)
+    convert(model)
+    before = size_report(model).float_nbytes
+    channels, _ = watched(model, x)
+    chosen = torch.zeros(channels.count, dtype=torch.bool).numpy()
+    chosen[channels.of("one.bit_depth", 0)[[2]]] = True
+    kill(model, channels, chosen)
+    remove(model, plan_removal(model, channels).edits)
+    assert model.one.bias is model.two.bias
+    assert model.one.bias.shape == (5,)
+    assert size_report(model).float_nbytes == before
