@@ -6,6 +6,7 @@ The folders, in the order in which a weight passes through them; each imports on
 - ``packing``: the integer codes of a network, as bytes and back.
 - ``channels``: which channels live and die together, read off the steps that a network runs.
 - ``size``: the price of a network while it trains, and the report of its size.
+- ``running_statistics``: the statistics of batch normalization, estimated anew.
 - ``removal``: dead channels taken out of a network and of its optimizers, after a dry run.
 - ``files``: checkpoints, packed files, and plain networks.
 - ``onnx``: ONNX files with integer weights.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lightning_selfcompress.quantize.conversion_plan import plan_conversion
     from lightning_selfcompress.quantize.convert import convert, revert
     from lightning_selfcompress.removal.remove_dead_channels import remove_dead_channels
+    from lightning_selfcompress.running_statistics import recalibrate
     from lightning_selfcompress.size.report import size_report
     from lightning_selfcompress.training.objective import Objective
 
@@ -51,6 +53,7 @@ _HOMES = {
     "load": "files.load",
     "load_from_checkpoint": "files.checkpoint",
     "plan_conversion": "quantize.conversion_plan",
+    "recalibrate": "running_statistics",
     "remove_dead_channels": "removal.remove_dead_channels",
     "revert": "quantize.convert",
     "size_report": "size.report",
@@ -72,6 +75,7 @@ __all__ = [
     "load",
     "load_from_checkpoint",
     "plan_conversion",
+    "recalibrate",
     "remove_dead_channels",
     "revert",
     "size_report",

@@ -15,6 +15,7 @@ from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.size.price import ModelSize
 from lightning_selfcompress.size.report import size_report
 from lightning_selfcompress.training.depth_training import DepthTraining, let_train, loss_scale
+from lightning_selfcompress.training.intercept import intercept
 from lightning_selfcompress.training.lightning_private import (
     accumulates,
     batches_that_stepped,
@@ -22,6 +23,7 @@ from lightning_selfcompress.training.lightning_private import (
     saves_after_this_batch,
 )
 from lightning_selfcompress.training.module_setup import ModuleSetup
+from lightning_selfcompress.training.normalization import Normalization
 from lightning_selfcompress.training.other_callbacks import refuse
 from lightning_selfcompress.training.removal_schedule import RemovalSchedule
 from lightning_selfcompress.training.scalars import (
@@ -33,9 +35,16 @@ from lightning_selfcompress.training.scalars import (
     total_scalars,
 )
 from lightning_selfcompress.training.strategies import check_strategy, shards_parameters
+from lightning_selfcompress.training.watched_steps import step_arguments
+
+
+def _nothing() -> None:
+    """Has nothing to take back."""
+
 
 Gamma = float | Callable[[int], float]
-_OF_ONE_FIT = {**dict.fromkeys(("_module_setup", "_depths", "_removal", "_restored", "_loss")), "_layers": ()}
+_PARTS = ("_module_setup", "_depths", "_removal", "_normalization", "_restored", "_loss")
+_OF_ONE_FIT = {**dict.fromkeys(_PARTS), "_layers": (), "_restore": _nothing}
 _SET_BY_LIGHTNING = ("log", "log_dict")  # methods of the module in training
 
 
@@ -121,6 +130,8 @@ class SelfCompression(pl.Callback):
         self._module_setup: ModuleSetup | None = None
         self._depths: DepthTraining | None = None
         self._removal: RemovalSchedule | None = None
+        self._normalization: Normalization | None = None
+        self._restore: Callable[[], None] = _nothing
         self._restored: dict[str, Any] | None = None  # a state for the next fit, whose optimizers do not exist yet
         self._layers: tuple[Quantized, ...] = ()  # of the module in training; to walk through it at every step is slow
         self._loss: Tensor | None = None
@@ -157,6 +168,7 @@ class SelfCompression(pl.Callback):
         state, self._restored = self._restored or {}, None
         let_train(pl_module)
         self._removal = self._start_removal(trainer, pl_module, state.get("removal"))
+        self._normalization = None if shards_parameters(trainer.strategy) else Normalization(pl_module)
         self._depths = DepthTraining(
             trainer,
             pl_module,
@@ -177,6 +189,10 @@ class SelfCompression(pl.Callback):
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Looks for the layers there are, should any have been replaced since the last epoch."""
         self._layers = tuple(_quantized_layers(pl_module))
+        if self._removal is not None:
+            self._removal.begin_epoch(pl_module)
+        if self._normalization is not None:
+            self._normalization.begin_epoch()
 
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
@@ -189,9 +205,11 @@ class SelfCompression(pl.Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             _forget_quantized(self._layers)
         if self._removal is not None:
-            if self._removal.makes_up_for(pl_module, batch, batch_idx):
+            if self._removal.makes_up_for(trainer, pl_module, batch, batch_idx):
                 self._depths.resize(self._removal.carry_out(trainer, pl_module))
-            self._removal.before_batch(pl_module)
+            self._removal.before_batch(trainer, pl_module)
+        if self._normalization is not None:
+            self._normalization.keep(trainer, step_arguments(pl_module, batch, batch_idx), batch_idx)
 
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """Evaluates the size's gradient for the steps to come; the loss stays what it is."""
@@ -204,7 +222,7 @@ class SelfCompression(pl.Callback):
     ) -> None:
         """Fades what is dead, and logs the size when the loggers are due."""
         assert self._depths is not None
-        if self._removal is not None and self._removal.after_batch(pl_module):
+        if self._removal is not None and self._removal.after_batch(trainer, pl_module):
             self._depths.resize()
         if pl_module.automatic_optimization and accumulates(trainer):
             return
@@ -215,8 +233,21 @@ class SelfCompression(pl.Callback):
             make_known(trainer, self._totals(trainer, pl_module))
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Has the module's own ``on_train_epoch_end`` see the widths of its epoch: removal comes right after it."""
+        self._restore()
+
+        def around(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            result = method(*args, **kwargs)
+            self._end_epoch(trainer, pl_module)
+            return result
+
+        self._restore = intercept(pl_module, "on_train_epoch_end", around)
+
+    def _end_epoch(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Removes dead channels; logs the totals, each layer's bits and channels, and a histogram of depths."""
         assert self._depths is not None
+        if self._normalization is not None:
+            self._normalization.refresh(trainer, pl_module)
         if self._removal is not None and self._removal.is_due(trainer.current_epoch):
             self._depths.resize(self._removal.carry_out(trainer, pl_module))
         report = size_report(pl_module)
@@ -226,8 +257,22 @@ class SelfCompression(pl.Callback):
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Takes up what a checkpoint that was just loaded says of the network's channels."""
         couple_as_saved(pl_module, self._restored)
+        if self._normalization is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._normalization.refresh(trainer, pl_module)
 
     on_test_start = on_predict_start = on_validation_start
+
+    def on_validation_batch_start(
+        self,
+        trainer: "pl.Trainer",
+        pl_module: "pl.LightningModule",
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Has a batch of validation watched, of the sanity check or of the first validation."""
+        if self._removal is not None and trainer.state.fn == "fit":
+            self._removal.before_validation_batch(trainer, pl_module, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Refreshes what ModelCheckpoint and EarlyStopping may monitor."""
@@ -281,6 +326,9 @@ class SelfCompression(pl.Callback):
 
     def _detach(self) -> None:
         self._layers, self._loss = (), None
+        self._restore()
+        if self._normalization is not None:
+            self._normalization.close()
         if self._removal is not None:
             self._removal.close()
         if self._depths is not None:

@@ -205,11 +205,11 @@ def _like_tuple(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
     return made  # type: ignore[no-any-return]
 
 
-def copied_in(dtype: torch.dtype, value: Any) -> Any:
+def copied_in(dtype: torch.dtype | None, value: Any) -> Any:
     """Copies a nested value, with its floating point tensors in another dtype and without their graphs.
 
     Args:
-        dtype: The dtype of the floating point tensors in the copy.
+        dtype: The dtype of the floating point tensors in the copy; None for their own.
         value: As for :func:`map_tensors`.
 
     Returns:
@@ -217,6 +217,7 @@ def copied_in(dtype: torch.dtype, value: Any) -> Any:
     """
 
     def copied(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to(wanted, copy=True)
 
     return map_tensors(copied, value)

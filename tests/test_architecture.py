@@ -23,6 +23,7 @@ STAGES = (  # each imports only those before it
     "channels",
     "size",
     "metrics",
+    "running_statistics",
     "removal",
     "files",
     "onnx",

@@ -127,17 +127,28 @@ class AtomStore:
         return group, {int(groups[i]): reasons[first[i]] for i in order}  # in the order of the reasons
 
 
-def _components(count: int, one: Atoms, other: Atoms) -> NDArray[np.int64]:
-    """Numbers the connected components; hooking and pointer jumping find the smallest atom of each component."""
+def smallest_of_components(count: int, one: Atoms, other: Atoms) -> Atoms:
+    """Returns the smallest member of the connected component of each of ``count`` nodes, by pointer jumping.
+
+    Args:
+        count: Number of nodes.
+        one: One end of each edge.
+        other: The other end of each edge.
+    """
     root = np.arange(count)
     while True:
         a, b = root[one], root[other]
         differ = a != b
         if not differ.any():
-            break
+            return root
         one, other, a, b = one[differ], other[differ], a[differ], b[differ]
         np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
         while ((jumped := root[root]) != root).any():
             root = jumped
+
+
+def _components(count: int, one: Atoms, other: Atoms) -> NDArray[np.int64]:
+    """Numbers the connected components."""
+    root = smallest_of_components(count, one, other)
     number: NDArray[np.int64] = np.cumsum(root == np.arange(count)) - 1
     return number[root]

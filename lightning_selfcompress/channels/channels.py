@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from lightning_selfcompress.channels.atoms import smallest_of_components
 from lightning_selfcompress.tensors import stored_tensors
 
 
@@ -48,8 +49,9 @@ class Channels:
         slots: Every dimension of every stored tensor.
         group: The channel of each atom, ``(atoms,)``; 0 for an atom without a channel.
         pinned: Channels that have to be kept, each with the reason.
-        unseen: Trainable parameters that took no part in the watched steps. While there are any, nothing is removed.
+        unseen: Trainable parameters that took no part in the watched steps. The channels of these parameters are kept.
         untouched: Frozen parameters that took no part in the watched steps. The channels of these parameters are kept.
+        passive: Parameters that no watched step ran with gradients: frozen, a copy, or not run at all.
     """
 
     slots: tuple[Slot, ...]
@@ -57,6 +59,7 @@ class Channels:
     pinned: Mapping[int, str]
     unseen: tuple[str, ...] = ()
     untouched: tuple[str, ...] = ()
+    passive: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -75,23 +78,71 @@ class Channels:
     def removable(self) -> NDArray[np.bool_]:
         """Returns whether each channel may ever be removed, ``(count,)``.
 
-        Such a channel has producers, is not pinned, and belongs to no untouched parameter. While there are unseen
-        parameters, no channel may be removed.
+        Such a channel has producers, is not pinned, and belongs to no parameter that took no part in the steps.
         """
         flags = self.produced()
         pinned = np.fromiter(self.pinned, np.int64, len(self.pinned))
         flags[pinned[pinned < len(flags)]] = False
-        flags[self.of_untouched()] = False
-        return flags if not self.unseen else np.zeros_like(flags)
+        flags[self.not_run()] = False
+        return flags
 
-    def of_untouched(self) -> NDArray[np.bool_]:
-        """Returns whether each channel belongs to a parameter in ``untouched``, ``(count,)``."""
+    def not_run(self) -> NDArray[np.bool_]:
+        """Returns whether each channel belongs to a parameter in ``unseen`` or ``untouched``, ``(count,)``."""
         flags = np.zeros(self.count, bool)
-        names = set(self.untouched)
+        names = {*self.unseen, *self.untouched}
         for slot in self.slots if names else ():
             if slot.name in names:
                 flags[self.group[slot.atoms]] = True
         return flags
+
+    def waiting(self) -> dict[int, str]:
+        """Returns the channels that a parameter which took no part could still read, each with the parameter's name.
+
+        Such a parameter may be a head that takes its turn in a later epoch. All that is known of it is its shape: it
+        can read channels whose number divides one of its dimensions.
+        """
+        widths: dict[int, str] = {}
+        names = {*self.unseen, *self.untouched}
+        for slot in self.slots:
+            if slot.name in names and slot.size > 1:
+                widths.setdefault(slot.size, slot.name)
+        found: dict[int, str] = {}
+        not_run = self.not_run()
+        for slot in self.slots if widths else ():
+            if slot.produces and slot.size > 1 and not not_run[self.group[slot.atoms]].all():
+                reader = next((name for size, name in widths.items() if size % slot.size == 0), None)
+                if reader is not None:
+                    for number in np.unique(self.group[slot.atoms]).tolist():
+                        found.setdefault(number, reader)
+        return found
+
+    def tie(self, pairs: Sequence[tuple[str, str]], reason: str) -> "Channels":
+        """Returns the same channels with the entries of some tensors tied to the entries of others of the same shape.
+
+        Args:
+            pairs: The names of two tensors each, whose entries at equal positions live and die together.
+            reason: Why a channel is pinned that is tied to an entry without a channel.
+        """
+        starts = {(slot.name, slot.dim): slot for slot in self.slots}
+        tied = [
+            (slot.atoms, starts[other, slot.dim].atoms)
+            for one, other in pairs
+            for slot in self.slots
+            if slot.name == one and (other, slot.dim) in starts and slot.size == starts[other, slot.dim].size
+        ]
+        if not tied:
+            return self
+        one = np.concatenate([self.group[a] for a, _ in tied])
+        other = np.concatenate([self.group[b] for _, b in tied])
+        free = (one != 0) & (other != 0)
+        first = smallest_of_components(self.count, one[free], other[free])
+        pinned: dict[int, str] = {}
+        for number, why in self.pinned.items():
+            pinned.setdefault(int(first[number]), why)
+        for number in np.unique(np.maximum(one, other)[~free]).tolist():
+            if number:
+                pinned.setdefault(int(first[number]), reason)
+        return replace(self, group=first[self.group], pinned=pinned)
 
     def of(self, name: str, dim: int) -> NDArray[np.int64]:
         """Returns the channel of each position along a dimension of a tensor.
@@ -107,6 +158,13 @@ class Channels:
     def pin(self, channels: Sequence[int], reason: str) -> "Channels":
         """Returns the same channels with more of them pinned; a channel that is pinned already keeps its reason."""
         return replace(self, pinned={**dict.fromkeys(channels, reason), **self.pinned})
+
+    def differs_from(self, other: "Channels | None") -> bool:
+        """Returns whether these channels say anything else than others of the same module."""
+        if other is None or len(self.group) != len(other.group):
+            return True
+        same = (self.unseen, self.untouched, self.passive) == (other.unseen, other.untouched, other.passive)
+        return not same or dict(self.pinned) != dict(other.pinned) or not np.array_equal(self.group, other.group)
 
     def without(self, removed: NDArray[np.bool_]) -> "Channels":
         """Returns the channels after the removal of the flagged channels ``(count,)``; the numbers do not change."""
@@ -132,6 +190,7 @@ class Channels:
             "pinned": dict(self.pinned),
             "unseen": list(self.unseen),
             "untouched": list(self.untouched),
+            "passive": list(self.passive),
         }
 
     @classmethod
@@ -139,7 +198,7 @@ class Channels:
         """Makes the channels from the result of :meth:`state_dict`."""
         slots = tuple(Slot(*values) for values in state["slots"])
         group = state["group"].cpu().numpy().astype(np.int64)
-        return cls(slots, group, dict(state["pinned"]), tuple(state["unseen"]), tuple(state["untouched"]))
+        return cls(slots, group, dict(state["pinned"]), *(tuple(state[n]) for n in ("unseen", "untouched", "passive")))
 
     def describes(self, model: nn.Module) -> bool:
         """Returns whether the tensors of a module have the names and sizes in these slots."""

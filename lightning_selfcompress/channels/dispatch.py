@@ -1,7 +1,8 @@
 """A dispatch mode that shows operations as they run, and contexts in which none are shown or compiled."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -37,14 +38,42 @@ def unwatched() -> AbstractContextManager[Any]:
     return _disable_current_modes()
 
 
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Runs compiled modules uncompiled within this context, since a compiled graph is one opaque operation."""
-    if hasattr(torch.compiler, "set_stance"):
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        from torch._dynamo import config
+class Shared:
+    """A context that switches something for all threads: the first to enter switches, the last to leave switches back.
 
-        with config.patch(disable=True):
-            yield
+    Args:
+        make: Makes the context that switches and undoes it.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._make, self._stack = make, ExitStack()
+        self._lock, self._users = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._stack.enter_context(self._make())
+            self._users += 1
+
+    def __exit__(self, *_: Any) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._stack.close()
+
+
+def _force_eager() -> AbstractContextManager[Any]:
+    if hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    from torch._dynamo import config
+
+    patched: AbstractContextManager[Any] = config.patch(disable=True)
+    return patched
+
+
+_eager = Shared(_force_eager)
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Runs compiled modules uncompiled within this context, since a compiled graph is one opaque operation."""
+    return _eager

@@ -1,7 +1,7 @@
 """The Watcher, which finds the channels of a network by watching the operations of its training steps."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from types import TracebackType
@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from lightning_selfcompress.channels.atoms import AtomStore, Axis, Dims, everywhere
 from lightning_selfcompress.channels.call import Call, Constant, Layout, Storage
 from lightning_selfcompress.channels.channels import Channels, Slot
 from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled, unwatched
+from lightning_selfcompress.channels.optimizer_steps import OptimizerSteps
 from lightning_selfcompress.channels.rules import RULES, moves, pointwise, products
-from lightning_selfcompress.quantize.layers import Quantized, reading_through
+from lightning_selfcompress.quantize.layers import COUPLING, Quantized, reading_through
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.tensors import is_bare_norm, name_of, size_attribute, stored_tensors, tensors_in
 
@@ -30,6 +28,9 @@ _COPIES = frozenset({"_to_copy", "clone", "detach", "alias"})
 
 
 _BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers"}  # hooks and the like, which hold no tensors
+
+
+_OF_LAYERS = frozenset({"_parameters", "_buffers", "_quantized_values", "_quantized", COUPLING})
 
 
 _LAYOUT = "_selfcompress_layout"  # the attribute of a tensor that holds its layout; an id would be reused
@@ -56,12 +57,18 @@ class Watcher:
     Args:
         model: A converted module.
         earlier: The channels of the same module that were found in earlier steps.
+
+    Attributes:
+        failures: What rules raised.
+        without_rule: Names of the operations that have no rule.
+        ran_forward: Whether a watched step ran the network's own ``forward``.
     """
 
     def __init__(self, model: nn.Module, *, earlier: Channels | None = None) -> None:
         self.model = model
         self.failures: list[str] = []
         self.without_rule: set[str] = set()
+        self.ran_forward = False
         self._store = AtomStore()
         self._slots: list[Slot] = []
         self._stored: dict[int, Layout] = {}  # by the id of a parameter or buffer, which lives as long as the model
@@ -69,9 +76,12 @@ class Watcher:
         self._sizes: dict[nn.Module, Axis] = {}  # normalization layers without tensors, whose size is an attribute
         self._names: set[str] = set()
         self._unseen: dict[int, str] = {}
+        self._passive: dict[int, str] = {}  # parameters that no step has run with gradients
+        self._parameters: dict[int, str] = {}
+        self._in_step: set[str] = set()
         self._labelled: list[weakref.ref[Tensor]] = []
         self._exit = ExitStack()
-        self._paused = 0
+        self._steps = OptimizerSteps()
         self._name_atoms()
         if earlier is not None:
             self._recall(earlier)
@@ -83,16 +93,22 @@ class Watcher:
         trained = {n for n, p in self.model.named_parameters() if n in names and p.requires_grad} if names else set()
         unseen = tuple(n for n in self._unseen.values() if n in trained)
         untouched = tuple(n for n in self._unseen.values() if n not in trained)
-        return Channels(tuple(self._slots), group, pinned, unseen, untouched)
+        return Channels(tuple(self._slots), group, pinned, unseen, untouched, tuple(self._passive.values()))
+
+    def kind(self) -> frozenset[str]:
+        """Returns the names of the operations and parameters of the last step, by which kinds of steps differ."""
+        return frozenset(self._in_step)
 
     def __enter__(self) -> "Watcher":
+        self._in_step.clear()
         with ExitStack() as stack:
             stack.callback(self._forget)
             stack.enter_context(reading_through(self._read))
-            for handle in self._hooks():
-                stack.callback(handle.remove)
+            for module in self._sizes:
+                stack.callback(module.register_forward_pre_hook(self._tie_size).remove)
+            stack.enter_context(self._outputs_pinned())
             stack.enter_context(uncompiled())
-            stack.enter_context(self._between_optimizer_steps())
+            stack.enter_context(self._steps.noticed())
             stack.enter_context(ShowOperations(self._visit))
             self._exit = stack.pop_all()
         return self
@@ -100,6 +116,8 @@ class Watcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self._pin_kept()
         self._exit.__exit__(kind, error, trace)
 
     def pin_outputs(self, outputs: Any, what: str) -> None:
@@ -118,6 +136,14 @@ class Watcher:
             for dim in (*layout.dims, layout.produced):
                 if isinstance(dim, Axis):
                     self._store.pin(dim.atoms, what)
+
+    def _pin_kept(self) -> None:
+        """Pins what modules keep of the step in their attributes, for nobody knows what they do with it later."""
+        for path, module in self.model.named_modules():
+            for name, value in vars(module).items():
+                if name not in _BOOKKEEPING and name not in _OF_LAYERS:
+                    kept = [t for t in tensors_in(value) if id(t) not in self._stored]
+                    self.pin_outputs(kept, f"{name_of(path, name)!r} keeps it after the step")
 
     def _name_atoms(self) -> None:
         weights = list(quantized_parameters(self.model))
@@ -143,10 +169,14 @@ class Watcher:
     def _recall(self, earlier: Channels) -> None:
         _, first, which = np.unique(earlier.group, return_index=True, return_inverse=True)
         self._store.tie(np.arange(1, self._store.count), first[which][1:], "it is in no channel")
+        by_reason: dict[str, list[int]] = {}
         for number, reason in earlier.pinned.items():
-            self._store.pin(np.flatnonzero(earlier.group == number), reason)
+            by_reason.setdefault(reason, []).append(number)
+        for reason, numbers in by_reason.items():
+            self._store.pin(np.flatnonzero(np.isin(earlier.group, numbers)), reason)
         unseen = {*earlier.unseen, *earlier.untouched}
         self._unseen = {key: name for key, name in self._unseen.items() if name in unseen}
+        self._passive = {key: name for key, name in self._passive.items() if name in earlier.passive}
 
     def _add(self, name: str, tensor: Tensor, is_depth: Mapping[int, bool]) -> None:
         """Adds one tensor; ``is_depth`` maps the ids of a quantized weight's tensors to whether they are bit depths."""
@@ -163,7 +193,7 @@ class Watcher:
         self._stored[id(tensor)] = layout
         self._names.add(name)
         if is_parameter and tensor.numel():
-            self._unseen[id(tensor)] = name
+            self._parameters[id(tensor)] = self._unseen[id(tensor)] = self._passive[id(tensor)] = name
 
     def _add_quantized(self, weight: QuantizedParameter) -> None:
         """Adds a quantized weight: its bit depths produce channels, and its value is zero where a bit depth is zero."""
@@ -192,13 +222,25 @@ class Watcher:
         self._set(value, known if known is not None else self._stored.get(id(latent)))
         return value
 
-    def _hooks(self) -> Iterator[RemovableHandle]:
-        def pin(module: nn.Module, args: Any, outputs: Any) -> None:
-            self.pin_outputs(outputs, "it is an output of the network")
+    @contextmanager
+    def _outputs_pinned(self) -> Iterator[None]:
+        """Pins what ``forward`` of the network returns, whether the network or its ``forward`` is called."""
+        forward, earlier = self.model.forward, self.model.__dict__.get("forward")
 
-        yield self.model.register_forward_hook(pin)
-        for module in self._sizes:
-            yield module.register_forward_pre_hook(self._tie_size)
+        @wraps(forward)
+        def pinning(*args: Any, **kwargs: Any) -> Any:
+            self.ran_forward = True
+            outputs = forward(*args, **kwargs)
+            self.pin_outputs(outputs, "it is an output of the network")
+            return outputs
+
+        self.model.__dict__["forward"] = pinning
+        try:
+            yield
+        finally:
+            del self.model.__dict__["forward"]
+            if earlier is not None:
+                self.model.__dict__["forward"] = earlier
 
     def _tie_size(self, module: nn.Module, args: Any) -> None:
         """Ties the size of a normalization layer without tensors to the channels of its input."""
@@ -208,43 +250,13 @@ class Watcher:
         if isinstance(dim, Axis) and len(dim) == len(axis):
             self._store.tie(dim.atoms, axis.atoms, "")
 
-    @contextmanager
-    def _between_optimizer_steps(self) -> Iterator[None]:
-        """Pauses the watcher during optimizer steps within a training step, except in the closures that they call."""
-
-        def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            self._paused += 1
-            closures = {name: self._watched(value) for name, value in kwargs.items() if callable(value)}
-            return tuple(self._watched(a) if callable(a) else a for a in args), {**kwargs, **closures}
-
-        def after(*_: Any) -> None:
-            self._paused = max(0, self._paused - 1)
-
-        handles = register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)
-        try:
-            yield
-        finally:
-            self._paused = 0
-            for handle in handles:
-                handle.remove()
-
-    def _watched(self, closure: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(closure)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            paused, self._paused = self._paused, 0
-            try:
-                return closure(*args, **kwargs)
-            finally:
-                self._paused = paused
-
-        return wrapped
-
     def _visit(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if self._paused:
+        if self._steps.running:
             return
         try:
             call = Call(func, args, kwargs, out, self._store, self._layout)
             inputs = [(t, known) for t, known in zip(call.inputs, call.layouts, strict=True) if known is not None]
+            self._in_step.add(call.name)
             if inputs or call.name in moves.SPREAD:
                 result = self._apply_rule(call)
                 produced = self._produced(call, inputs)
@@ -288,7 +300,10 @@ class Watcher:
 
     def _meets_data(self, constant: Constant) -> None:
         for key in constant.parameters:
+            self._in_step.add(self._parameters[key])
             self._unseen.pop(key, None)
+            if torch.is_grad_enabled():
+                self._passive.pop(key, None)
         for atoms, reason in constant.owed:
             self._store.pin(atoms, reason)
 

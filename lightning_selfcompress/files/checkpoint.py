@@ -130,10 +130,25 @@ def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
 
 
 def follow_shapes(module: nn.Module) -> None:
-    """Makes a module take the shapes of every compressed state dict that it loads from now on."""
-    hooks = module._load_state_dict_pre_hooks.values()
-    if all(getattr(hook, "hook", None) is not take_shapes for hook in hooks):
-        module.register_load_state_dict_pre_hook(take_shapes)
+    """Makes a module, and every compressed part of it, take the shapes of each compressed state dict that it loads."""
+    _register(module, take_shapes)
+    for path, part in module.named_modules():
+        if path and any(isinstance(layer, Quantized) for layer in part.modules()):
+            _register(part, _take_other_shapes)
+
+
+def _register(module: nn.Module, hook: Callable[..., None]) -> None:
+    if all(getattr(known, "hook", None) is not hook for known in module._load_state_dict_pre_hooks.values()):
+        module.register_load_state_dict_pre_hook(hook)
+
+
+def _take_other_shapes(part: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    """Does :func:`take_shapes` for a part that is loaded by itself; after the whole module there is nothing left."""
+    for name, tensor in own_tensors(part) if isinstance(part, Quantized) else stored_tensors(part).items():
+        saved = state_dict.get(prefix + name)
+        if isinstance(saved, Tensor) and saved.shape != tensor.shape:
+            take_shapes(part, state_dict, prefix)
+            return
 
 
 def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str = "", *_: Any) -> None:

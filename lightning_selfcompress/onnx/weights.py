@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.packing import Codes, Packed, PackedTensor, from_file, from_rows, to_rows
 from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, step_size
-from lightning_selfcompress.quantize.layers import Quantized, quantized_class
+from lightning_selfcompress.quantize.layers import Quantized
+from lightning_selfcompress.quantize.quantized_class import quantized_class
 from lightning_selfcompress.tensors import name_of, stored_tensors
 
 WIDE_OPSET = 21  # the first opset with int4 and int16 in DequantizeLinear

@@ -16,9 +16,9 @@ from lightning_selfcompress.quantize.layers import (
     QuantizedSpec,
     _QuantizedRNN,
     is_sharded,
-    quantized_class,
 )
 from lightning_selfcompress.quantize.parameters import learned_names, quantized_parameters
+from lightning_selfcompress.quantize.quantized_class import quantized_class
 from lightning_selfcompress.tensors import name_of
 
 
@@ -72,6 +72,8 @@ def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> 
                     f"Expected finite weights, got NaN or infinity in {name_of(layer.name, weight_name)!r}. "
                     f"Repair the checkpoint or the initialization, or leave the layer out with skip=."
                 )
+    for layer in fresh:  # a class that cannot be made raises before anything is changed
+        quantized_class(type(model.get_submodule(layer.name)), tuple(name for name, _ in layer.weights))
     shared = _learned_of(model)
     for layer in fresh:
         _quantize_in_place(model.get_submodule(layer.name), dict(layer.weights), float(initial_bits), shared)
@@ -99,7 +101,7 @@ def revert(model: nn.Module | ConversionPlan) -> nn.Module:
     for layer in list(model.modules()):
         if isinstance(layer, Quantized):
             _swap_out(layer)
-            for name in ("release_after_backward", "depths_loaded", "sharded", COUPLING):
+            for name in ("release_after_backward", "depths_loaded", "pristine", "sharded", COUPLING):
                 layer.__dict__.pop(name, None)
     return model
 

@@ -7,6 +7,8 @@ buffers that require gradients: ``parameters()`` lists the same objects before a
 clamps, norms and moving averages over all parameters see the float network.
 """
 
+import itertools
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from lightning_selfcompress.quantize.computed_weight import ComputedWeight
 from lightning_selfcompress.quantize.formula import Range, bit_depth, initial_exponent, q_composite, q_known, quantize
 
 
@@ -111,15 +114,21 @@ class _Cached(NamedTuple):
     stamp: tuple[int, ...]
 
 
+_counter = itertools.count(1)  # a plain number would lose steps of one thread to another
 _steps = 0  # optimizer steps of this process: some optimizers write through `.data`, which changes no version counter
 
 
 def _count_step(*_: Any) -> None:
     global _steps
-    _steps += 1
+    _steps = next(_counter)
 
 
 register_optimizer_step_post_hook(_count_step)
+
+
+def _stamp(inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[int, ...]:
+    x, b, e = inputs
+    return (_steps, x._version, x.data_ptr(), b._version, b.data_ptr(), e._version, e.data_ptr())
 
 
 def _is_transformed() -> bool:
@@ -136,22 +145,27 @@ class Quantized(nn.Module):
 
     The quantized value of a weight is cached until the latent weight, its bit depths or exponents, or the layer's mode
     change, or an optimizer takes a step. A write through ``.data`` between optimizer steps is not noticed: call
-    :meth:`forget_quantized` after such a write. ``layer.weight`` is computed, as with torch's parametrizations, so a
-    write into this tensor is lost at the next step. Write into ``layer.latent("weight")`` instead.
+    :meth:`forget_quantized` after such a write. ``layer.weight`` is computed, as with torch's parametrizations: what is
+    written into it before any training becomes the latent weight (``nn.init`` works), later it is lost with a warning.
+    Write into ``layer.latent("weight")`` then.
 
     Attributes:
         release_after_backward: Whether the cached value is freed in the backward pass. True saves memory if every
             backward pass is followed by an optimizer step; False saves a computation if gradients are accumulated.
         depths_loaded: Whether bit depths and exponents came from a state dict, so that they must not be calibrated.
+        pristine: Whether nothing was trained since the conversion, so that a value written into a weight is taken for
+            its initialization.
         sharded: Whether FSDP2 gathers the whole weights for each forward. At other times the weight attribute returns
             the latent shard, not quantized, because FSDP2 reads it there.
     """
 
     release_after_backward = False
     depths_loaded = False
+    pristine = True
     sharded = False
 
     _float_class: type[nn.Module]
+    _rebuild: Callable[[type[nn.Module], tuple[str, ...]], nn.Module]
     _quantized: dict[str, QuantizedSpec]
     _quantized_values: dict[str, _Cached]
 
@@ -165,8 +179,34 @@ class Quantized(nn.Module):
         return cast(Tensor, self._buffers[spec.bit_depth]), cast(Tensor, self._buffers[spec.exponent])
 
     def forget_quantized(self) -> None:
-        """Drops the cached quantized weights, so that the next access computes them again."""
+        """Drops the cached quantized weights, so that the next access computes them again.
+
+        What was written into one of them becomes the latent weight if nothing was trained yet.
+        """
+        for name, kept in list(self._quantized_values.items()):
+            self._heed_writes(name, kept)
         self._quantized_values.clear()
+
+    def _heed_writes(self, name: str, kept: "_Cached") -> bool:
+        """Takes over what was written into a cached weight, or warns that it is lost; returns whether it was taken."""
+        written = kept.stamp[0] != kept.value._version
+        if self.pristine and all(a is b for a, b in zip(kept.inputs, self._inputs(name), strict=True)):
+            value, _ = self._quantize(kept.inputs, self._quantized[name].axis)  # a write by `.data` has no version
+            if kept.stamp[1:] == _stamp(kept.inputs) and not torch.equal(value, kept.value):
+                with torch.no_grad():
+                    self.latent(name).copy_(kept.value)
+                self.calibrate(name)
+                return True
+        elif written:
+            warnings.warn(
+                f"Something wrote into the quantized {name!r} of {type(self).__name__}, which is computed: the "
+                f"values are lost. Write into layer.latent({name!r}).",
+                stacklevel=5,
+            )
+        return False
+
+    def _inputs(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        return (self.latent(name), *self.learned(name))
 
     def calibrate(self, name: str) -> None:
         """Resets the weight ``name``: all bit depths to the initial depth, and the exponents to the channels' ranges.
@@ -207,12 +247,15 @@ class Quantized(nn.Module):
         if not torch.is_grad_enabled() or not x.requires_grad:
             # If the latent weight requires no gradient, its bit depths and exponents get none either. The flag is also
             # set while gradients are disabled, because torch.matmul reads it and then sums in another order.
-            return kept.value.requires_grad_(x.requires_grad)
+            return ComputedWeight.of(Tensor.requires_grad_(kept.value, x.requires_grad), x)
         arrives = partial(self._gradient_arrives, name)
-        return axis.join(q_known(axis.split(x), b, e, axis.split(kept.value.detach()), kept.range, arrives))
+        value = axis.join(q_known(axis.split(x), b, e, axis.split(kept.value.detach()), kept.range, arrives))
+        return ComputedWeight.of(value, x)
 
     def _gradient_arrives(self, name: str) -> None:
         """Frees the cached value if wanted, and clears stale gradients of the weight's bit depths and exponents."""
+        if self.pristine:
+            self.pristine = False
         if self.release_after_backward:
             self._quantized_values.pop(name, None)
         if self.latent(name).grad is None and not self.sharded:  # a module's ``zero_grad`` clears parameters only
@@ -220,18 +263,13 @@ class Quantized(nn.Module):
                 tensor.grad = None
 
     def _kept(self, name: str, inputs: tuple[Tensor, Tensor, Tensor], axis: ChannelAxis) -> _Cached:
-        x, b, e = inputs
-        stamp = (_steps, x._version, x.data_ptr(), b._version, b.data_ptr(), e._version, e.data_ptr())
         kept = self._quantized_values.get(name)
         if kept is not None:
-            if kept.stamp[0] != kept.value._version:
-                warnings.warn(
-                    f"Something wrote into the quantized {name!r} of {type(self).__name__}, which is computed: the "
-                    f"values are lost. Write into layer.latent({name!r}).",
-                    stacklevel=4,
-                )
-            elif kept.stamp[1:] == stamp and all(a is b for a, b in zip(kept.inputs, inputs, strict=True)):
+            same = kept.stamp[1:] == _stamp(inputs) and all(a is b for a, b in zip(kept.inputs, inputs, strict=True))
+            if same and kept.stamp[0] == kept.value._version:
                 return kept
+            self._heed_writes(name, kept)
+        stamp = _stamp(inputs)
         with torch.inference_mode(False):
             value, known = self._quantize(inputs, axis)
         kept = self._quantized_values[name] = _Cached(value, known, inputs, (value._version, *stamp))
@@ -277,6 +315,8 @@ class Quantized(nn.Module):
         for name, spec in self._quantized.items():
             own = {prefix + spec.bit_depth, prefix + spec.exponent}
             self.depths_loaded |= own <= state_dict.keys()
+            if own <= state_dict.keys():
+                self.pristine = False
             if prefix + name in state_dict and own.isdisjoint(state_dict):
                 self.calibrate(name)  # the state dict is of the float network: start from its weights
                 missing = [key for key in missing if key not in own]
@@ -289,7 +329,7 @@ class Quantized(nn.Module):
         return state
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _rebuild, (self._float_class, tuple(self._quantized)), self.__getstate__()
+        return self._rebuild, (self._float_class, tuple(self._quantized)), self.__getstate__()
 
 
 def _applied(fn: Callable[[Tensor], Tensor], learned: Tensor) -> Tensor:
@@ -329,49 +369,24 @@ class _QuantizedRNN(Quantized):
         """Does nothing, because quantized weights are new tensors at every step."""
 
 
-_reader: Callable[[Quantized, str], Tensor] | None = None  # set by reading_through
+class _OfThread(threading.local):
+    reader: Callable[[Quantized, str], Tensor] | None = None  # set by reading_through
+
+
+_of_thread = _OfThread()
+
+
+def read_weight(layer: Quantized, name: str) -> Tensor:
+    """Returns the value of a quantized weight, by the reader of this thread if there is one."""
+    reader = _of_thread.reader
+    return layer._quantized_weight(name) if reader is None else reader(layer, name)
 
 
 @contextmanager
 def reading_through(reader: Callable[[Quantized, str], Tensor]) -> Iterator[None]:
-    """Lets ``reader(layer, name)`` compute the value of every quantized weight that is read within this context."""
-    global _reader
-    earlier, _reader = _reader, reader
+    """Lets ``reader(layer, name)`` compute every quantized weight that this thread reads within this context."""
+    earlier, _of_thread.reader = _of_thread.reader, reader
     try:
         yield
     finally:
-        _reader = earlier
-
-
-_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[Quantized]] = {}
-
-
-def _rebuild(float_class: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    made = quantized_class(float_class, names)
-    return made.__new__(made)
-
-
-def quantized_class(float_class: type[nn.Module], names: tuple[str, ...]) -> type[Quantized]:
-    """Returns the class ``Quantized<float_class>``, with a property for each weight in ``names``.
-
-    Args:
-        float_class: Class of the layer to be quantized.
-        names: Names of the layer's weight parameters.
-
-    Returns:
-        A subclass of :class:`Quantized` and ``float_class``, the same class at every call.
-    """
-    if (float_class, names) in _CLASSES:
-        return _CLASSES[float_class, names]
-
-    def weight_property(name: str) -> property:
-        def read(self: Quantized) -> Tensor:
-            return self._quantized_weight(name) if _reader is None else _reader(self, name)
-
-        return property(read, doc=f"Quantized {name}: q(latent, b, e).")
-
-    mixin = _QuantizedRNN if issubclass(float_class, nn.RNNBase) else Quantized
-    body: dict[str, Any] = {name: weight_property(name) for name in names}
-    body |= {"_float_class": float_class, "__module__": __name__, "__doc__": f"{float_class.__name__}, quantized."}
-    made = cast("type[Quantized]", type(f"Quantized{float_class.__name__}", (mixin, float_class), body))
-    return _CLASSES.setdefault((float_class, names), made)
+        _of_thread.reader = earlier

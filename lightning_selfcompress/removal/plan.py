@@ -96,13 +96,16 @@ def constant_channels(model: nn.Module, channels: Channels) -> Flags:
     return flags
 
 
-def plan_removal(model: nn.Module, channels: Channels, *, round_to: int = 1) -> RemovalPlan:
+def plan_removal(
+    model: nn.Module, channels: Channels, *, round_to: int = 1, waiting: Mapping[int, str] | None = None
+) -> RemovalPlan:
     """Decides which channels to remove, without changing the model.
 
     Args:
         model: A converted module.
         channels: The channels of the module, as :class:`Watcher` finds them.
         round_to: Numbers of output channels are kept at multiples of this number.
+        waiting: Channels that have to wait, each with the reason.
 
     Returns:
         The plan for the dead channels without constants, except pinned channels and the last channel of a layer.
@@ -114,15 +117,17 @@ def plan_removal(model: nn.Module, channels: Channels, *, round_to: int = 1) -> 
         raise ValueError(f"Expected round_to >= 1 (channels), got {round_to!r}.")
     dead = dead_channels(model, channels)
     reasons: dict[int, str] = {}
-    untouched = channels.of_untouched()
+    waiting = waiting or {}
+    not_run = channels.not_run()
     for number in np.flatnonzero(dead).tolist():
         if number in channels.pinned:
             reasons[number] = channels.pinned[number]
-        elif untouched[number]:
+        elif not_run[number]:
             reasons[number] = "no step that was watched runs it"
-        elif channels.unseen:
-            reasons[number] = f"{channels.unseen[0]!r} took no part in the steps watched"
+        elif number in waiting:
+            reasons[number] = waiting[number]
     going = dead & channels.removable()
+    going[[number for number in waiting if number < channels.count]] = False
     constant = going & constant_channels(model, channels)
     reasons |= dict.fromkeys(np.flatnonzero(constant).tolist(), "a bias or shift is fading")
     going &= ~constant

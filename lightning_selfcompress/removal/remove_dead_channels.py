@@ -13,6 +13,7 @@ from lightning_selfcompress.removal.dry_run import prove
 from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
 from lightning_selfcompress.removal.plan import RemovalPlan, plan_removal
 from lightning_selfcompress.removal.surgery import remove
+from lightning_selfcompress.removal.trial import Replay
 from lightning_selfcompress.size.coupling import couple
 from lightning_selfcompress.tensors import copied_in
 
@@ -69,7 +70,9 @@ def remove_dead_channels(
     def replay(net: nn.Module, dtype: torch.dtype) -> Any:
         return step(net, *copied_in(dtype, list(inputs)))
 
-    plan, channels = prove(model, channels, plan_removal(model, channels, round_to=round_to), replay)
+    waiting = {n: f"{name!r} may read it, which the step does not run" for n, name in channels.waiting().items()}
+    plan = plan_removal(model, channels, round_to=round_to, waiting=waiting)
+    plan, channels = prove(model, channels, plan, [Replay(replay)])
     shrunk = remove(model, plan.edits)
     for optimizer in optimizers:
         shrink_optimizer(optimizer, shrunk)

@@ -81,9 +81,10 @@ def couple(model: nn.Module, channels: Channels) -> None:
             notes = {}
             for name in layer._quantized:
                 p = QuantizedParameter(name, layer, name)
-                latent = names[id(p.latent)]
-                inputs = {dim: slots[latent, dim] for dim in _input_dims(p)}
-                notes[name] = CoupledWeight(slots[names[id(p.raw_depth)], 0], inputs)
+                latent, depth = names[id(p.latent)], names[id(p.raw_depth)]
+                if (depth, 0) in slots:  # else the layer was added after the channels were found
+                    inputs = {dim: slots[latent, dim] for dim in _input_dims(p)}
+                    notes[name] = CoupledWeight(slots[depth, 0], inputs)
             layer.__dict__[COUPLING] = notes
 
 

@@ -27,8 +27,20 @@ def cooldown_factor(progress: float, share: float) -> float:
     return 1.0 if share == 0 else max(0.0, min(1.0, (1.0 - progress) / share))
 
 
+def inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
+    """Returns the optimizers that an optimizer keeps in its attributes and may step itself, as SAM and Lookahead do."""
+    found: list[Optimizer] = []
+    for value in vars(optimizer).values():
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, Optimizer) and one is not optimizer and all(one is not other for other in found):
+                found += [one, *inner_optimizers(one)]
+    return found
+
+
 class DepthOptimizer:
     """Adam on the depths and exponents whose weights one user optimizer trains, a step after each of its steps.
+
+    A step of an optimizer inside the user's optimizer counts as one of its steps.
 
     The size's gradient, which does not depend on the batch, is staged when a backward pass begins, and added right
     before the step: so it is what gamma says, whatever the loss was scaled with, over however many batches it was
@@ -72,21 +84,26 @@ class DepthOptimizer:
         # eps below any gradient of a size: a channel of a large network owns a tiny share of Q
         settings: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.99), "eps": 1e-16, "fused": fused}
         self.adam = torch.optim.Adam(self._trained, **settings) if lr and self._trained else None
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
+        self._held: tuple[tuple[int, ...], set[int]] = (), set()
+        self.stepped = self.reached = self.overflows = False
         self._replaced: list[Any] = []
 
     def attach(self) -> None:
         """Steps and clears along with the user's optimizer from now on."""
-        self._handle = self.owner.register_step_post_hook(self._after_step)
+        self._handles = [
+            o.register_step_post_hook(self._after_step) for o in (self.owner, *inner_optimizers(self.owner))
+        ]
         self._replaced = [face.__dict__.get("zero_grad") for face in self._faces]
         for face in self._faces:
             face.zero_grad = self._and_depths(face.zero_grad)
 
     def detach(self) -> None:
         """Undoes :meth:`attach`."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        if self._handles:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
             for face, replaced in zip(self._faces, self._replaced, strict=True):
                 del face.zero_grad  # the attribute of the instance; the method of its class shows again
                 if replaced is not None:
@@ -106,14 +123,32 @@ class DepthOptimizer:
         """
         self.size = size
         self._trained = [t for p in size.parameters for t in p.learned]
+        self._held = (), set()
         self.unstage()
         if self.adam is not None:
             shrink_optimizer(self.adam, shrunk)
 
     def zero_grad(self) -> None:
         """Forgets the gradients of depths and exponents."""
+        self.reached |= self.has_gradients()
         for tensor in self._trained:
             tensor.grad = None
+
+    def has_gradients(self) -> bool:
+        """Returns whether a loss has given gradients to depths since the last step."""
+        return any(tensor.grad is not None for tensor in self._trained)
+
+    def unheld(self) -> list[str]:
+        """Returns the names of the weights that no group of the user's optimizer holds."""
+        held = self._held_ids()
+        return [p.name for p in self.size.parameters if id(p.latent) not in held]
+
+    def _held_ids(self) -> set[int]:
+        groups = [group["params"] for group in self.owner.param_groups]
+        sizes = tuple(map(len, groups))
+        if self._held[0] != sizes or not sizes:
+            self._held = sizes, {id(p) for group in groups for p in group}
+        return self._held[1]
 
     def stage(self) -> None:
         """Evaluates the size's gradient for the step to come, unless it was evaluated since the last step."""
@@ -130,8 +165,13 @@ class DepthOptimizer:
         Returns:
             Whether it was done: not without any gradient from a loss, at learning rate 0, or where a gradient is not
             finite, which is counted in ``skipped_steps``. A weight without gradient (frozen, a target network, an
-            expert not chosen) keeps its depths and exponents.
+            expert not chosen) keeps its depths and exponents, and so does a weight that the owner does not hold.
         """
+        held = self._held_ids()
+        for parameter in self.size.parameters:
+            if id(parameter.latent) not in held:
+                for tensor in parameter.learned:
+                    tensor.grad = None
         if self.adam is not None and self._average is not None:
             self._average_gradients(self._average)
         if self.adam is None or all(t.grad is None for t in self._trained):
@@ -144,6 +184,7 @@ class DepthOptimizer:
             self.adam.step()
         else:
             self.skipped_steps += 1
+            self.overflows |= not all(bool(g.isfinite().all()) for g in self._staged or ())
         self.zero_grad()
         return finite
 
@@ -187,6 +228,7 @@ class DepthOptimizer:
         return float(torch.cat(self._gradients).mul_(0).sum()) == 0
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self.stepped = True
         found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler where the optimizer itself skips the step
         if found_inf is not None and bool(found_inf):
             self.zero_grad()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -92,6 +92,15 @@ class DepthTraining:
         for depth_optimizer in self._optimizers:
             depth_optimizer.resize(size.part(depth_optimizer.size.parameters), shrunk)
 
+    def check_steps(self) -> list[str]:
+        """Returns the classes of optimizers whose depths got gradients, but which have not been seen to take a step."""
+        waits = [d for d in self._optimizers if not d.stepped and (d.reached or d.has_gradients())]
+        return [type(d.owner).__name__ for d in waits]
+
+    def too_large(self) -> bool:
+        """Returns whether steps are left out because gamma makes the size's own gradient infinite."""
+        return any(d.overflows for d in self._optimizers)
+
     def detach(self) -> None:
         """Lets go of the user's optimizers."""
         for depth_optimizer in self._optimizers:
@@ -121,6 +130,7 @@ class DepthTraining:
                     stepped=self._unstage,
                 )
             )
+        _tell_unheld([name for d in self._optimizers for name in d.unheld()], self._module)
         if state is not None:
             self._restore(state)
         for depth_optimizer in self._optimizers:
@@ -174,6 +184,17 @@ def loss_scale(trainer: Any) -> float:
     """What a GradScaler of the Trainer multiplies losses with; 1 without one."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def _tell_unheld(names: list[str], module: nn.Module) -> None:
+    """Says which weights could be trained but are not, once a fit."""
+    trainable = {name for name, p in module.named_parameters() if p.requires_grad}
+    names = [name for name in names if name in trainable]
+    if names:
+        rank_zero_info(
+            f"SelfCompression: no optimizer holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} "
+            f"({len(names)} weights), so their bit depths stay until one does. skip= leaves them in float."
+        )
 
 
 def _check_foreign(optimizers: Sequence[Optimizer], module: nn.Module) -> None:

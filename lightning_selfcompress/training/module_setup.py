@@ -75,6 +75,7 @@ class ModuleSetup:
         """
         self.unwrap(module)
         plan = self.convert(module, complete=True)
+        follow_shapes(module)
         agree_on_depths(self._trainer.strategy, module)
         return plan
 
@@ -115,6 +116,7 @@ class ModuleSetup:
     def recalibrate(self) -> None:
         """Lets depths and exponents start at the float function of the present weights, unless they were loaded."""
         for p in self._uncalibrated.values():
+            p.layer.forget_quantized()  # takes over what was written into the weight since the conversion
             if not p.layer.depths_loaded:
                 p.layer.calibrate(p.weight_name)
         self._uncalibrated.clear()

@@ -1,27 +1,28 @@
-"""Removal while a Trainer runs: watch a training step, fade what is dead, take it out at the end of an epoch."""
+"""Removal while a Trainer runs: watch steps, fade what is dead, take it out at the end of an epoch."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import wraps
-from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_selfcompress.channels.channels import Channels
-from lightning_selfcompress.channels.watch import Watcher
+from lightning_selfcompress.removal.copies import Copies
 from lightning_selfcompress.removal.dry_run import prove
 from lightning_selfcompress.removal.fading import Fading
 from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
-from lightning_selfcompress.removal.plan import RemovalPlan, plan_removal
+from lightning_selfcompress.removal.plan import RemovalPlan, narrow, plan_removal
 from lightning_selfcompress.removal.surgery import Shrunk, remove
 from lightning_selfcompress.size.coupling import couple
-from lightning_selfcompress.tensors import map_tensors
+from lightning_selfcompress.training.intercept import intercept
 from lightning_selfcompress.training.lightning_private import averaged_models
-from lightning_selfcompress.training.sandbox import copied_arguments, proves_nothing, put_into_sandbox
+from lightning_selfcompress.training.sandbox import Sandbox, proves_nothing
 from lightning_selfcompress.training.strategies import unwrapped
+from lightning_selfcompress.training.watched_steps import WatchedSteps, step_arguments
+
+_PATIENCE = 3  # epochs, where no end of the training is known
 
 
 class RemovalSchedule:
@@ -43,23 +44,24 @@ class RemovalSchedule:
         round_to: int = 1,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        self.channels: Channels | None = None
         self._every_n_epochs, self._round_to = every_n_epochs, round_to
         self._overdue = False  # a removal that was due before there was a batch to prove it with
         self._told: set[str] = set()
         self._fading: Fading | None = None
-        self._step: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._noted: Channels | None = None  # the channels by which fading and the size go
         self._batches = 0
+        self._next = 1, 2  # the training batches to be watched next, in a series that meets every rhythm of steps
+        self._loaders: set[Any] = set()  # of validation, a batch of which was watched
         self._restore: Callable[[], None] = lambda: None
-        left = self._recall(module, state) if state is not None else None
-        self._watcher: Watcher | None = Watcher(module, earlier=self.channels)
-        if self.channels is not None and not self.channels.unseen:
-            self._settle(module, left)
+        self._copies = Copies(module)
+        self._steps = WatchedSteps(module)
+        if state is not None:
+            self._recall(module, state)
 
     @property
-    def captured(self) -> bool:
-        """Whether there is a training step to prove a plan with."""
-        return self._step is not None
+    def channels(self) -> Channels | None:
+        """The channels as they are known; None before a step was watched."""
+        return self._steps.channels
 
     def state_dict(self) -> dict[str, Any]:
         """What is known of the channels, in lists and tensors."""
@@ -67,72 +69,53 @@ class RemovalSchedule:
             "channels": self.channels.state_dict() if self.channels is not None else None,
             "left": self._fading.left.cpu() if self._fading is not None else None,
             "batches": self._batches,
+            "validated": self._steps.validated,
         }
 
-    def before_batch(self, module: nn.Module) -> None:
-        """Prepares the next training step to be captured; while parameters are unseen, steps 1, 2, 4, 8 are watched."""
+    def begin_epoch(self, module: nn.Module) -> None:
+        """Begins anew where the module has other parts than before."""
+        if self.channels is not None and not self.channels.describes(module):
+            self._forget(module)
+
+    def before_batch(self, trainer: Any, module: nn.Module) -> None:
+        """Prepares the next training step to be watched, if its turn has come."""
         self._restore()  # a batch that was skipped left its step watched
         self._batches += 1
-        watcher = self._watcher if not self._batches & (self._batches - 1) else None
-        if self.captured and watcher is None:
-            return
-        method, earlier = module.training_step, module.__dict__.get("training_step")
+        while self._batches > self._next[0]:
+            self._next = self._next[1], sum(self._next)
+        if not self._steps.captured or self._batches == self._next[0]:
+            self._watch(trainer, module, "training_step")
 
-        def restore() -> None:
-            module.__dict__.pop("training_step", None)
-            if earlier is not None:
-                module.__dict__["training_step"] = earlier
-            self._restore = lambda: None
-
-        @wraps(method)  # type: ignore[arg-type]
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            restore()
-            if proves_nothing((args, kwargs)):
-                self._batches -= 1  # the next one takes its place
-                return method(*args, **kwargs)  # type: ignore[operator]
-            self.capture(*args, **kwargs)
-            if watcher is None:
-                return method(*args, **kwargs)  # type: ignore[operator]
-            with watcher:
-                outputs = method(*args, **kwargs)  # type: ignore[operator]
-                watcher.pin_outputs(outputs, "training_step returns it")
-            if outputs is not None or not getattr(module, "automatic_optimization", True):
-                self.channels = watcher.channels()  # a step without loss does not say what its outputs are for
-            return outputs
-
-        module.__dict__["training_step"] = watched
-        self._restore = restore
-
-    def after_batch(self, module: nn.Module) -> bool:
-        """Fades the constants of dead channels; returns whether the channels have just become known."""
+    def before_validation_batch(self, trainer: Any, module: nn.Module, dataloader_idx: int) -> None:
+        """Prepares the next validation step to be watched, once for each data loader."""
         self._restore()
-        found = self._watcher is not None and self.channels is not None and not self.channels.unseen
-        if found:
-            self._settle(module)
+        if dataloader_idx not in self._loaders:
+            self._watch(trainer, module, "validation_step", lambda: self._loaders.add(dataloader_idx))
+
+    def after_batch(self, trainer: Any, module: nn.Module) -> bool:
+        """Fades the constants of dead channels; returns whether more is known of the channels than before."""
+        self._restore()
+        found = self._take_note(trainer, module) if self._steps.trained else False
         if self._fading is not None:
             self._fading.step()
         return found
 
-    def capture(self, *args: Any, **kwargs: Any) -> None:
-        """Keeps the arguments of a training step, with which plans are proved; a step may take its batch apart."""
-        self._step = map_tensors(lambda tensor: tensor, (args, kwargs))
-
     def close(self) -> None:
-        """Gives the module its own ``training_step`` back and forgets the captured batch."""
+        """Gives the module its own steps back and forgets the captured batches."""
         self._restore()
-        self._watcher = self._step = None
+        self._steps = WatchedSteps(nn.Module(), self.channels)
 
     def is_due(self, epoch: int) -> bool:
         """Whether channels are to be removed at the end of an epoch; without a batch as proof the next one makes up."""
         due = (epoch + 1) % self._every_n_epochs == 0
-        self._overdue = due and not self.captured
+        self._overdue = due and not self._steps.captured
         return due and not self._overdue
 
-    def makes_up_for(self, module: nn.Module, batch: Any, batch_idx: int) -> bool:
+    def makes_up_for(self, trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> bool:
         """Whether a removal is overdue that the batch which is about to run can prove."""
         if not self._overdue or proves_nothing(batch):
             return False
-        self.capture(*step_arguments(module, batch, batch_idx))
+        self._steps.capture(trainer, step_arguments(module, batch, batch_idx))
         self._overdue = False
         return True
 
@@ -146,69 +129,114 @@ class RemovalSchedule:
         Returns:
             What has become smaller.
         """
+        if self.channels is not None and not self.channels.describes(module):
+            self._forget(module)  # a part was added since: the next batches show what it does
         plan = self._plan(trainer, module) if trainer.is_global_zero else RemovalPlan()
-        pinned = self.channels.pinned if self.channels is not None else {}
-        plan, pinned = trainer.strategy.broadcast((plan, dict(pinned)))
+        plan, self._steps.channels = trainer.strategy.broadcast((plan, self.channels))
         self._tell(plan, trainer.current_epoch)
-        if self.channels is not None:
-            self.channels = replace(self.channels, pinned=pinned)
+        copies = list(averaged_models(trainer.callbacks))
         if not plan:
             if self._fading is not None:  # what was refuted neither fades nor pays
-                self._note_channels(module, averaged_models(trainer.callbacks))
+                self._note_channels(module, copies)
             return []
         with unwrapped(trainer.strategy, module):
-            shrunk = self._apply(plan, module, averaged_models(trainer.callbacks))
+            shrunk = self._apply(plan, module, copies)
         for optimizer in trainer.optimizers:
             shrink_optimizer(optimizer, shrunk)
         torch.compiler.reset()  # graphs of the larger network count towards dynamo's limit, after which all is eager
         self._tell_replaced([record.name for record in shrunk if record.new is not record.old])
         return shrunk
 
+    def _watch(self, trainer: Any, module: nn.Module, name: str, seen: Callable[[], None] = lambda: None) -> None:
+        def around(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if proves_nothing((args, kwargs)):
+                if name == "training_step":
+                    self._batches -= 1  # the next one takes its place
+                return method(*args, **kwargs)
+            seen()
+            if self.channels is not None and not self.channels.describes(module):
+                self._forget(module)
+            return self._steps.run(trainer, name, method, args, kwargs)
+
+        self._restore = intercept(module, name, around)
+
     def _plan(self, trainer: Any, module: nn.Module) -> RemovalPlan:
-        """Plans what goes now, proved by a dry run of the captured step on copies."""
+        """Plans what goes now, proved by a dry run of the steps that were watched on copies."""
         if self.channels is None:
             return RemovalPlan()
-        plan = plan_removal(module, self.channels, round_to=self._round_to)
-
-        def replay(net: nn.Module, dtype: torch.dtype) -> Any:
-            if self._step is None:
-                raise RuntimeError("no training step was captured")
-            put_into_sandbox(net, trainer)
-            args, kwargs = copied_arguments(self._step, dtype)
-            return net.training_step(*args, **kwargs)  # type: ignore[operator]
-
-        proved, self.channels = prove(module, self.channels, plan, replay)
+        sandbox = Sandbox(module, trainer)
+        self._steps.rehearse(sandbox)
+        self._take_note(trainer, module, again=True)
+        channels, waiting = self.channels, {}
+        if not _is_last_epoch(trainer):
+            waiting = {
+                n: f"{name!r} could read it, which no step has run yet" for n, name in channels.waiting().items()
+            }
+            for n, path in self._copies.waiting(module, channels).items():
+                waiting[n] = f"{path!r} has the same values and may be updated from it"
+        plan = plan_removal(module, channels, round_to=self._round_to, waiting=waiting)
+        if plan and _validates(trainer) and not self._steps.validated:
+            return narrow(module, channels, plan, (), "the first validation, which may use it, is still to come")
+        proved, self._steps.channels = prove(module, channels, plan, self._steps.replays(sandbox) if plan else ())
         if plan and not proved:
-            self._step = None  # another batch may prove what this one does not
+            self._steps.forget_steps()
         return proved
 
     def _apply(self, plan: RemovalPlan, module: nn.Module, copies: Iterable[nn.Module]) -> list[Shrunk]:
         """Takes the planned channels out of the module and of its copies."""
         shrunk = remove(module, plan.edits)
+        self._copies.renew(module, [record.name for record in shrunk])
         copies = list(copies)
         for copied in copies:
             remove(copied, plan.edits)
         if self.channels is not None:
-            self.channels = self.channels.without_numbers(plan.channels)
+            self._steps.channels = self.channels.without_numbers(plan.channels)
             self._note_channels(module, copies)
         return shrunk
 
-    def _note_channels(
-        self, module: nn.Module, copies: Iterable[nn.Module] = (), *, left: Tensor | None = None
-    ) -> None:
+    def _take_note(self, trainer: Any, module: nn.Module, *, again: bool = False) -> bool:
+        """Adds what is known of copies, and has fading and the size go by it; returns whether anything is new."""
+        averaged = list(averaged_models(trainer.callbacks))
+        if self.channels is not None and (again or self.channels is not self._noted):
+            others = [(type(c).__name__, c) for c in trainer.callbacks if c.__class__.__name__ != "SelfCompression"]
+            self._steps.channels = self._copies.note(module, self.channels, others, averaged)
+        if self.channels is None or not self.channels.differs_from(self._noted):
+            self._noted = self.channels if self._noted is None else self._noted
+            return False
+        self._note_channels(module, averaged)
+        for sentence in self._copies.told:
+            self._tell_once(sentence)
+        return True
+
+    def _note_channels(self, module: nn.Module, copies: Iterable[nn.Module] = (), left: Tensor | None = None) -> None:
         """Has fading and the size go by the channels as they are known now; ``left`` is for the first time."""
         assert self.channels is not None
-        self._fading = Fading(module, self.channels, left=left if self._fading is None else self._fading.left)
+        if self._fading is not None:
+            left = _carried(self._fading.left, self._noted, self.channels)
+        self._fading = Fading(module, self.channels, left=left)
+        self._noted = self.channels
         for network in (module, *copies):
             couple(network, self.channels)
 
+    def _forget(self, module: nn.Module) -> None:
+        """Begins to watch anew."""
+        self._restore()
+        self._steps = WatchedSteps(module)
+        self._fading = self._noted = None
+        self._batches, self._next, self._loaders = 0, (1, 2), set()
+        self._copies = Copies(module)
+
     def _tell(self, plan: RemovalPlan, epoch: int) -> None:
         """Says what goes, and why dead channels stay, the latter once."""
-        lines = [plan.summary] if plan else []
-        lines += [line for line in plan.refusals if line not in self._told]
-        self._told.update(plan.refusals)
-        for line in lines:
-            rank_zero_info(f"SelfCompression, epoch {epoch}: {line}")
+        if plan:
+            rank_zero_info(f"SelfCompression, epoch {epoch}: {plan.summary}")
+        for line in plan.refusals:
+            self._tell_once(line, f"epoch {epoch}: ")
+
+    def _tell_once(self, line: str, before: str = "") -> None:
+        if line not in self._told:
+            self._told.add(line)
+            rank_zero_info(f"SelfCompression{', ' if before else ': '}{before}{line}")
 
     def _tell_replaced(self, names: list[str]) -> None:
         """Says once which parameters are other objects now."""
@@ -220,22 +248,36 @@ class RemovalSchedule:
                 f"a list: what you hold of the old ones is not trained any more. Detach what you keep of a step."
             )
 
-    def _recall(self, module: nn.Module, state: Mapping[str, Any]) -> Tensor | None:
-        """Takes up the channels of an earlier training; returns how many steps they had left to fade."""
+    def _recall(self, module: nn.Module, state: Mapping[str, Any]) -> None:
+        """Takes up the channels of an earlier training, and the steps that its constants had left to fade."""
         channels = Channels.from_state_dict(state["channels"]) if state["channels"] is not None else None
         if channels is None or not channels.describes(module):
-            return None
-        self.channels, self._batches = channels, state["batches"]
-        left: Tensor | None = state["left"]
-        return left
-
-    def _settle(self, module: nn.Module, left: Tensor | None = None) -> None:
-        """Stops watching, since all channels are known, and begins to fade the constants of dead channels."""
-        self._watcher = None
-        self._note_channels(module, left=left)
+            return
+        self._steps = WatchedSteps(module, channels)
+        self._steps.validated, self._batches = state["validated"], state["batches"]
+        if state["left"] is not None:
+            self._note_channels(module, left=state["left"])
 
 
-def step_arguments(module: nn.Module, batch: Any, batch_idx: int) -> tuple[Any, ...]:
-    """What Lightning calls ``training_step`` with."""
-    takes_index = "batch_idx" in signature(module.training_step).parameters  # type: ignore[arg-type]
-    return (batch, batch_idx) if takes_index else (batch,)
+def _carried(left: Tensor, before: Channels | None, now: Channels) -> Tensor:
+    """Returns the steps that channels have left to fade, by their new numbers."""
+    if before is None or before.group is now.group or len(before.group) != len(now.group):
+        return left  # a removal leaves the numbers as they are
+    carried = np.full(now.count, np.inf, np.float32)
+    np.minimum.at(carried, now.group, left.cpu().numpy()[before.group])
+    carried[np.isinf(carried)] = left.max().item() if len(left) else 0.0
+    return torch.from_numpy(carried).to(left.device)
+
+
+def _is_last_epoch(trainer: Any) -> bool:
+    """Whether no epoch follows; where no end is known, whether enough have passed to show what there is."""
+    if trainer.should_stop or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps):
+        return True
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        return bool(trainer.current_epoch + 1 >= trainer.max_epochs)
+    return bool(trainer.max_steps <= 0 and trainer.current_epoch + 1 >= _PATIENCE)
+
+
+def _validates(trainer: Any) -> bool:
+    """Whether the training validates, now or in a later epoch."""
+    return bool(trainer.enable_validation)

@@ -1,19 +1,19 @@
-"""The sandbox of a dry run: a module that reaches nothing outside itself, and its own copy of a batch."""
+"""The sandbox of a dry run: a copy of a module that reaches nothing outside itself, and its own copy of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_selfcompress.tensors import copied_in, tensors_in
+from lightning_selfcompress.tensors import copied_in, is_a, map_tensors, tensors_in
+from lightning_selfcompress.training.outside import Outside, OutsideError
+from lightning_selfcompress.training.stand_in import Nothing, stand_in_for
 
-_STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
+STEPS = ("training_step", "validation_step", "test_step", "predict_step", "forward")
 _SILENCED = (
-    "log",
-    "log_dict",
-    "manual_backward",
     "toggle_optimizer",
     "untoggle_optimizer",
     "toggled_optimizer",
@@ -22,67 +22,163 @@ _SILENCED = (
     "lr_scheduler_step",
     "print",
 )
+_PLAIN = (int, float, str, type(None))
 
 
-def put_into_sandbox(copied: nn.Module, trainer: Any) -> None:
-    """Makes the copy of a LightningModule reach nothing outside itself: no logger, no optimizer, no schedule.
+@dataclass(frozen=True)
+class CapturedStep:
+    """A step that was run, with what is needed to run it again on a copy.
 
     Args:
-        copied: The copy.
-        trainer: The Trainer of the original, which the copy's step may ask for numbers.
+        name: Name of the module's method.
+        args: Its positional arguments; the containers are copies, the tensors are not.
+        kwargs: Its keyword arguments.
+        values: What the Trainer said at the time: ``global_step`` and ``current_epoch``.
+        attributes: The plain attributes of the modules at the time, by which a step may choose what it does.
     """
-    for name in _STEPS:  # compiled ones are bound to the module they were compiled from
-        copied.__dict__.pop(name, None)
-    copied.__class__ = sandboxed_class(type(copied))
-    with suppress(AttributeError):
-        copied.trainer = trainer
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, module: nn.Module, trainer: Any, name: str, args: tuple[Any, ...], kwargs: Any) -> "CapturedStep":
+        """Captures a step that is about to run; the step may take its batch apart."""
+        args, kwargs = map_tensors(lambda tensor: tensor, (args, dict(kwargs)))
+        values = {"global_step": trainer.global_step, "current_epoch": trainer.current_epoch}
+        attributes = {
+            path: {n: v for n, v in vars(m).items() if isinstance(v, _PLAIN) and n != "training"}
+            for path, m in module.named_modules()
+            if not any(True for _ in m._parameters)
+        }
+        return cls(name, args, kwargs, values, attributes)
+
+    def arguments(self, dtype: torch.dtype | None) -> Any:
+        """Returns the arguments once more, in tensors that share no memory with these.
+
+        Args:
+            dtype: The dtype of floating point tensors; None for their own.
+
+        Raises:
+            TypeError: If one of them is an iterator, which can be read once only.
+        """
+        if any(hasattr(value, "__next__") for value in (*self.args, *self.kwargs.values())):
+            raise TypeError(f"{self.name} takes an iterator over batches, which cannot be repeated")
+        return copied_in(dtype, (self.args, dict(self.kwargs)))
+
+
+class Sandbox:
+    """Runs steps of a module on copies of it, and leaves everything else as it was.
+
+    Args:
+        module: A LightningModule.
+        trainer: Its Trainer.
+    """
+
+    def __init__(self, module: nn.Module, trainer: Any) -> None:
+        self._module, self._trainer = module, trainer
+        self._outside = Outside(module, [*trainer.callbacks, getattr(trainer, "datamodule", None)])
+
+    def run(self, copied: nn.Module, step: CapturedStep, dtype: torch.dtype | None) -> tuple[Any, list[Tensor]]:
+        """Runs a step on a copy of the module.
+
+        Args:
+            copied: The copy, in the mode in which the step is to run.
+            step: The step.
+            dtype: The dtype of the floating point tensors in the arguments; None for their own.
+
+        Returns:
+            What the step returned, and what it logged, as tensors.
+
+        Raises:
+            OutsideError: If the step touches what cannot be put back.
+        """
+        logged: list[Tensor] = []
+        self._put_in(copied, step, logged)
+        args, kwargs = step.arguments(dtype)
+        with self._outside.left_alone():
+            returned = getattr(copied, step.name)(*args, **kwargs)
+        return returned, logged
+
+    def _put_in(self, copied: nn.Module, step: CapturedStep, logged: list[Tensor]) -> None:
+        stand_in = stand_in_for(self._trainer, self._module, copied, step.values)
+        pairs = zip(self._module.named_modules(), copied.named_modules(), strict=True)
+        for (path, original), (_, part) in pairs:
+            _share_no_iterator(original, part)
+            part.__dict__.update(step.attributes.get(path, {}))
+            if is_a(part, "LightningModule"):
+                for name in STEPS:  # compiled ones are bound to the module they were compiled from
+                    part.__dict__.pop(name, None)
+                part.__class__ = sandboxed_class(type(part))
+                part.__dict__["_logged"] = logged
+        with suppress(AttributeError):
+            copied.trainer = stand_in  # type: ignore[assignment]
 
 
 def sandboxed_class(module_class: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of a LightningModule's class that reaches nothing outside itself."""
+    """Returns a subclass of a LightningModule's class that reaches nothing outside itself."""
     if getattr(module_class, "_is_sandbox", False):
         return module_class
 
     def optimizers(self: Any, *_: Any, **__: Any) -> Any:
-        count = len(self.trainer.optimizers)
-        return Nothing() if count == 1 else [Nothing() for _ in range(count)]
+        found = list(self.trainer.optimizers)
+        return found[0] if len(found) == 1 else found
 
     def nothing(self: Any, *_: Any, **__: Any) -> Any:
         return Nothing()
 
+    def note(self: Any, name: str, value: Any, *_: Any, **__: Any) -> None:
+        self._logged.extend(t.detach() for t in _as_tensors(value))
+
+    def note_all(self: Any, values: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        for value in values.values():
+            self._logged.extend(t.detach() for t in _as_tensors(value))
+
+    def backward(self: Any, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if loss.requires_grad:
+            loss.backward(*args, **{**kwargs, "retain_graph": True})
+
+    def all_gather(self: Any, data: Any, *_: Any, **__: Any) -> Any:
+        processes = self.trainer.world_size
+        return map_tensors(lambda t: torch.stack([t] * processes), data) if processes > 1 else data
+
     body: dict[str, Any] = dict.fromkeys(_SILENCED, nothing) | {"optimizers": optimizers, "_is_sandbox": True}
+    body |= {"log": note, "log_dict": note_all, "manual_backward": backward, "all_gather": all_gather}
     body |= {name: property(lambda self: Nothing()) for name in ("logger", "loggers")}
     return type(f"DryRun{module_class.__name__}", (module_class,), body)
 
 
-class Nothing:
-    """Stands for loggers, optimizers and schedulers in a dry run: takes every call, does nothing."""
+def _as_tensors(value: Any) -> Iterable[Tensor]:
+    """Returns what is logged as tensors, but no whole numbers, such as a count of parameters."""
+    if isinstance(value, float):
+        return [torch.tensor(value, dtype=torch.float64)]
+    return tensors_in(value)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
+
+def _share_no_iterator(original: nn.Module, copied: nn.Module) -> None:
+    """Replaces in a copy the iterators that could not be copied, for what is taken from them is gone."""
+    for name, value in vars(original).items():
+        if hasattr(type(value), "__next__") and copied.__dict__.get(name) is value:
+            copied.__dict__[name] = _Untaken(name)
+
+
+class _Untaken:
+    """Stands for an iterator that cannot be copied."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __iter__(self) -> "_Untaken":
         return self
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Does nothing."""
-        return self
-
-    def __iter__(self) -> Any:
-        return iter(())
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        """Nothing to leave."""
-
-    def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
-        """Calls the closure, for its forward pass."""
-        return closure() if closure is not None else self
+    def __next__(self) -> Any:
+        raise OutsideError(f"the step takes from {self._name!r}, an iterator that cannot be rewound")
 
 
 def proves_nothing(arguments: Any) -> bool:
-    """Whether no removal can be proved with the arguments of a step: there are no samples, or no finite numbers.
+    """Returns whether the arguments of a step prove no removal: there are no samples, or no finite numbers.
 
     A tensor with some numbers that are not finite (missing values, masks) is as good as any; so is one that is empty
     beside others that are not (an image without boxes).
@@ -94,22 +190,3 @@ def proves_nothing(arguments: Any) -> bool:
     floats = [t for t in tensors if t.numel() and (t.is_floating_point() or t.is_complex())]
     empty = bool(tensors) and all(t.numel() == 0 for t in tensors)
     return empty or any(not bool(t.isfinite().any()) for t in floats)
-
-
-def copied_arguments(arguments: tuple[tuple[Any, ...], dict[str, Any]], dtype: torch.dtype) -> Any:
-    """The arguments of a step once more, with floating point numbers of another dtype.
-
-    Args:
-        arguments: Positional and keyword arguments.
-        dtype: The type of the floating point tensors in the copy.
-
-    Returns:
-        Positional and keyword arguments. No tensor shares its memory with the original, and no container is the same.
-
-    Raises:
-        TypeError: If one of them is an iterator, which can be read once only.
-    """
-    args, kwargs = arguments
-    if any(hasattr(value, "__next__") for value in (*args, *kwargs.values())):
-        raise TypeError("training_step takes an iterator over batches, which cannot be repeated")
-    return copied_in(dtype, arguments)

@@ -48,18 +48,22 @@ class Branches(nn.Module):
 
 
 def test_unseen_parameters():
-    """While a parameter took no part nothing is removed; a second step makes up for it."""
+    """A parameter that took no part keeps its own channels, and has those wait that it could read."""
     net = converted(Branches())
     watcher = Watcher(net)
     with watcher:
         net(X)
     assert watcher.channels().unseen == ("branch.weight", "branch.bias")
-    assert watcher.channels().removable().sum() == 0
+    channels = watcher.channels()
+    assert removable_of(channels, "branch") == 0
+    assert removable_of(channels, "stem") == 8
+    assert set(channels.waiting()) == {*channels.of("stem.bit_depth", 0).tolist()}
     net.taken = True
     with watcher:
         net(X)
     channels = watcher.channels()
     assert channels.unseen == ()
+    assert not channels.waiting()
     assert removable_of(channels, "stem") == 8
     assert (channels.of("stem.bit_depth", 0) == channels.of("branch.bit_depth", 0)).all()
     assert_exact(net, channels, X)

@@ -73,19 +73,6 @@ def test_parameters_are_the_float_networks_at_every_hook(first):
     assert same.compared > 200
 
 
-class Zipped(Lit):
-    """A moving average of all parameters by zip, made before training."""
-
-    def __init__(self):
-        super().__init__()
-        self.mean = [p.detach().clone() for p in self.parameters()]
-
-    def on_train_batch_end(self, *_):
-        for mean, p in zip(self.mean, self.parameters(), strict=True):
-            if mean.shape == p.shape:
-                mean.lerp_(p.detach(), 0.1)
-
-
 class Clamped(Lit):
     """A WGAN's clamp of all parameters."""
 
@@ -133,7 +120,7 @@ class ByAttribute(Lit):
         return torch.optim.SGD([t for layer in named for t in (layer.weight, layer.bias)], lr=1e-3)
 
 
-@pytest.mark.parametrize("make", [Zipped, Clamped, Penalized, MinGpt, Clipped, ByAttribute])
+@pytest.mark.parametrize("make", [Clamped, Penalized, MinGpt, Clipped, ByAttribute])
 def test_code_over_all_parameters(make):
     """Code over all parameters does no harm to depths, and hinders no removal."""
     model, trainer = compress(make=make)

@@ -119,7 +119,11 @@ def test_early_stopping(monitor, mode, threshold):
     values = []
 
     class Note(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch:
+                values.append(float(trainer.callback_metrics[monitor]))
+
+        def on_train_end(self, trainer, pl_module):
             values.append(float(trainer.callback_metrics[monitor]))
 
     stopping = EarlyStopping(monitor, mode=mode, stopping_threshold=threshold)

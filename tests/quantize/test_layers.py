@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from lightning_selfcompress.quantize import layers
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.quantize.formula import bit_depth, q, q_composite, quantize
-from lightning_selfcompress.quantize.layers import ChannelAxis, Quantized, quantized_class
+from lightning_selfcompress.quantize.layers import ChannelAxis, Quantized
 from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.quantize.quantized_class import quantized_class
 from lightning_selfcompress.quantize.registry import REGISTRY
 
 # torch's own remarks on LSTMs with projections and on ways of tracing that users still take
@@ -460,12 +461,48 @@ class TestKeptValue:
         assert not layer.weight.requires_grad
 
     def test_says_where_to_write(self, layer):
-        """What is written into the quantized weight is lost, with a warning that names the latent one."""
+        """What is written into the weight after training began is lost, with a warning that names the latent one."""
+        layer(torch.randn(3, 5)).sum().backward()
         expected = layer.weight.detach().clone()
         with torch.no_grad():
             layer.weight.zero_()
             with pytest.warns(UserWarning, match=r"wrote into the quantized 'weight'.*layer.latent\('weight'\)"):
                 assert torch.equal(layer.weight, expected)
+
+    @pytest.mark.parametrize(
+        "write",
+        [
+            lambda layer: nn.init.constant_(layer.weight, 0.25),
+            lambda layer: layer.weight.data.fill_(0.25),
+            lambda layer: layer.weight.copy_(torch.full((4, 5), 0.25)),
+        ],
+        ids=["nn.init", "data", "copy_"],
+    )
+    @pytest.mark.parametrize("seen", [lambda layer: layer.weight, lambda layer: layer.train().weight])
+    def test_initialization_takes_effect(self, layer, write, seen):
+        """What is written into the weight before anything was trained becomes the latent weight, and is quantized."""
+        with torch.no_grad():
+            write(layer)
+        layer.forget_quantized()
+        assert torch.equal(layer.latent("weight"), torch.full((4, 5), 0.25))
+        assert_close(seen(layer).detach(), torch.full((4, 5), 0.25), rtol=0.05, atol=0)
+        assert layer.bit_depth.tolist() == [layer._quantized["weight"].initial_bits] * 4
+
+    def test_asked_for_what_belongs_to_a_parameter(self, layer):
+        """Gradient, hooks and ``requires_grad`` of the weight are those of the latent weight."""
+        calls = []
+        layer.weight.register_hook(lambda gradient: calls.append(gradient.shape))
+        layer.weight.register_post_accumulate_grad_hook(lambda p: calls.append(p is layer.latent("weight")))
+        layer(torch.randn(3, 5)).sum().backward()
+        assert calls == [(4, 5), True]
+        assert layer.weight.grad is layer.latent("weight").grad is not None
+        layer.weight.grad = None
+        assert layer.latent("weight").grad is None
+        layer.weight.requires_grad = False
+        assert not layer.latent("weight").requires_grad
+        assert not layer.weight.requires_grad
+        layer.weight.requires_grad_()
+        assert layer.latent("weight").requires_grad
 
     def test_nothing_outlives_a_copy(self, layer):
         """A kept value is no part of a layer's copies, its pickle or its state."""

@@ -16,6 +16,7 @@ from lightning_selfcompress.quantize.parameters import learned_tensors
 from lightning_selfcompress.removal.dry_run import prove
 from lightning_selfcompress.removal.plan import plan_removal
 from lightning_selfcompress.removal.surgery import remove
+from lightning_selfcompress.removal.trial import Replay
 
 
 class Written(nn.Module):
@@ -48,7 +49,7 @@ def test_refuses_what_changes_the_outputs(name):
     """A transformer's hidden widths go; its attention, whose width is a number in torch's code, stays."""
     net, inputs = ZOO[name].make(), ZOO[name].inputs()
     channels, plan = half_dead(net, *inputs)
-    proved, after = prove(net, channels, plan, replay(*inputs))
+    proved, after = prove(net, channels, plan, [Replay(replay(*inputs))])
     assert 0 < len(proved.channels) < len(plan.channels)
     assert all("self_attn" in layer for layer, _ in proved.refused)
     assert not any("self_attn" in layer for layer in proved.widths)
@@ -64,7 +65,7 @@ def test_pins_layers_of_a_written_size_and_keeps_the_rest():
     net, x = Written(), torch.randn(4, 5)
     channels, plan = half_dead(net, x)
     assert {"one", "two"} <= plan.widths.keys()
-    proved, after = prove(net, channels, plan, replay(x))
+    proved, after = prove(net, channels, plan, [Replay(replay(x))])
     assert proved.widths.keys() == {"one"}
     assert "dry run" in str(proved)
     assert not after.removable()[after.of("two.bit_depth", 0)].any()
@@ -78,7 +79,7 @@ def test_leaves_model_and_random_states_alone():
     channels, plan = half_dead(net, *inputs)
     before = {name: t.clone() for name, t in net.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    assert prove(net, channels, plan, replay(*inputs))[0].channels == plan.channels
+    assert prove(net, channels, plan, [Replay(replay(*inputs))])[0].channels == plan.channels
     assert all(torch.equal(t, net.state_dict()[name]) for name, t in before.items())
     assert torch.equal(states[0], torch.get_rng_state())
     assert (states[1], states[2]) == (np.random.get_state()[1].tolist(), random.getstate())
@@ -94,7 +95,7 @@ def test_removes_nothing_where_the_step_cannot_be_repeated():
     def fails(net, dtype):
         raise KeyError("no such batch")
 
-    proved, after = prove(net, channels, plan, fails)
+    proved, after = prove(net, channels, plan, [Replay(fails)])
     assert not proved
     assert "KeyError" in str(proved)
     assert after is channels
@@ -111,7 +112,7 @@ def test_runs_networks_that_name_their_dtype():
             raise RuntimeError("expected Float")
         return net(*inputs)
 
-    assert prove(net, channels, plan, single)[0].channels == plan.channels
+    assert prove(net, channels, plan, [Replay(single)])[0].channels == plan.channels
 
 
 def test_a_wrong_removal_is_seen():
@@ -122,7 +123,7 @@ def test_a_wrong_removal_is_seen():
         for tensor in (*net.parameters(), *learned_tensors(net).values()):
             if tensor.dim() == 1:
                 tensor.add_(0.5)  # depths, biases and shifts: nothing is dead any more
-    assert not prove(net, channels, plan, replay(*inputs))[0]
+    assert not prove(net, channels, plan, [Replay(replay(*inputs))])[0]
 
 
 class Summed(nn.Module):
@@ -163,7 +164,7 @@ def test_penalties_on_what_goes_refute_nothing(penalty):
     net, x = Summed(PENALTIES[penalty]), torch.randn(6, 5)
     channels, plan = one_dead(net, x)
     assert plan.widths == {"one": (8, 7)}
-    proved, _ = prove(net, channels, plan, lambda copied, dtype: copied.step(x.to(dtype)))
+    proved, _ = prove(net, channels, plan, [Replay(lambda copied, dtype: copied.step(x.to(dtype)))])
     assert proved.widths == plan.widths
 
 
@@ -182,7 +183,7 @@ def test_a_loss_with_other_gradients_is_refuted(scale):
     net, x = Scaled(lambda _: 0.0), torch.randn(6, 5)
     channels, plan = one_dead(net, x)
     assert bool(plan) is (scale == "width")  # no operation sees a width; a mean over channels is seen, and pins them
-    proved, _ = prove(net, channels, plan, lambda copied, dtype: copied.step(x.to(dtype)))
+    proved, _ = prove(net, channels, plan, [Replay(lambda copied, dtype: copied.step(x.to(dtype)))])
     assert not proved
 
 
@@ -198,6 +199,6 @@ def test_a_loss_whose_graph_is_used_up_refutes():
     net, x = Raw(PENALTIES["squares"]), torch.randn(6, 5)
     channels, plan = one_dead(net, x)
     assert plan
-    proved, _ = prove(net, channels, plan, lambda copied, dtype: copied.step(x.to(dtype)))
+    proved, _ = prove(net, channels, plan, [Replay(lambda copied, dtype: copied.step(x.to(dtype)))])
     assert not proved
     assert "dry run" in str(proved)

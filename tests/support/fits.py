@@ -56,14 +56,21 @@ class Hold(pl.Callback):
 
 
 class Widths(pl.Callback):
-    """Writes down the widths at the end of each epoch."""
+    """Writes down the widths after each epoch."""
 
     def __init__(self):
         self.seen = []
 
-    def on_train_epoch_end(self, trainer, pl_module):
-        net = pl_module.net
+    def note(self, module):
+        net = module.net
         self.seen.append((net[0].out_channels, net[1].num_features, net[4].in_features, net[6].in_features))
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch:
+            self.note(pl_module)
+
+    def on_train_end(self, trainer, pl_module):
+        self.note(pl_module)
 
 
 make_trainer = partial(networks.make_trainer, max_epochs=4)

@@ -90,7 +90,7 @@ class TestStep:
     def test_gamma_and_scale_are_read_at_each_step(self, monkeypatch):
         """A gamma that changes while training counts from the next step on."""
         net, gammas = make_net(), iter([0.0, 1.0])
-        owner = torch.optim.SGD(net[0].parameters(), lr=0.0)
+        owner = torch.optim.SGD(net.parameters(), lr=0.0)
         depths = DepthOptimizer(owner, ModelSize.of(net), lr=1e-9, gamma=lambda: next(gammas))
         depths.attach()
         steps = record_steps(depths, monkeypatch)

@@ -1,0 +1,266 @@
+"""Copies of a network beside it: averages, target networks, shadows, snapshots."""
+
+import copy
+
+import pytest
+import torch
+from fits import Kill, data
+from networks import Lit, make_trainer, small_net
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lightning_selfcompress import SelfCompression
+
+SCHEDULE = {0: {"net.0": [1, 4], "net.4": [0, 7, 15]}}
+
+
+def fit(model, *callbacks, max_epochs=3, schedule=SCHEDULE, **settings):
+    torch.manual_seed(1)
+    compression = SelfCompression(gamma=0.0, bits_lr=0.0)
+    trainer = make_trainer(compression, *callbacks, Kill(schedule), max_epochs=max_epochs, **settings)
+    trainer.fit(model, data(torch.float32))
+    return trainer
+
+
+def widths(net):
+    return net[0].out_channels, net[4].out_features
+
+
+def shapes(net):
+    return {name: tuple(t.shape) for name, t in net.state_dict().items()}
+
+
+class Averaged(Lit):
+    """Keeps an average of its parameters, each at its place, from some epoch on."""
+
+    begin = 0
+
+    def __init__(self, frozen=True):
+        super().__init__()
+        self.mean = copy.deepcopy(self.net).requires_grad_(not frozen)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_):
+        if self.current_epoch >= self.begin:
+            for mean, new in zip(self.mean.parameters(), self.net.parameters(), strict=True):
+                mean.lerp_(new, 0.5)
+            for mean, new in zip(self.mean.buffers(), self.net.buffers(), strict=True):
+                mean.copy_(new)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_average_shrinks_along(frozen, caplog):
+    """An average that is updated by position loses the channels of its network, which is told once."""
+    model = Averaged(frozen)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        fit(model)
+    assert widths(model.net) == (4, 13)
+    assert shapes(model.mean) == shapes(model.net)
+    told = [r.getMessage() for r in caplog.records if "'mean' is a copy of 'net'" in r.getMessage()]
+    assert len(told) == 1
+    images = next(iter(data(torch.float32)))[0]
+    assert model.mean.eval()(images).shape == (4, 4)
+
+
+def test_average_that_begins_late():
+    """Channels wait for an average whose first update comes after the first removal would have been."""
+    model = Averaged()
+    model.begin = 2
+    fit(model, max_epochs=4)
+    assert shapes(model.mean) == shapes(model.net)
+    assert widths(model.net) == (4, 13)
+
+
+class Online(Lit):
+    """Learns the outputs of a target network, into which its weights are copied every 45 steps."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.target = copy.deepcopy(self.net)
+        self.how = how
+
+    def loss(self, batch):
+        with torch.no_grad():
+            wanted = self.target(batch[0]).softmax(-1)
+        return super().loss(batch) + nn.functional.cross_entropy(self.net(batch[0]), wanted)
+
+    def on_train_batch_end(self, *_):
+        if self.global_step % 45:
+            return
+        if self.how == "load":
+            self.target.load_state_dict(self.net.state_dict())
+        elif self.how == "layers":
+            for one, other in zip(self.target, self.net, strict=True):
+                one.load_state_dict(other.state_dict())
+        else:
+            with torch.no_grad():
+                for one, other in zip(self.target.parameters(), self.net.parameters(), strict=True):
+                    one.copy_(other)
+
+
+@pytest.mark.parametrize("how", ["load", "layers", "by position"])
+def test_target_network(how):
+    """A target network that the step runs is synced however its module does it."""
+    model = Online(how)
+    fit(model)
+    if how != "by position":  # there the depths of the target stay, so the channels stay in both
+        assert widths(model.net) == (4, 13)
+    assert shapes(model.target) == shapes(model.net)
+
+
+def test_loading_into_a_teacher_of_other_width():
+    """A part with values of its own takes the shapes of a state dict of the trained part."""
+
+    class Late(Lit):
+        def __init__(self):
+            super().__init__()
+            self.best = small_net().requires_grad_(False)
+
+        def on_train_epoch_start(self):
+            if self.current_epoch == 2:
+                self.best.load_state_dict(self.net.state_dict())
+
+    model = Late()
+    fit(model)
+    assert widths(model.net) == widths(model.best) == (4, 13)
+
+
+class Shadows(Lit):
+    """Keeps averages of its weights where no module owns them."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+        means = [p.detach().clone() for p in self.net.parameters()]
+        if where == "a list":
+            self.means = means
+        elif where == "a dictionary":
+            self.means = {name: p.detach().clone() for name, p in self.net.named_parameters()}
+        elif where == "an object":
+            self.average = Average(means)
+        else:
+            for i, mean in enumerate(means):
+                self.register_buffer(f"mean_{i}", mean)
+
+    def shadows(self):
+        if self.where == "a list":
+            return self.means
+        if self.where == "a dictionary":
+            return list(self.means.values())
+        if self.where == "an object":
+            return self.average.means
+        return [t for name, t in self.named_buffers(recurse=False) if name.startswith("mean_")]
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_):
+        for mean, new in zip(self.shadows(), self.net.parameters(), strict=True):
+            mean.lerp_(new, 0.1)
+
+
+class Average:
+    def __init__(self, means):
+        self.means = means
+
+
+@pytest.mark.parametrize("where", ["a list", "a dictionary", "an object", "buffers"])
+def test_shadows_pin(where, caplog):
+    """Weights of which somebody keeps a tensor of the same shape stay, with the place of that tensor as the reason."""
+    model = Shadows(where)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        fit(model)
+    assert widths(model.net) == (6, 16)
+    place = {"an object": "average.means", "buffers": "mean_"}.get(where, "means")
+    told = [r.getMessage() for r in caplog.records if "holds a tensor of its shape" in r.getMessage()]
+    assert told
+    assert all(place in line for line in told)
+
+
+def test_copies_of_a_callback_pin():
+    """A callback of the user's that keeps a deep copy and averages into it goes on."""
+    import lightning.pytorch as pl
+
+    class Keeper(pl.Callback):
+        def on_fit_start(self, trainer, module):
+            self.copied = copy.deepcopy(module.net)
+
+        @torch.no_grad()
+        def on_train_batch_end(self, trainer, module, *_):
+            for mean, new in zip(self.copied.parameters(), module.net.parameters(), strict=True):
+                mean.lerp_(new, 0.1)
+
+    keeper, model = Keeper(), Lit()
+    fit(model, keeper)
+    assert shapes(keeper.copied) == shapes(model.net)
+
+
+@pytest.mark.parametrize("buffers", [True, False])
+def test_averaged_model(buffers):
+    """Torch's AveragedModel goes on after a removal, with averaged buffers and without."""
+
+    class M(Lit):
+        def __init__(self):
+            super().__init__()
+            self.mean = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=buffers)
+
+        def on_train_batch_end(self, *_):
+            self.mean.update_parameters(self.net)
+
+    model = M()
+    fit(model)
+    assert shapes(model.mean.module) == shapes(model.net)
+    if not buffers:  # then depths are copied, and die along
+        assert widths(model.net) == (4, 13)
+
+
+def test_part_added_in_training():
+    """A snapshot made in the second epoch teaches from then on, at the width that it has."""
+
+    class Snapshot(Lit):
+        def __init__(self):
+            super().__init__()
+            self.teacher = None
+
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                self.teacher = copy.deepcopy(self.net).requires_grad_(False).eval()
+
+        def loss(self, batch):
+            loss = super().loss(batch)
+            if self.teacher is not None:
+                loss = loss + nn.functional.mse_loss(self.net(batch[0]), self.teacher(batch[0]))
+            return loss
+
+    model = Snapshot()
+    fit(model, schedule={0: {"net.0": [1, 4]}, 1: {"net.4": [0, 7]}})
+    assert widths(model.teacher) == (4, 16)
+    assert widths(model.net) == (4, 14)
+
+
+def test_resumed_average(tmp_path):
+    """A run resumed from a checkpoint has the widths of the straight one, in the network and in its average."""
+    straight, first, second = Averaged(), Averaged(), Averaged()
+    schedule = {**SCHEDULE, 1: {"net.0": [0]}}
+    fit(straight, schedule=schedule)
+    fit(first, schedule=schedule, max_epochs=1).save_checkpoint(tmp_path / "first.ckpt")
+    torch.manual_seed(1)
+    trainer = make_trainer(SelfCompression(gamma=0.0, bits_lr=0.0), Kill(schedule), max_epochs=3)
+    trainer.fit(second, data(torch.float32), ckpt_path=tmp_path / "first.ckpt")
+    assert shapes(second) == shapes(straight)
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_teacher_with_values_of_its_own(run):
+    """A frozen network of the same kind that nobody writes to keeps its width, and holds up nothing."""
+
+    class Taught(Lit):
+        def __init__(self):
+            super().__init__()
+            self.teacher = small_net().requires_grad_(False).eval()
+
+        def loss(self, batch):
+            soft = self.teacher(batch[0]).softmax(-1) if run else torch.full((len(batch[0]), 4), 0.25)
+            return super().loss(batch) + nn.functional.cross_entropy(self.net(batch[0]), soft)
+
+    model = Taught()
+    fit(model)
+    assert (widths(model.net), widths(model.teacher)) == ((4, 13), (6, 16))
