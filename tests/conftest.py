@@ -43,10 +43,12 @@ def pytest_itemcollected(item):
             item.add_marker(kind)
 
 
+torch.set_num_threads(1)  # before any fixture of a module: sums over two threads are rounded otherwise
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.errors import CheckpointError, PackedFileError
 from lightning_selfcompress.files.checkpoint import MARK, read_checkpoint
+from lightning_selfcompress.files.modest import check_regular
 from lightning_selfcompress.packing import (
     MAGIC,
     VERSION,
@@ -180,6 +181,7 @@ def read_contents(path: str | os.PathLike[str], *, trusted: bool = False) -> Con
         OSError: If the file cannot be read.
     """
     name = os.fspath(path)
+    check_regular(path)
     with open(path, "rb") as file:
         start = file.read(len(MAGIC))
     if start == MAGIC:
@@ -274,7 +276,9 @@ def _each_once(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _facts(checkpoint: Mapping[str, Any]) -> dict[str, int | str | None]:
     facts = {key: checkpoint.get(key) for key in ("epoch", "global_step")}
-    return {"lightning_version": checkpoint.get("pytorch-lightning_version"), **facts}
+    facts = {"lightning_version": checkpoint.get("pytorch-lightning_version"), **facts}
+    plain = {key: value for key, value in facts.items() if value is None or type(value) in (int, str)}
+    return {key: plain.get(key, repr(value)[:100]) for key, value in facts.items()}
 
 
 def _load(path: str, *, trusted: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The entry point of ``selfcompress``, which runs a subcommand and returns the exit status."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.
     """
     options = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file may hold names that no terminal can show
     try:
         return _run(options)
     except KeyboardInterrupt:

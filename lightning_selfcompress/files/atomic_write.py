@@ -22,13 +22,16 @@ def write_beside(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         OSError: If the file cannot be written.
     """
     place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, "Expected a path for a file, this link leads round in a circle", os.fspath(path))
     if place.is_dir():
         raise IsADirectoryError(errno.EISDIR, "Expected a path for a file, this is a folder", os.fspath(path))
     if not place.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "There is no folder for this file, create it first", os.fspath(path))
     if place.exists() and not place.is_file():
         raise FileExistsError(errno.EEXIST, "Expected a path for a file, this is a device or a pipe", os.fspath(path))
-    part = place.with_name(f"{place.name[:200]}.{uuid4().hex[:8]}.part")  # every writer has its own
+    start = os.fsdecode(os.fsencode(place.name)[:200].decode(errors="ignore"))  # names have 255 bytes at most
+    part = place.with_name(f"{start}.{uuid4().hex[:8]}.part")  # every writer has its own
     try:
         write(part)
         if place.exists():

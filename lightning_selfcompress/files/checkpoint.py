@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.errors import CheckpointError
+from lightning_selfcompress.files.modest import check_members, check_regular, check_tensors
 from lightning_selfcompress.files.shapes import check_sizes, wrong_shape
 from lightning_selfcompress.quantize.conversion_plan import plan_conversion
 from lightning_selfcompress.quantize.convert import convert
@@ -203,9 +204,12 @@ def read_checkpoint(path: str | PathLike[str], *, weights_only: bool = True) -> 
         The content of the checkpoint, which has the key ``"state_dict"``.
 
     Raises:
-        CheckpointError: If the file is damaged or is not a checkpoint.
-        OSError: If the file does not exist or cannot be opened.
+        CheckpointError: If the file is damaged, is not a checkpoint, or holds tensors that it cannot hold: compressed,
+            expanded, sparse or without values.
+        OSError: If the file does not exist, cannot be opened, or is a device or a pipe.
     """
+    check_regular(path)
+    check_members(path)
     return cast(
         "dict[str, Any]",
         check_readable(lambda: torch.load(path, map_location="cpu", weights_only=weights_only), path),
@@ -228,6 +232,7 @@ def check_readable(load: Callable[[], Any], path: Any) -> Any:
             f"load_state_dict."
         )
     _check_intact(path)
+    check_tensors(checkpoint, path)
     return checkpoint
 
 

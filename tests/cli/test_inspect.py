@@ -178,3 +178,16 @@ def test_tied_weights_once(said):
     _, found = values(said, "inspect", "tied.ckpt")
     assert [layer["name"] for layer in found["layers"]] == ["embed"]
     assert found["packed_nbytes"] == size_report(net).nbytes
+
+
+@pytest.mark.parametrize(
+    "facts", [{"epoch": float("inf")}, {"epoch": {"a": 1}}, {"global_step": torch.tensor(3)}, {"epoch": "\ud800"}]
+)
+def test_json_of_any_checkpoint(said, folder, facts):
+    """Whatever stands where an epoch should, ``--json`` is JSON."""
+    known = {"pytorch-lightning_version": "2.6.0", "epoch": 1, "global_step": 3}
+    torch.save({**known, **facts, "state_dict": {"weight": torch.tensor([1.0, torch.nan])}}, folder / "odd.ckpt")
+    status, lines, _ = said("inspect", "odd.ckpt", "--json")
+    assert status == 0
+    assert json.loads("\n".join(lines))["file"].endswith("odd.ckpt")
+    assert said("inspect", "odd.ckpt")[0] == 0
