@@ -1,8 +1,8 @@
 """A dispatch mode that shows operations as they run, and contexts in which none are shown or compiled."""
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -72,6 +72,24 @@ def _force_eager() -> AbstractContextManager[Any]:
 
 
 _eager = Shared(_force_eager)
+
+
+@contextmanager
+def _step_by_step() -> Iterator[None]:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+_unfused = Shared(_step_by_step)
+
+
+def unfused() -> AbstractContextManager[None]:
+    """Runs torch's transformer layers step by step within this context, in evaluation mode too."""
+    return _unfused
 
 
 def uncompiled() -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_selfcompress.channels.atoms import AtomStore, Axis, Dims, everywhere
 from lightning_selfcompress.channels.call import Call, Constant, Layout, Storage
 from lightning_selfcompress.channels.channels import Channels, Slot
-from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled, unwatched
+from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled, unfused, unwatched
 from lightning_selfcompress.channels.optimizer_steps import OptimizerSteps
 from lightning_selfcompress.channels.rules import RULES, moves, pointwise, products
 from lightning_selfcompress.quantize.layers import COUPLING, Quantized, reading_through
@@ -108,6 +108,7 @@ class Watcher:
                 stack.callback(module.register_forward_pre_hook(self._tie_size).remove)
             stack.enter_context(self._outputs_pinned())
             stack.enter_context(uncompiled())
+            stack.enter_context(unfused())
             stack.enter_context(self._steps.noticed())
             stack.enter_context(ShowOperations(self._visit))
             self._exit = stack.pop_all()

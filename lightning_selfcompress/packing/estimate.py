@@ -1,5 +1,9 @@
 """An estimate of the size of a packed file from a sample of the weights, cheap enough for every training step."""
 
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,31 +16,55 @@ from lightning_selfcompress.packing.bounds import bounds_of, to_symbols, to_toke
 from lightning_selfcompress.packing.content import as_bytes, as_it_is, attributes, to_rows
 from lightning_selfcompress.packing.rans import INCREMENT
 from lightning_selfcompress.packing.tokens import DIRECT, extra_bit_counts, tokens_of
-from lightning_selfcompress.packing.writing import PackedSize, classes_of, name_bytes, value_bytes
+from lightning_selfcompress.packing.writing import PackedSize, kinds_of, name_bytes, number_classes, value_bytes
 from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, bit_depth, codes
 from lightning_selfcompress.quantize.layers import whole
-from lightning_selfcompress.quantize.parameters import QuantizedParameter, learned_tensors, quantized_parameters
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.tensors import stored_tensors
+
+Numbers = NDArray[Any]
+
 
 SAMPLE = 1 << 14  # approximate number of weights that are sampled from each layer
 
 
+BATCH = 1 << 16  # number of sampled weights at which a batch is full: small layers share one, its arrays fit the cache
+
+
 def table_bits(
-    counts: NDArray[Any],  # (tables, alphabet)
-) -> float:
-    """Estimates the bits of symbols with these counts, each row coded with an adaptive table of its own.
+    symbols: Numbers,  # (n,) or more dimensions
+    tables: Numbers,  # (broadcasts to symbols)
+    alphabets: Numbers,  # (tables,)
+    scales: Numbers | float = 1.0,  # (tables,)
+) -> Numbers:
+    """Estimates the bits of symbols that are coded with adaptive tables, ``(tables,)``.
 
     The counts of an adaptive table start at 1 and grow by :data:`INCREMENT`. A sequence then has the probability of a
     Dirichlet-multinomial distribution, in any order of the symbols.
 
     Args:
-        counts: Number of occurrences of each symbol in the context of each table.
+        symbols: The symbols of all tables.
+        tables: Number of the table of each symbol.
+        alphabets: Number of possible symbols of each table.
+        scales: How many symbols each symbol of a table stands for.
     """
-    start = torch.tensor(1 / INCREMENT, dtype=torch.float64)
-    n = torch.from_numpy(counts)
-    all_of_them = torch.lgamma(start * n.shape[1] + n.sum(1)) - torch.lgamma(start * n.shape[1])
-    one_by_one = (torch.lgamma(start + n) - torch.lgamma(start)).sum(1)
-    return float((all_of_them - one_by_one).sum() / np.log(2))
+    ends = np.cumsum(alphabets)
+    counts = np.bincount(
+        ((ends - alphabets)[tables] + symbols).reshape(-1), minlength=int(ends[-1]) if len(ends) else 0
+    )
+    found = np.flatnonzero(counts)  # a symbol that does not occur adds nothing
+    of = np.repeat(np.arange(len(alphabets)), alphabets)[found]
+    n = counts[found] * np.broadcast_to(scales, len(alphabets))[of]
+    start = 1 / INCREMENT
+    all_of_them = _lgamma(start * alphabets + np.bincount(of, n, len(alphabets))) - _lgamma(start * alphabets)
+    one_by_one = np.bincount(of, _lgamma(start + n) - math.lgamma(start), len(alphabets))
+    bits: Numbers = (all_of_them - one_by_one) / math.log(2)
+    return bits
+
+
+def _lgamma(values: Numbers) -> Numbers:
+    logarithms: Numbers = torch.lgamma(torch.from_numpy(values)).numpy()
+    return logarithms
 
 
 def estimated_size(model: nn.Module) -> PackedSize:
@@ -45,8 +73,10 @@ def estimated_size(model: nn.Module) -> PackedSize:
     Args:
         model: Any module.
     """
-    parameters = {id(p.latent): p for p in quantized_parameters(model)}
-    learned = learned_tensors(model)
+    parameters = list(quantized_parameters(model))
+    coded = {id(p.latent): p for p in parameters if p.latent.numel()}
+    learned = {id(t) for p in parameters for t in p.learned}
+    bits = _coded_bits(coded.values())
     of_codes, of_channels, values, head = {}, {}, {}, 16
     previous = ""
     for name, tensor in stored_tensors(model, transient=False).items():
@@ -56,8 +86,8 @@ def estimated_size(model: nn.Module) -> PackedSize:
             len(name_bytes(name, previous)) + 2 + sum(1 if n < 128 else 2 if n < 1 << 14 else 3 for n in tensor.shape)
         )
         previous = name
-        if id(tensor) in parameters and tensor.numel():
-            of_codes[name], of_channels[name] = _coded_bits(parameters[id(tensor)])
+        if id(tensor) in coded:
+            of_codes[name], of_channels[name] = bits[id(tensor)]
             head += 8
         else:
             values[name] = len(value_bytes(as_it_is(name, as_bytes(whole(tensor.detach()).cpu()))))
@@ -75,37 +105,114 @@ def estimated_size(model: nn.Module) -> PackedSize:
 
 
 @torch.no_grad()
-def _coded_bits(parameter: QuantizedParameter) -> tuple[float, float]:
-    """Estimates the bits of a weight's codes, and the bits of its channels' classes, exponents and bounds."""
-    axis, latent = parameter.spec.axis, whole(parameter.latent.detach())
-    rows = to_rows(latent, axis)
-    stride = max(1, latent.numel() // SAMPLE)
-    sample = rows[:, ::stride] if stride < rows.shape[1] else rows[:, :1]
-    scale = rows.shape[1] / max(sample.shape[1], 1)
-    depth, exponent = bit_depth(parameter.raw_depth.detach())[:, None], parameter.exponent.detach()[:, None]
-    found = codes(sample.to(depth), depth, exponent).nan_to_num_(0).cpu().numpy().astype(np.int32)
+def _coded_bits(
+    parameters: Iterable[QuantizedParameter],  # none of them empty
+) -> dict[int, tuple[float, float]]:
+    """Estimates the bits of weights' codes, and the bits of their channels' classes, exponents and bounds.
+
+    Returns:
+        Both numbers of each weight, by the id of the latent weight.
+    """
+    found: dict[int, tuple[float, float]] = {}
+    for samples in _batches(parameters):
+        for sample, (of_codes, of_channels) in zip(samples, _bits_of(samples).tolist(), strict=True):
+            found[id(sample.parameter.latent)] = of_codes, of_channels
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Some weights of each channel of a quantized weight.
+
+    Args:
+        parameter: The quantized weight.
+        rows: The sampled weights, ``(channels, weights sampled per channel)``, in the dtype of the bit depths.
+        scale: How many weights each sampled weight stands for.
+    """
+
+    parameter: QuantizedParameter
+    rows: Tensor
+    scale: float
+
+    @classmethod
+    def of(cls, parameter: QuantizedParameter) -> "_Sample":
+        rows = to_rows(whole(parameter.latent.detach()), parameter.spec.axis)
+        stride = min(max(1, rows.numel() // SAMPLE), rows.shape[1])
+        sample = rows[:, ::stride]
+        # a copy, if it is a part, so that a gathered weight does not stay in memory
+        return cls(parameter, sample.to(parameter.raw_depth.dtype).contiguous(), rows.shape[1] / sample.shape[1])
+
+
+def _batches(parameters: Iterable[QuantizedParameter]) -> Iterator[list[_Sample]]:
+    """Yields samples of weights, together if their rows are of the same length, up to :data:`BATCH` entries."""
+    waiting: dict[tuple[object, ...], list[_Sample]] = {}
+    sizes: Counter[tuple[object, ...]] = Counter()
+    for sample in map(_Sample.of, parameters):
+        alike = (sample.rows.shape[1], sample.rows.dtype, sample.rows.device)
+        waiting.setdefault(alike, []).append(sample)
+        sizes[alike] += sample.rows.numel()
+        if sizes[alike] >= BATCH:
+            del sizes[alike]
+            yield waiting.pop(alike)
+    yield from waiting.values()
+
+
+def _bits_of(samples: Sequence[_Sample]) -> Numbers:
+    """Estimates the bits of the codes and of the channels of weights with rows of the same length, ``(weights, 2)``."""
+    depth = bit_depth(torch.cat([s.parameter.raw_depth.detach() for s in samples]))[:, None]
+    exponent = torch.cat([s.parameter.exponent.detach() for s in samples])[:, None]
+    rows = torch.cat([s.rows for s in samples])
+    found = codes(rows, depth, exponent).nan_to_num_(0).cpu().numpy().astype(np.int32)
+    owners = np.repeat(np.arange(len(samples)), [len(s.rows) for s in samples])
     bounds = bounds_of(found)
-    classes = classes_of(found, bounds)
+    classes = number_classes(kinds_of(found, bounds), owners)
     alive = classes > 0
-    living = found[alive].T
-    tokens = tokens_of(living.reshape(-1)).reshape(living.shape)
-    symbols = to_symbols(tokens, living, bounds[alive]).astype(np.int64)
-    bits = 0.0
-    if symbols.size:
-        alphabet = int(symbols.max()) + 1
-        counts = np.bincount(
-            ((classes[alive] - 1) * alphabet + symbols).reshape(-1), minlength=int(classes.max()) * alphabet
-        )
-        large = to_tokens(symbols, bounds[alive])
-        bits = table_bits(counts.reshape(-1, alphabet) * scale) + scale * float(
-            extra_bit_counts(large[large >= DIRECT]).sum(dtype=np.int64)
-        )
-    sixteenths = _whole_numbers(exponent[:, 0] * EXPONENT_STEPS)[alive]
-    relative = np.zeros(len(classes), np.int64)
-    relative[alive] = sixteenths - sixteenths.min() if len(sixteenths) else 0
-    kinds = (classes, relative, bounds)
-    return bits, sum(table_bits(np.bincount(kind)[None].astype(np.float64)) for kind in kinds)
+    scales = np.array([s.scale for s in samples])
+    of_codes = _code_bits(found[alive], bounds[alive], classes[alive], owners[alive], scales)
+    sixteenths = (exponent[:, 0] * EXPONENT_STEPS).round().cpu().numpy().astype(np.int64)
+    first = -_largest(-sixteenths[alive], owners[alive], len(samples), least=-(1 << 62))
+    kinds = (classes, np.where(alive, sixteenths - first[owners], 0), bounds)
+    of_channels = [table_bits(kind, owners, _largest(kind, owners, len(samples)) + 1) for kind in kinds]
+    return np.stack([of_codes, np.sum(of_channels, 0)], 1)
 
 
-def _whole_numbers(values: Tensor) -> NDArray[np.int64]:
-    return values.round().cpu().numpy().astype(np.int64)
+def _code_bits(
+    found: Numbers,  # (channels, weights sampled per channel)
+    bounds: Numbers,  # (channels,)
+    classes: Numbers,  # (channels,)
+    owners: Numbers,  # (channels,)
+    scales: Numbers,  # (weights,)
+) -> Numbers:
+    """Estimates the bits of the codes of each weight, ``(weights,)``.
+
+    Args:
+        found: Sampled codes of channels that are not in class 0.
+        bounds: Bounds of the channels.
+        classes: Classes of the channels.
+        owners: Number of the weight that has each channel.
+        scales: How many weights each sampled weight stands for.
+    """
+    tokens = tokens_of(found.T.reshape(-1)).reshape(found.T.shape)
+    symbols = to_symbols(tokens, found.T, bounds).astype(np.int64)
+    tables = _largest(classes, owners, len(scales))  # of each weight: the classes from 1 to the largest
+    alphabets = _largest(symbols.max(0, initial=0), owners, len(scales)) + 1
+    of_table = np.repeat(np.arange(len(scales)), tables)
+    first = np.cumsum(tables) - tables
+    bits = table_bits(symbols, first[owners] + classes - 1, alphabets[of_table], scales[of_table])
+    large = to_tokens(symbols, bounds)
+    place, channel = np.nonzero(large >= DIRECT)
+    extra = np.bincount(owners[channel], extra_bit_counts(large[place, channel]), len(scales))
+    found_bits: Numbers = np.bincount(of_table, bits, len(scales)) + extra * scales
+    return found_bits
+
+
+def _largest(
+    values: Numbers,  # (channels,)
+    owners: Numbers,  # (channels,)
+    count: int,
+    least: int = 0,
+) -> Numbers:
+    """Returns the largest value of each weight's channels, at least ``least``, ``(weights,)``, int64."""
+    found = np.full(count, least, np.int64)
+    np.maximum.at(found, owners, values)
+    return found

@@ -117,19 +117,49 @@ def classes_of(
         Class of each channel, ``(channels,)``, from 0 to 63. Class 0 is for channels whose codes are all 0. Every class
         from 1 to the largest has a channel.
     """
+    return number_classes(kinds_of(codes, bounds), np.zeros(len(codes), np.int64))
+
+
+_UNBOUNDED, _BOUNDED, _KINDS = 1 << 8, 1 << 10, 1 << 11  # offsets of two sorts of kinds; all kinds are below the last
+
+
+def kinds_of(
+    codes: Integers,  # (channels, weights per channel)
+    bounds: Integers,  # (channels,)
+) -> Integers:
+    """Returns a number for each channel, ``(channels,)``: channels of one tensor with the same number form a class.
+
+    The number is 0 for channels whose codes are all 0. It depends on no other channel.
+    """
     sums, row = np.abs(codes).sum(1, dtype=np.int64), codes.shape[1]
     within = row - at_bounds(codes, bounds).sum(1)
+    distinct, which = np.unique(np.where(bounds > 0, -within - 1, sums), return_inverse=True)
     kinds = [
-        _BOUNDED + (_half_octaves(int(rest) + 1, row + 1) + 1 >> 1) if bound else _half_octaves(int(total), row)
-        for total, rest, bound in zip(sums, within, bounds, strict=True)
+        _BOUNDED + (_half_octaves(-n, row + 1) + 1 >> 1) if n < 0 else _UNBOUNDED + _half_octaves(n, row)
+        for n in distinct.tolist()
     ]
-    classes: Integers = np.zeros(len(codes), np.int64)
-    alive = sums > 0
-    classes[alive] = np.minimum(np.unique(np.array(kinds)[alive], return_inverse=True)[1] + 1, MOST_CLASSES - 1)
+    return np.where(sums > 0, np.array(kinds, np.int64)[which], 0)
+
+
+def number_classes(
+    kinds: Integers,  # (channels,)
+    tensors: Integers,  # (channels,)
+) -> Integers:
+    """Numbers the classes of each tensor from 1; class 0 is for channels of kind 0.
+
+    Args:
+        kinds: Kinds of the channels, from :func:`kinds_of`.
+        tensors: Number of the tensor to which each channel belongs.
+
+    Returns:
+        Class of each channel within its tensor, ``(channels,)``, from 0 to 63.
+    """
+    classes: Integers = np.zeros(len(kinds), np.int64)
+    alive = kinds > 0
+    distinct, which = np.unique(tensors[alive] * _KINDS + kinds[alive], return_inverse=True)
+    first = np.searchsorted(distinct, distinct // _KINDS * _KINDS)  # the first class of the same tensor
+    classes[alive] = np.minimum(np.arange(len(distinct)) - first + 1, MOST_CLASSES - 1)[which]
     return classes
-
-
-_BOUNDED = 1 << 10  # an offset that keeps channels with a bound apart from all others
 
 
 def _half_octaves(total: int, count: int) -> int:

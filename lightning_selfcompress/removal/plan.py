@@ -5,7 +5,7 @@ be zero as well before it is removed, so that the removal does not change the ou
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +132,8 @@ def plan_removal(
     reasons |= dict.fromkeys(np.flatnonzero(constant).tolist(), "a bias or shift is fading")
     going &= ~constant
     _keep_widths(channels, going, reasons, round_to)
-    return _plan(model, channels, going, reasons)
+    plan = _plan(model, channels, going, reasons)
+    return replace(plan, refused={**plan.refused, **_living_on(model, channels, dead)})
 
 
 def narrow(model: nn.Module, channels: Channels, plan: RemovalPlan, wanted: Sequence[int], reason: str) -> RemovalPlan:
@@ -152,6 +153,26 @@ def narrow(model: nn.Module, channels: Channels, plan: RemovalPlan, wanted: Sequ
     return RemovalPlan(
         smaller.edits, smaller.channels, smaller.weights, smaller.widths, {**plan.refused, **smaller.refused}
     )
+
+
+def _living_on(model: nn.Module, channels: Channels, dead: Flags) -> dict[tuple[str, str], int]:
+    """Returns how many dead channels of each layer stay because another layer, or another place, keeps them alive."""
+    tensors = stored_tensors(model)
+    alive_in: dict[int, str] = {}
+    dying: list[tuple[Slot, list[int]]] = []
+    for slot in channels.slots:
+        if slot.produces:
+            group, alive = channels.group[slot.atoms], (bit_depth(tensors[slot.name].detach()) > 0).cpu().numpy()
+            for number in np.unique(group[alive]).tolist():
+                alive_in.setdefault(number, _layer_of(slot))
+            dying.append((slot, group[~alive & ~dead[group]].tolist()))
+    found: dict[tuple[str, str], int] = {}
+    for slot, numbers in dying:
+        for number in numbers:
+            if number in alive_in:
+                key = _layer_of(slot), f"they live on in {alive_in[number]!r}"
+                found[key] = found.get(key, 0) + 1
+    return found
 
 
 def _keep_widths(channels: Channels, going: Flags, reasons: dict[int, str], round_to: int) -> None:

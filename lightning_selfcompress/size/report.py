@@ -4,10 +4,13 @@ The differentiable size Q counts real-valued bit depths, while a file holds inte
 levels {-1, 0} and costs one bit per weight. The report therefore shows both figures.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from lightning_selfcompress.packing import Packed, PackedSize, estimated_size, is_half, packed_size
 from lightning_selfcompress.quantize.formula import bit_depth, codes, integer_bits
@@ -19,19 +22,28 @@ from lightning_selfcompress.tensors import stored_tensors
 
 
 @torch.no_grad()
-def whole_bits(parameter: QuantizedParameter) -> Tensor:
+def whole_bits(parameters: Sequence[QuantizedParameter]) -> tuple[NDArray[np.int64], ...]:
     """Returns the bits of a two's complement integer that holds any code of a channel; 0 if all its codes are 0.
 
     Args:
-        parameter: A quantized weight.
+        parameters: Quantized weights.
 
     Returns:
-        The bits of each channel, ``(channels,)``, int64.
+        The bits of each channel of each weight, ``(channels,)`` each.
     """
-    depth, exponent = bit_depth(parameter.raw_depth), parameter.exponent
-    # q is monotone in x, so the smallest and the largest weight have the smallest and the largest code
-    low, high = (codes(x.to(depth), depth, exponent) for x in parameter.spec.axis.extremes(parameter.latent))
-    return integer_bits(low, high)
+    alike: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for i, parameter in enumerate(parameters):
+        alike.setdefault((parameter.raw_depth.dtype, parameter.raw_depth.device), []).append(i)
+    found: dict[int, NDArray[np.int64]] = {}
+    for (dtype, _), places in alike.items():
+        some = [parameters[i] for i in places]
+        depth, exponent = bit_depth(torch.cat([p.raw_depth for p in some])), torch.cat([p.exponent for p in some])
+        # q is monotone in x, so the smallest and the largest weight have the smallest and the largest code
+        extremes = zip(*(p.spec.axis.extremes(p.latent) for p in some), strict=True)
+        low, high = (codes(torch.cat([t.to(dtype) for t in ends]), depth, exponent) for ends in extremes)
+        bits = integer_bits(low, high).cpu().numpy()
+        found.update(zip(places, np.split(bits, np.cumsum([p.channels for p in some])[:-1]), strict=True))
+    return tuple(found[i] for i in range(len(parameters)))
 
 
 @dataclass(frozen=True)
@@ -143,29 +155,38 @@ def _row(size: LayerSize) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def layer_size(parameter: QuantizedParameter, learned_bits: float, packed: PackedSize) -> LayerSize:
-    """Returns the sizes of one quantized weight.
+def layer_sizes(
+    parameters: Sequence[QuantizedParameter], learned_bits: Sequence[float], packed: PackedSize
+) -> tuple[LayerSize, ...]:
+    """Returns the sizes of each of a model's quantized weights.
 
     Args:
-        parameter: A quantized weight.
-        learned_bits: The learned bits of the weight, one of :meth:`ModelSize.layer_bits`.
+        parameters: Quantized weights.
+        learned_bits: The learned bits of each weight, from :meth:`ModelSize.layer_bits`.
         packed: The size of the model's packed file.
     """
-    depth = bit_depth(parameter.raw_depth)
-    n = parameter.weights_per_channel
-    alive = int((depth > 0).sum())
-    return LayerSize(
-        name=parameter.name.removesuffix(".weight"),
-        weights_before=parameter.spec.original_numel,
-        weights=alive * n,
-        channels_before=parameter.spec.original_channels,
-        channels=alive,
-        learned_bits=learned_bits,
-        max_bits=float(depth.max()),
-        code_bits=n * int(whole_bits(parameter).sum()),
-        code_nbytes=packed.codes.get(parameter.name, 0),  # an empty weight has no codes
-        scale_nbytes=packed.channels.get(parameter.name, 0),
-    )
+    if not parameters:
+        return ()
+    depths = bit_depth(torch.cat([p.raw_depth for p in parameters])).cpu().numpy()
+    depth_of = np.split(depths, np.cumsum([p.channels for p in parameters])[:-1])
+    found = []
+    for p, bits, depth, whole in zip(parameters, learned_bits, depth_of, whole_bits(parameters), strict=True):
+        n, alive = p.weights_per_channel, int((depth > 0).sum())
+        found.append(
+            LayerSize(
+                name=p.name.removesuffix(".weight"),
+                weights_before=p.spec.original_numel,
+                weights=alive * n,
+                channels_before=p.spec.original_channels,
+                channels=alive,
+                learned_bits=bits,
+                max_bits=float(depth.max()),
+                code_bits=n * int(whole.sum()),
+                code_nbytes=packed.codes.get(p.name, 0),  # an empty weight has no codes
+                scale_nbytes=packed.channels.get(p.name, 0),
+            )
+        )
+    return tuple(found)
 
 
 def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = torch.float32) -> SizeReport:
@@ -201,7 +222,7 @@ def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = t
     stored = stored_tensors(model, transient=False)
     bias_nbytes = sum(packed.values[n] for n, t in stored.items() if id(t) in biases and id(t) not in learned)
     return SizeReport(
-        tuple(layer_size(p, bits, packed) for p, bits in zip(size.parameters, size.layer_bits(), strict=True)),
+        layer_sizes(size.parameters, size.layer_bits(), packed),
         bias_nbytes,
         sum(packed.values.values()) - bias_nbytes,
         packed.structure_nbytes,

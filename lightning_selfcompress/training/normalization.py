@@ -1,10 +1,8 @@
 """Batch normalization's statistics while a Trainer runs: estimated anew before anybody looks at them."""
 
-import random
 from collections import deque
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
@@ -22,7 +20,7 @@ class Normalization:
     """Keeps the last training batches of an epoch, and estimates statistics on them for the weights as they are.
 
     The batches are run through the training step of a copy, as before, so nothing but the statistics changes. An
-    estimate uses an eighth of the batches from one estimate to the next, at least 4 and at most 16.
+    estimate uses half of the batches from one estimate to the next, at least 4 and at most 16.
 
     Args:
         module: A converted LightningModule.
@@ -55,21 +53,16 @@ class Normalization:
         counts = self._count(module)
         trained = [name for name, count in counts.items() if count != self._counts.get(name)]
         interval = trainer.val_check_batch if isinstance(trainer.val_check_batch, int) else self._batch
-        wanted = min(_MOST, max(_LEAST, min(self._batch, interval) // 8))
+        wanted = min(_MOST, max(_LEAST, min(self._batch, interval) // 2))
         steps = [s for s, versions in self._steps if _versions(s) == versions][-wanted:]
         if not trained or not steps or self._is_fresh:
             return
         copied = copy_module(module)
-        states = random.getstate(), np.random.get_state()
         try:
-            with torch.random.fork_rng():  # type: ignore[no-untyped-call]
-                self._run(trainer, module, copied, trained, steps)
+            self._run(trainer, module, copied, trained, steps)
         except Exception as error:  # the user's step may raise any exception on a copy
             self._tell(error)
             return
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
         _take_over(module, copied, trained)
         self._counts, self._is_fresh = counts, True
 

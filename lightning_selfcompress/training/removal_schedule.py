@@ -46,7 +46,7 @@ class RemovalSchedule:
     ) -> None:
         self._every_n_epochs, self._round_to = every_n_epochs, round_to
         self._overdue = False  # a removal that was due before there was a batch to prove it with
-        self._told: set[str] = set()
+        self._told: set[Any] = set()
         self._fading: Fading | None = None
         self._noted: Channels | None = None  # the channels by which fading and the size go
         self._batches = 0
@@ -205,7 +205,9 @@ class RemovalSchedule:
             return False
         self._note_channels(module, averaged)
         for sentence in self._copies.told:
-            self._tell_once(sentence)
+            if sentence not in self._told:
+                self._told.add(sentence)
+                rank_zero_info(f"SelfCompression: {sentence}")
         return True
 
     def _note_channels(self, module: nn.Module, copies: Iterable[nn.Module] = (), left: Tensor | None = None) -> None:
@@ -230,13 +232,10 @@ class RemovalSchedule:
         """Says what goes, and why dead channels stay, the latter once."""
         if plan:
             rank_zero_info(f"SelfCompression, epoch {epoch}: {plan.summary}")
-        for line in plan.refusals:
-            self._tell_once(line, f"epoch {epoch}: ")
-
-    def _tell_once(self, line: str, before: str = "") -> None:
-        if line not in self._told:
-            self._told.add(line)
-            rank_zero_info(f"SelfCompression{', ' if before else ': '}{before}{line}")
+        for reason, line in zip(plan.refused, plan.refusals, strict=True):
+            if reason not in self._told:  # whatever their number
+                self._told.add(reason)
+                rank_zero_info(f"SelfCompression, epoch {epoch}: {line}")
 
     def _tell_replaced(self, names: list[str]) -> None:
         """Says once which parameters are other objects now."""

@@ -1,13 +1,16 @@
 """The sandbox of a dry run: a copy of a module that reaches nothing outside itself, and its own copy of a batch."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_selfcompress.channels.watch import Watcher
 from lightning_selfcompress.tensors import copied_in, is_a, map_tensors, tensors_in
 from lightning_selfcompress.training.outside import Outside, OutsideError
 from lightning_selfcompress.training.stand_in import Nothing, stand_in_for
@@ -35,6 +38,7 @@ class CapturedStep:
         kwargs: Its keyword arguments.
         values: What the Trainer said at the time: ``global_step`` and ``current_epoch``.
         attributes: The plain attributes of the modules at the time, by which a step may choose what it does.
+        random_states: The states of the generators of Python, NumPy and torch at the time, by which it may choose too.
     """
 
     name: str
@@ -42,6 +46,7 @@ class CapturedStep:
     kwargs: Mapping[str, Any]
     values: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    random_states: tuple[Any, Any, Tensor] | None = None
 
     @classmethod
     def of(cls, module: nn.Module, trainer: Any, name: str, args: tuple[Any, ...], kwargs: Any) -> "CapturedStep":
@@ -53,7 +58,8 @@ class CapturedStep:
             for path, m in module.named_modules()
             if not any(True for _ in m._parameters)
         }
-        return cls(name, args, kwargs, values, attributes)
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        return cls(name, args, kwargs, values, attributes, states)
 
     def arguments(self, dtype: torch.dtype | None) -> Any:
         """Returns the arguments once more, in tensors that share no memory with these.
@@ -81,13 +87,20 @@ class Sandbox:
         self._module, self._trainer = module, trainer
         self._outside = Outside(module, [*trainer.callbacks, getattr(trainer, "datamodule", None)])
 
-    def run(self, copied: nn.Module, step: CapturedStep, dtype: torch.dtype | None) -> tuple[Any, list[Tensor]]:
+    def run(
+        self,
+        copied: nn.Module,
+        step: CapturedStep,
+        dtype: torch.dtype | None,
+        watcher: Watcher | None = None,
+    ) -> tuple[Any, list[Tensor]]:
         """Runs a step on a copy of the module.
 
         Args:
             copied: The copy, in the mode in which the step is to run.
             step: The step.
             dtype: The dtype of the floating point tensors in the arguments; None for their own.
+            watcher: A watcher of the copy, which pins what the step returns.
 
         Returns:
             What the step returned, and what it logged, as tensors.
@@ -98,8 +111,10 @@ class Sandbox:
         logged: list[Tensor] = []
         self._put_in(copied, step, logged)
         args, kwargs = step.arguments(dtype)
-        with self._outside.left_alone():
+        with self._outside.left_alone(), _at_random_states(step.random_states), watcher or nullcontext():
             returned = getattr(copied, step.name)(*args, **kwargs)
+            if watcher is not None:
+                watcher.pin_outputs(returned, f"{step.name} returns it")
         return returned, logged
 
     def _put_in(self, copied: nn.Module, step: CapturedStep, logged: list[Tensor]) -> None:
@@ -115,6 +130,22 @@ class Sandbox:
                 part.__dict__["_logged"] = logged
         with suppress(AttributeError):
             copied.trainer = stand_in  # type: ignore[assignment]
+
+
+@contextmanager
+def _at_random_states(states: tuple[Any, Any, Tensor] | None) -> Iterator[None]:
+    """Goes on from some states of the random generators, and restores the present ones."""
+    present = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():  # type: ignore[no-untyped-call]
+        if states is not None:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+        try:
+            yield
+        finally:
+            random.setstate(present[0])
+            np.random.set_state(present[1])
 
 
 def sandboxed_class(module_class: type[nn.Module]) -> type[nn.Module]:

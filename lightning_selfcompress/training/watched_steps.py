@@ -128,9 +128,7 @@ class WatchedSteps:
         try:
             copied = copy_module(self._module).eval()
             watcher = Watcher(copied, earlier=self.channels)
-            with watcher:
-                outputs, _ = sandbox.run(copied, step, None)
-                watcher.pin_outputs(outputs, f"{step.name} returns it")
+            sandbox.run(copied, step, None, watcher)
         except Exception:  # a step may raise any exception on a batch that is not its own
             return False
         self.channels = watcher.channels()
@@ -141,7 +139,7 @@ def _guesses(module: nn.Module, name: str, like: CapturedStep) -> list[CapturedS
     """Returns ways to run a step with the batch of another one."""
 
     def step(*args: Any, **kwargs: Any) -> CapturedStep:
-        return CapturedStep(name, args, kwargs, like.values, like.attributes)
+        return CapturedStep(name, args, kwargs, like.values, like.attributes, like.random_states)
 
     batch = like.args[0] if like.args else next(iter(like.kwargs.values()), None)
     if name != "forward":
