@@ -37,7 +37,8 @@ def reestimating(model: nn.Module, paths: Iterable[str] | None = None) -> Iterat
     known = with_statistics(model)
     layers = {name: known[name] for name in (known if paths is None else paths)}
     modes = {module: module.training for module in model.modules()}
-    before = {name: (m.momentum, *(t.clone() for t in _statistics(m))) for name, m in layers.items()}
+    momenta = {name: m.momentum for name, m in layers.items()}
+    before = {name: [t.clone() for t in _statistics(m)] for name, m in layers.items()}
     done = False
     model.train()
     for name, module in model.named_modules():
@@ -51,11 +52,10 @@ def reestimating(model: nn.Module, paths: Iterable[str] | None = None) -> Iterat
         done = True
     finally:
         for name, m in layers.items():
-            momentum, *values = before[name]
-            ran = int(values[2]) if m.num_batches_tracked is None else int(m.num_batches_tracked)
-            m.momentum = momentum
+            ran = bool(_statistics(m)[2])
+            m.momentum = momenta[name]
             with torch.no_grad():
-                for tensor, value in zip(_statistics(m), values, strict=True):
+                for tensor, value in zip(_statistics(m), before[name], strict=True):
                     if not done or not ran or tensor is m.num_batches_tracked:
                         tensor.copy_(value)
         for module, mode in modes.items():

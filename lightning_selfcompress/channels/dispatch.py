@@ -64,7 +64,8 @@ class Shared:
 
 def _force_eager() -> AbstractContextManager[Any]:
     if hasattr(torch.compiler, "set_stance"):
-        return torch.compiler.set_stance("force_eager")
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
     from torch._dynamo import config
 
     patched: AbstractContextManager[Any] = config.patch(disable=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_selfcompress.channels.dispatch import unfused
 from lightning_selfcompress.files.atomic_write import write_beside
 from lightning_selfcompress.files.export import check_values
 from lightning_selfcompress.files.finalize import finalize
@@ -279,18 +280,16 @@ def _rewrite(proto: Any, stored: CodedWeights, *, fold: bool, multiply: bool, ro
 def _quiet() -> Iterator[None]:
     """Hides the exporter's messages about torchvision, pytree and others, because the user cannot act on them."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels, fast = [logger.level for logger in loggers], torch.backends.mha.get_fastpath_enabled()
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    torch.backends.mha.set_fastpath_enabled(False)  # its fused operator does not exist in ONNX
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), unfused():  # the fused operator of transformer layers does not exist in ONNX
             warnings.simplefilter("ignore")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _initializers(proto: Any) -> set[str]:

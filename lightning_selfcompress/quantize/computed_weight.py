@@ -15,7 +15,7 @@ class ComputedWeight(Tensor):
     quantized layer what it does to the float layer. Operations on the tensor return plain tensors.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     _latent: Tensor
 
     @classmethod
@@ -26,7 +26,7 @@ class ComputedWeight(Tensor):
         return value
 
     @property
-    def grad(self) -> Tensor | None:  # type: ignore[override]
+    def grad(self) -> Tensor | None:
         """The gradient of the latent weight."""
         return self._latent.grad
 
@@ -35,7 +35,7 @@ class ComputedWeight(Tensor):
         self._latent.grad = gradient
 
     @property
-    def requires_grad(self) -> bool:  # type: ignore[override]
+    def requires_grad(self) -> bool:
         """Whether the latent weight is trained."""
         return self._latent.requires_grad
 
@@ -50,8 +50,8 @@ class ComputedWeight(Tensor):
 
     def register_hook(self, hook: Callable[[Tensor], Any]) -> RemovableHandle:
         """Registers a hook on the gradient of the latent weight."""
-        return self._latent.register_hook(hook)  # type: ignore[no-any-return, no-untyped-call]
+        return self._latent.register_hook(hook)  # type: ignore[no-any-return]
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
         """Registers a hook that is called after the gradient of the latent weight was accumulated."""
-        return self._latent.register_post_accumulate_grad_hook(hook)  # type: ignore[no-any-return, no-untyped-call]
+        return self._latent.register_post_accumulate_grad_hook(hook)  # type: ignore[no-any-return]

@@ -131,10 +131,18 @@ def _stamp(inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[int, ...]:
     return (_steps, x._version, x.data_ptr(), b._version, b.data_ptr(), e._version, e.data_ptr())
 
 
+_TRACING_MODES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+
+
 def _is_transformed() -> bool:
-    """Returns whether a compiler, a tracer or a torch.func transform is active, all of which need plain operations."""
+    """Returns whether a compiler, a tracer or a torch.func transform is active, all of which need plain operations.
+
+    ``torch.compiler.is_compiling`` is true in all threads while one of them exports, so the thread's own modes are
+    asked as well.
+    """
     return bool(
-        torch.compiler.is_compiling()
+        torch.compiler.is_dynamo_compiling()
+        or (torch.compiler.is_compiling() and any(map(torch._C._get_dispatch_mode, _TRACING_MODES)))
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or torch._C._are_functorch_transforms_active()
     )

@@ -133,7 +133,8 @@ class _Run:
 
     def _run(self, edits: Sequence[Edit]) -> list[_Output]:
         """Returns the outputs of the step, of the network, and of the direct children of the network."""
-        net, seen = self._copy(edits), []
+        net = self._copy(edits)
+        seen: list[_Output] = []
 
         def record(role: Role) -> Callable[..., None]:
             return lambda _module, _args, out: seen.extend(_Output(role, t.detach().clone()) for t in _numbers(out))

@@ -32,9 +32,12 @@ def whole_bits(parameters: Sequence[QuantizedParameter]) -> tuple[NDArray[np.int
         The bits of each channel of each weight, ``(channels,)`` each.
     """
     alike: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for i, parameter in enumerate(parameters):
-        alike.setdefault((parameter.raw_depth.dtype, parameter.raw_depth.device), []).append(i)
     found: dict[int, NDArray[np.int64]] = {}
+    for i, parameter in enumerate(parameters):
+        if parameter.latent.numel():
+            alike.setdefault((parameter.raw_depth.dtype, parameter.raw_depth.device), []).append(i)
+        else:
+            found[i] = np.zeros(parameter.channels, np.int64)
     for (dtype, _), places in alike.items():
         some = [parameters[i] for i in places]
         depth, exponent = bit_depth(torch.cat([p.raw_depth for p in some])), torch.cat([p.exponent for p in some])
@@ -180,7 +183,7 @@ def layer_sizes(
                 channels_before=p.spec.original_channels,
                 channels=alive,
                 learned_bits=bits,
-                max_bits=float(depth.max()),
+                max_bits=float(depth.max(initial=0)),
                 code_bits=n * int(whole.sum()),
                 code_nbytes=packed.codes.get(p.name, 0),  # an empty weight has no codes
                 scale_nbytes=packed.channels.get(p.name, 0),

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import CodeType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
@@ -70,7 +71,7 @@ class _Mute(io.TextIOBase):
 @contextmanager
 def _quiet() -> Iterator[None]:
     streams, level = (sys.stdout, sys.stderr), logging.root.manager.disable
-    sys.stdout, sys.stderr = map(_Mute, streams)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = map(_Mute, streams)
     logging.disable(logging.CRITICAL)
     try:
         yield
@@ -158,20 +159,27 @@ def _undo(value: Any) -> Callable[[], None]:
         return lambda: value.__setitem__(slice(None), items)
     if isinstance(value, dict):
         pairs = dict(value)
-        return lambda: (dict.clear(value), dict.update(value, pairs))[0]
+        return lambda: _nothing((dict.clear(value), dict.update(value, pairs)))
     if isinstance(value, set | deque):
         members = list(value)
-        return lambda: (value.clear(), value.extend(members) if isinstance(value, deque) else value.update(members))[0]
+        fill = value.extend if isinstance(value, deque) else value.update
+        return lambda: _nothing((value.clear(), fill(members)))
     if isinstance(value, type):
         plain = {k: v for k, v in vars(value).items() if not k.startswith("__") and not callable(v)}
         plain = {k: v for k, v in plain.items() if not hasattr(v, "__get__")}
-        return lambda: [setattr(value, k, v) for k, v in plain.items() if vars(value).get(k) is not v][:0] and None
+        return lambda: _set_all(value, plain)
     attributes = dict(vars(value))
-    return lambda: (vars(value).clear(), vars(value).update(attributes))[0]
+    return lambda: _nothing((vars(value).clear(), vars(value).update(attributes)))
 
 
 def _nothing(_: Any) -> None:
     """Drops a result."""
+
+
+def _set_all(value: Any, attributes: dict[str, Any]) -> None:
+    for name, content in attributes.items():
+        if vars(value).get(name) is not content:
+            setattr(value, name, content)
 
 
 def _undo_tensor(value: Tensor) -> Callable[[], None]:
@@ -180,7 +188,7 @@ def _undo_tensor(value: Tensor) -> Callable[[], None]:
 
     def put_back() -> None:
         if value.shape != data.shape or not torch.equal(value.detach(), data):
-            value.data = data
+            value.data = data.clone()
         if value.is_leaf and (gradient is not None or value.grad is not None):
             value.grad = gradient
 
@@ -240,7 +248,8 @@ def _of_function(value: Any, seen: set[int], reached: list[Any]) -> Iterator[Cal
     cells = [(cell, cell.cell_contents) for cell in value.__closure__ or () if _is_filled(cell)]
     plain = {name: v for name, v in names.items() if isinstance(v, _PLAIN)}
     yield lambda: value.__globals__.update(plain)
-    yield lambda: [setattr(cell, "cell_contents", v) for cell, v in cells][:0] and None
+    for cell, content in cells:
+        yield partial(setattr, cell, "cell_contents", content)
     found = [
         *names.values(),
         *(content for _, content in cells),

@@ -1,5 +1,6 @@
 """The sandbox of a dry run: a copy of a module that reaches nothing outside itself, and its own copy of a batch."""
 
+import io
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -136,7 +137,7 @@ class Sandbox:
 def _at_random_states(states: tuple[Any, Any, Tensor] | None) -> Iterator[None]:
     """Goes on from some states of the random generators, and restores the present ones."""
     present = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng():
         if states is not None:
             random.setstate(states[0])
             np.random.set_state(states[1])
@@ -191,7 +192,7 @@ def _as_tensors(value: Any) -> Iterable[Tensor]:
 def _share_no_iterator(original: nn.Module, copied: nn.Module) -> None:
     """Replaces in a copy the iterators that could not be copied, for what is taken from them is gone."""
     for name, value in vars(original).items():
-        if hasattr(type(value), "__next__") and copied.__dict__.get(name) is value:
+        if hasattr(type(value), "__next__") and not isinstance(value, io.IOBase) and copied.__dict__.get(name) is value:
             copied.__dict__[name] = _Untaken(name)
 
 

@@ -202,3 +202,102 @@ def test_a_loss_whose_graph_is_used_up_refutes():
     proved, _ = prove(net, channels, plan, [Replay(lambda copied, dtype: copied.step(x.to(dtype)))])
     assert not proved
     assert "dry run" in str(proved)
+
+
+class Attention(nn.Module):
+    """Attention whose number of heads and width are in its code."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out, self.heads, self.width = nn.Linear(width, width), heads, width // heads
+
+    def forward(self, x):
+        parts = (
+            f(x).view(*x.shape[:2], self.heads, self.width).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(*parts)
+        return self.out(mixed.transpose(1, 2).reshape(*x.shape[:2], self.heads * self.width))
+
+
+class Encoder(nn.Module):
+    """A pre-norm block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, 2)
+        self.hidden = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x):
+        x = x + self.attention(self.one(x))
+        return x + self.hidden(self.two(x))
+
+
+RUNS: list = []
+
+
+class Counting(nn.Module):
+    """Counts how often it is run, over all its copies."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.blocks = nn.ModuleList([Encoder(8) for _ in range(blocks)])
+
+    def forward(self, x):
+        RUNS.append(self.training)
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("blocks", [2, 12])
+def test_alike_blocks_are_refuted_together(blocks):
+    """Whatever their number, blocks of attention with a width in the code cost at most ten steps; the rest goes."""
+    net, x = Counting(blocks), torch.randn(2, 5, 6)
+    channels, plan = half_dead(net, x)
+    assert len(plan.widths) >= 2 * blocks - 2
+    RUNS.clear()
+    proved, after = prove(net, channels, plan, [Replay(replay(x))])
+    assert len(RUNS) <= 10
+    assert proved.widths.keys() == {f"blocks.{i}.hidden.0" for i in range(blocks)}
+    for i in range(blocks):
+        for name in ("query", "key", "value"):
+            of_layer = after.of(f"blocks.{i}.attention.{name}.bit_depth", 0)
+            assert not after.removable()[of_layer].any()
+
+
+def test_layers_of_one_sequence_are_no_blocks():
+    """Where one layer of a Sequential is wrong the others go: they are layers, not blocks."""
+
+    class Regroups(nn.Module):
+        def forward(self, x):
+            return x.view(len(x), 2, 4).flatten(1)
+
+    def layer():
+        return nn.Linear(8, 8)
+
+    net, x = nn.Sequential(layer(), nn.ReLU(), layer(), Regroups(), layer(), nn.ReLU(), layer()), torch.randn(4, 8)
+    channels, plan = half_dead(net, x)
+    proved, _ = prove(net, channels, plan, [Replay(replay(x))])
+    assert proved.widths.keys() == plan.widths.keys() - {"2"}
+
+
+def test_a_duration_refutes_nothing():
+    """An output that differs from run to run is not compared; the others are."""
+    clock = iter(range(10**6))
+
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.two(self.one(x).relu())
+
+    net, x = Timed(), torch.randn(4, 5)
+    channels, plan = half_dead(net, x)
+    step = Replay(lambda n, dtype: (n(x.to(dtype)), torch.tensor(float(next(clock)))))
+    assert prove(net, channels, plan, [step])[0].channels == plan.channels

@@ -15,7 +15,7 @@ from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.quantize.formula import Range, bit_depth, quantize
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.size.price import ModelSize, size_bits
-from lightning_selfcompress.size.report import layer_size, size_report, whole_bits
+from lightning_selfcompress.size.report import layer_sizes, size_report, whole_bits
 
 
 def state_nbytes(model):
@@ -151,8 +151,9 @@ def bits_by_hand(codes):
 def test_whole_bits_by_brute_force(name):
     """The whole bits of a channel are those of the smallest integers that hold all of its codes."""
     for _ in range(5):
-        for p in quantized_parameters(with_depths(KINDS[name].make().double())):
-            assert whole_bits(p).tolist() == [bits_by_hand(codes) for codes in codes_by_hand(p)]
+        parameters = list(quantized_parameters(with_depths(KINDS[name].make().double())))
+        for p, bits in zip(parameters, whole_bits(parameters), strict=True):
+            assert bits.tolist() == [bits_by_hand(codes) for codes in codes_by_hand(p)]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_whole_bits(codes, bits):
     layer = nn.Linear(2, 1)
     convert(layer)
     set_weight(layer, [[float(code) for code in codes]], [10.0], [0.0])
-    assert whole_bits(next(quantized_parameters(layer))).tolist() == [bits]
+    assert whole_bits([next(quantized_parameters(layer))])[0].tolist() == [bits]
 
 
 def hand_made():
@@ -305,12 +306,27 @@ class TestReport:
         )
 
     def test_of_one_layer(self):
-        """layer_size measures a single weight as the report does."""
-        net = hand_made()
-        packed = packed_size(Packed.of(net))
-        bits = ModelSize.of(net).layer_bits()
-        layers = [layer_size(p, z, packed) for p, z in zip(quantized_parameters(net), bits, strict=True)]
-        assert tuple(layers) == size_report(net).layers
+        """All layers are measured at once as each is on its own, whatever their dtypes."""
+        net = with_depths(mixed_net())
+        net["rnn"].double()
+        packed, size = packed_size(Packed.of(net)), ModelSize.of(net)
+        one_by_one = [
+            layer_sizes([p], [bits], packed) for p, bits in zip(size.parameters, size.layer_bits(), strict=True)
+        ]
+        assert tuple(layer for (layer,) in one_by_one) == size_report(net).layers
+
+    @pytest.mark.parametrize("exact", [True, False])
+    def test_of_empty_weights(self, exact):
+        """A weight without inputs, or without channels, has no bits and no bytes."""
+        net = with_depths(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(3, 2)), low=1.0)
+        for layer, kept in ((net[0], (4, 0)), (net[1], (0, 4))):
+            layer._parameters["weight"] = nn.Parameter(torch.empty(kept))
+            for name in ("bit_depth", "exponent"):
+                layer._buffers[name] = getattr(layer, name).detach()[: kept[0]].clone()
+        layers = size_report(net, exact=exact).layers
+        assert [(layer.channels, layer.weights) for layer in layers] == [(4, 0), (0, 0), (2, 6)]
+        assert [(layer.code_bits, layer.code_nbytes, layer.scale_nbytes) for layer in layers[:2]] == [(0, 0, 0)] * 2
+        assert layers[2].code_bits > 0
 
 
 class TestTable:
