@@ -18,6 +18,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,6 +39,7 @@ from lightning_selfcompress.files.checkpoint import take_shapes
 from lightning_selfcompress.removal.dry_run import prove
 from lightning_selfcompress.removal.plan import plan_removal
 from lightning_selfcompress.removal.surgery import remove
+from lightning_selfcompress.removal.trial import Replay
 from lightning_selfcompress.tensors import stored_tensors
 
 
@@ -56,7 +58,7 @@ def training_step(net: nn.Module, images: Tensor, labels: Tensor, optimizer: tor
 
 
 def watch(pairs: int) -> None:
-    """Pairs of steps, the second one watched."""
+    """Pairs of steps of training and of validation, the second one of each watched."""
     net = resnet18()
     convert(net)
     images, labels = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
@@ -70,16 +72,34 @@ def watch(pairs: int) -> None:
         optimizer.step()
         watcher.channels()
 
+    @torch.inference_mode()
+    def validated(watcher: Watcher | None = None) -> None:  # as Lightning runs a step of validation
+        net.eval()
+        with watcher or nullcontext():
+            nn.functional.cross_entropy(net(images), labels)
+        net.train()
+
+    def validated_and_watched() -> None:
+        watcher = Watcher(net)
+        validated(watcher)
+        watcher.channels()
+
     training_step(net, images, labels, optimizer)
-    ratios, extra = [], []
-    for _ in range(pairs):
-        plain = seconds(lambda: training_step(net, images, labels, optimizer))
-        with_watcher = seconds(watched)
-        ratios.append(with_watcher / plain)
-        extra.append(with_watcher - plain)
-    low, _, high = statistics.quantiles(ratios, n=4)
-    print(f"a watched step takes {statistics.median(ratios):.3f} times a step (quartiles {low:.3f}, {high:.3f}),")
-    print(f"{1000 * statistics.median(extra):.0f} ms more; it is one step of the training")
+    kinds = {
+        "training": (lambda: training_step(net, images, labels, optimizer), watched),
+        "validation": (validated, validated_and_watched),
+    }
+    for name, (plain, with_watcher) in kinds.items():
+        ratios, extra = [], []
+        for _ in range(pairs):
+            without, with_it = seconds(plain), seconds(with_watcher)
+            ratios.append(with_it / without)
+            extra.append(with_it - without)
+        low, _, high = statistics.quantiles(ratios, n=4)
+        times, more = statistics.median(ratios), 1000 * statistics.median(extra)
+        print(
+            f"a watched step of {name}: {times:.3f} times a step (quartiles {low:.3f}, {high:.3f}), {more:.0f} ms more"
+        )
 
 
 def plan(repeats: int) -> None:
@@ -102,7 +122,7 @@ def plan(repeats: int) -> None:
         planned, smaller = plan_removal(net, channels), copy.deepcopy(net)
         times["removal"].append(seconds(lambda: remove(smaller, planned.edits)))  # noqa: B023 - called at once
         times["dry run"].append(
-            seconds(lambda: prove(net, channels, planned, lambda n, dtype: n(images.to(dtype))))  # noqa: B023
+            seconds(lambda: prove(net, channels, planned, [Replay(lambda n, dtype: n(images.to(dtype)))]))  # noqa: B023
         )
     for name, values in times.items():
         print(f"{name + ':':10}{statistics.median(values):7.3f} s")

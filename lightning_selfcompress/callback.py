@@ -13,7 +13,7 @@ from lightning_selfcompress.files.checkpoint import couple_as_saved
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.size.price import ModelSize
-from lightning_selfcompress.size.report import SizeReport, size_report
+from lightning_selfcompress.size.report import size_report
 from lightning_selfcompress.training.depth_training import DepthTraining, let_train, loss_scale
 from lightning_selfcompress.training.intercept import intercept
 from lightning_selfcompress.training.lightning_private import (
@@ -35,7 +35,6 @@ from lightning_selfcompress.training.scalars import (
     total_scalars,
 )
 from lightning_selfcompress.training.strategies import check_strategy, shards_parameters
-from lightning_selfcompress.training.watched_steps import step_arguments
 
 
 def _nothing() -> None:
@@ -132,7 +131,6 @@ class SelfCompression(pl.Callback):
         self._removal: RemovalSchedule | None = None
         self._normalization: Normalization | None = None
         self._restore: Callable[[], None] = _nothing
-        self._warned: set[str] = set()
         self._restored: dict[str, Any] | None = None  # a state for the next fit, whose optimizers do not exist yet
         self._layers: tuple[Quantized, ...] = ()  # of the module in training; to walk through it at every step is slow
         self._loss: Tensor | None = None
@@ -210,7 +208,7 @@ class SelfCompression(pl.Callback):
                 self._depths.resize(self._removal.carry_out(trainer, pl_module))
             self._removal.before_batch(trainer, pl_module)
         if self._normalization is not None:
-            self._normalization.keep(trainer, step_arguments(pl_module, batch, batch_idx), batch_idx)
+            self._normalization.keep(trainer, pl_module, batch, batch_idx)
 
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """Evaluates the size's gradient for the steps to come; the loss stays what it is."""
@@ -252,30 +250,10 @@ class SelfCompression(pl.Callback):
         if self._removal is not None and self._removal.is_due(trainer.current_epoch):
             self._depths.resize(self._removal.carry_out(trainer, pl_module))
         report = size_report(pl_module)
-        self._warn(trainer, report)
+        for text in self._depths.problems(self._gamma_now(trainer), report):
+            rank_zero_warn(f"SelfCompression: {text}")
         log(trainer, total_scalars(report, self._gamma_now(trainer)) | layer_scalars(report))
         log_histogram(trainer.loggers, pl_module, batches_that_stepped(trainer))
-
-    def _warn(self, trainer: "pl.Trainer", report: SizeReport) -> None:
-        """Says once where depths cannot be trained as they are, and what to do."""
-        assert self._depths is not None
-        gamma = self._gamma_now(trainer)
-        problems = {
-            f"gamma={gamma:g} makes the size's gradient infinite, so steps of bit depths are left out "
-            f"({self.skipped_steps} so far). Take a gamma of the order of the loss over the bits, such as 0.1.": (
-                self._depths.too_large()
-            ),
-            f"all channels are dead, so the network computes a constant. gamma={gamma:g} is too large, or "
-            f"bits_lr={self.bits_lr:g}: train anew with less.": report.channels == 0 and bool(report.layers),
-            f"{', '.join(self._depths.check_steps())} has given bit depths gradients, but no step of it was seen, so "
-            f"they stay where they are. Step it through its own step(), or keep the optimizer that it steps in one of "
-            f"its attributes.": bool(self._depths.check_steps()),
-        }
-        for text, found in problems.items():
-            kind = text.partition("=")[0].partition(" ")[0]
-            if found and kind not in self._warned:
-                self._warned.add(kind)
-                rank_zero_warn(f"SelfCompression: {text}")
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Takes up what a checkpoint that was just loaded says of the network's channels."""

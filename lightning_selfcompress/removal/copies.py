@@ -47,6 +47,7 @@ class Copies:
         self._written: set[str] = set()
         self._places: dict[str, Fingerprint] = {}  # of tensors outside, when they were seen first
         self._updated: dict[str, str] = {}  # weight -> the place of a tensor of its shape that is updated
+        self._equal: dict[str, str] = {}  # weight -> the place of a tensor with the values it had at the start
         self._start = {name: _fingerprint(p) for name, p in module.named_parameters()}
 
     def note(
@@ -104,6 +105,8 @@ class Copies:
                 now = _fingerprint(tensor)
                 if self._places.setdefault(place, now) != now:
                     self._updated[weight] = place
+                elif now == self._start[weight]:
+                    self._equal[weight] = place
         return found | self._updated
 
     def waiting(self, module: nn.Module, channels: Channels) -> dict[int, str]:
@@ -114,6 +117,8 @@ class Copies:
             pairs = [(name_of(copied, name), name_of(original, name)) for name in names]
             if not self._is_written(module, copied) and all(self._start[a] == self._start[b] for a, b in pairs):
                 found |= dict.fromkeys(_numbers(channels, {name for pair in pairs for name in pair}), copied)
+        for weight, place in self._equal.items():
+            found |= dict.fromkeys(_numbers(channels, {weight}), place)
         return found
 
     def renew(self, module: nn.Module, names: Iterable[str]) -> None:
@@ -167,7 +172,7 @@ def _fingerprint(tensor: Tensor) -> Fingerprint:
     """Returns numbers that are equal for equal tensors, and that a write to a tensor changes."""
     if nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.numel() == 0:
         return ()
-    flat = tensor.detach().flatten()
+    flat = tensor.detach().flatten()[:: max(1, tensor.numel() >> 20)]  # of large tensors a million entries
     flat = flat.to(torch.float64 if flat.device.type == "cpu" else torch.float32)
     weights = torch.linspace(1, 2, len(flat), dtype=flat.dtype, device=flat.device)
     return tuple(torch.stack([flat.sum(), (flat * weights).sum(), flat.abs().amax()]).tolist())

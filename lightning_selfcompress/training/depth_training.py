@@ -13,6 +13,7 @@ from lightning_selfcompress.channels.dispatch import unwatched
 from lightning_selfcompress.quantize.parameters import learned_tensors
 from lightning_selfcompress.removal.surgery import Shrunk
 from lightning_selfcompress.size.price import ModelSize
+from lightning_selfcompress.size.report import SizeReport
 from lightning_selfcompress.training.depth_optimizer import DepthOptimizer, cooldown_factor
 from lightning_selfcompress.training.strategies import gradient_average
 
@@ -48,6 +49,7 @@ class DepthTraining:
         self._asked: tuple[int, float] | None = None  # the step that gamma was asked for last, and the answer
         self._optimizers: list[DepthOptimizer] = []
         self._skipped_before = skipped_steps
+        self._told: set[int] = set()
         self._module = module
         self._attach(trainer, state)
 
@@ -92,14 +94,28 @@ class DepthTraining:
         for depth_optimizer in self._optimizers:
             depth_optimizer.resize(size.part(depth_optimizer.size.parameters), shrunk)
 
-    def check_steps(self) -> list[str]:
-        """Returns the classes of optimizers whose depths got gradients, but which have not been seen to take a step."""
-        waits = [d for d in self._optimizers if not d.stepped and (d.reached or d.has_gradients())]
-        return [type(d.owner).__name__ for d in waits]
+    def problems(self, gamma: float, report: SizeReport) -> list[str]:
+        """Returns why depths cannot be trained as they are, and what to do; each problem once.
 
-    def too_large(self) -> bool:
-        """Returns whether steps are left out because gamma makes the size's own gradient infinite."""
-        return any(d.overflows for d in self._optimizers)
+        Args:
+            gamma: The weight of Q in the loss.
+            report: The sizes of the module.
+        """
+        waiting = [d for d in self._optimizers if not d.stepped and (d.reached or d.has_gradients())]
+        names = ", ".join(type(d.owner).__name__ for d in waiting)
+        found = {
+            f"gamma={gamma:g} makes the size's gradient infinite, so steps of bit depths are left out "
+            f"({self.skipped_steps} so far). Take a gamma of the order of the loss over the bits, such as 0.1.": any(
+                d.overflows for d in self._optimizers
+            ),
+            f"all channels are dead, so the network computes a constant. gamma={gamma:g} is too large, or "
+            f"bits_lr={self._lr:g}: train anew with less.": report.channels == 0 and bool(report.layers),
+            f"{names} has given bit depths gradients, but no step of it was seen, so they stay where they are. Step it "
+            f"through its own step(), or keep the optimizer that it steps in one of its attributes.": bool(waiting),
+        }
+        kinds = [kind for kind, happens in enumerate(found.values()) if happens and kind not in self._told]
+        self._told.update(kinds)
+        return [list(found)[kind] for kind in kinds]
 
     def detach(self) -> None:
         """Lets go of the user's optimizers."""

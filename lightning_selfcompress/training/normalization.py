@@ -10,6 +10,7 @@ from torch import nn
 from lightning_selfcompress.running_statistics import reestimating, with_statistics
 from lightning_selfcompress.tensors import copy_module, map_tensors, tensors_in
 from lightning_selfcompress.training.sandbox import CapturedStep, Sandbox
+from lightning_selfcompress.training.watched_steps import step_arguments
 
 _MOST = 16  # batches: the usual momentum of 0.1 averages over about 19
 _LEAST = 4
@@ -32,12 +33,12 @@ class Normalization:
         self._told = False
         self._counts = self._count(module)
 
-    def keep(self, trainer: Any, arguments: tuple[Any, ...], batch_idx: int) -> None:
+    def keep(self, trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> None:
         """Keeps the arguments of a training step that is about to run."""
         self._batch, self._is_fresh = batch_idx + 1, False
         if not self._counts:
             return
-        args = map_tensors(lambda tensor: tensor, arguments)
+        args = map_tensors(lambda tensor: tensor, step_arguments(module, batch, batch_idx))
         values = {"global_step": trainer.global_step, "current_epoch": trainer.current_epoch}
         versions = [t._version for t in tensors_in(args) if not t.is_inference()]
         self._steps.append((CapturedStep("training_step", args, {}, values), versions))

@@ -175,6 +175,26 @@ def test_shadows_pin(where, caplog):
     assert all(place in line for line in told)
 
 
+def test_late_shadow_in_a_list():
+    """Channels wait for a list of equal tensors into which weights are copied in the last epoch for the first time."""
+
+    class Late(Lit):
+        def __init__(self):
+            super().__init__()
+            self.first = [copy.deepcopy(self.net)]
+            self.drift = []
+
+        def on_train_batch_end(self, *_):
+            if self.current_epoch == 2:
+                pairs = zip(self.first[0].parameters(), self.net.parameters(), strict=True)
+                self.drift.append(sum(float((a - b).detach().square().sum()) for a, b in pairs))
+
+    model = Late()
+    fit(model)
+    assert len(model.drift) == 60
+    assert widths(model.net) == (4, 13)
+
+
 def test_copies_of_a_callback_pin():
     """A callback of the user's that keeps a deep copy and averages into it goes on."""
     import lightning.pytorch as pl
