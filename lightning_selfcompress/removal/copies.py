@@ -4,7 +4,8 @@ Code outside the watched steps updates such copies position by position. So a ch
 together, or it stays in both. A copy is found before anything is removed, by what is known of it:
 
 - A part that no step trains has the names and shapes of a part that is trained, and something writes to it. Its
-  channels are tied to those of the original.
+  channels are tied to those of the original, and its bit depths and exponents follow, if nobody else moves them:
+  code that averages ``parameters()`` does not see them.
 - Such a part had the values of the original at the start, and nothing has written to it yet. The channels of the
   original wait, since the first update may come in any epoch.
 - A tensor of a weight's shape is in a list, a dictionary or an object that a module or a callback holds, and another
@@ -26,7 +27,7 @@ from torch.optim import Optimizer
 
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.quantize.layers import COUPLING
-from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.tensors import name_of, stored_tensors
 
 Fingerprint = tuple[float, ...]
@@ -40,15 +41,18 @@ class Copies:
 
     Attributes:
         told: One sentence for each copy that was found.
+        followers: The paths of copies whose bit depths follow, and of their originals.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.told: list[str] = []
+        self.followers: dict[str, str] = {}
         self._written: set[str] = set()
         self._places: dict[str, Fingerprint] = {}  # of tensors outside, when they were seen first
         self._updated: dict[str, str] = {}  # weight -> the place of a tensor of its shape that is updated
         self._equal: dict[str, str] = {}  # weight -> the place of a tensor with the values it had at the start
         self._start = {name: _fingerprint(p) for name, p in module.named_parameters()}
+        self._depths = {p.name: _learned(p) for p in quantized_parameters(module)}
 
     def note(
         self,
@@ -121,6 +125,15 @@ class Copies:
             found |= dict.fromkeys(_numbers(channels, {weight}), place)
         return found
 
+    @torch.no_grad()
+    def follow(self, module: nn.Module) -> None:
+        """Gives copies the bit depths and exponents that their originals have now."""
+        for copied, original in self.followers.items():
+            pairs = (quantized_parameters(module.get_submodule(path)) for path in (copied, original))
+            for one, other in zip(*pairs, strict=True):
+                for own, theirs in zip(one.learned, other.learned, strict=True):
+                    own.copy_(theirs)
+
     def renew(self, module: nn.Module, names: Iterable[str]) -> None:
         """Goes on after a removal, which is no write.
 
@@ -154,6 +167,9 @@ class Copies:
             unseen=tuple(n for n in channels.unseen if n not in names),
             untouched=tuple(n for n in channels.untouched if n not in names),
         )
+        depths = [replace(p, name=name_of(copied, p.name)) for p in quantized_parameters(module.get_submodule(copied))]
+        if all(self._depths.get(p.name) == _learned(p) for p in depths):
+            self.followers[copied] = original
         return channels.tie(pairs, f"{copied!r} is a copy of it")
 
     def _say(self, sentence: str) -> None:
@@ -176,6 +192,10 @@ def _fingerprint(tensor: Tensor) -> Fingerprint:
     flat = flat.to(torch.float64 if flat.device.type == "cpu" else torch.float32)
     weights = torch.linspace(1, 2, len(flat), dtype=flat.dtype, device=flat.device)
     return tuple(torch.stack([flat.sum(), (flat * weights).sum(), flat.abs().amax()]).tolist())
+
+
+def _learned(parameter: QuantizedParameter) -> tuple[Fingerprint, ...]:
+    return tuple(_fingerprint(t) for t in parameter.learned)
 
 
 def _lookalikes(module: nn.Module, passive: set[str]) -> Iterator[tuple[str, str]]:

@@ -70,6 +70,7 @@ class RemovalSchedule:
             "left": self._fading.left.cpu() if self._fading is not None else None,
             "batches": self._batches,
             "validated": self._steps.validated,
+            "copies": dict(self._copies.followers),
         }
 
     def begin_epoch(self, module: nn.Module) -> None:
@@ -96,6 +97,7 @@ class RemovalSchedule:
         """Fades the constants of dead channels; returns whether more is known of the channels than before."""
         self._restore()
         found = self._take_note(trainer, module) if self._steps.trained else False
+        self._copies.follow(module)
         if self._fading is not None:
             self._fading.step()
         return found
@@ -254,6 +256,7 @@ class RemovalSchedule:
             return
         self._steps = WatchedSteps(module, channels)
         self._steps.validated, self._batches = state["validated"], state["batches"]
+        self._copies.followers.update(state["copies"])
         if state["left"] is not None:
             self._note_channels(module, left=state["left"])
 

@@ -143,8 +143,7 @@ def _guesses(module: nn.Module, name: str, like: CapturedStep) -> list[CapturedS
 
     batch = like.args[0] if like.args else next(iter(like.kwargs.values()), None)
     if name != "forward":
-        takes_index = "batch_idx" in signature(getattr(module, name)).parameters
-        return [step(batch, 0) if takes_index else step(batch)]
+        return [step(batch, 0) if _takes_index(getattr(module, name)) else step(batch)]
     wanted = [p for p in signature(module.forward).parameters.values() if p.default is Parameter.empty]
     wanted = [p for p in wanted if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
     if isinstance(batch, Mapping) and all(p.name in batch for p in wanted):
@@ -162,5 +161,10 @@ def _overrides(module: nn.Module, name: str) -> bool:
 
 def step_arguments(module: nn.Module, batch: Any, batch_idx: int) -> tuple[Any, ...]:
     """Returns what Lightning calls ``training_step`` with."""
-    takes_index = "batch_idx" in signature(module.training_step).parameters  # type: ignore[arg-type]
-    return (batch, batch_idx) if takes_index else (batch,)
+    return (batch, batch_idx) if _takes_index(module.training_step) else (batch,)
+
+
+def _takes_index(step: Any) -> bool:
+    """Returns whether a step takes the number of its batch, under whatever name."""
+    parameters = signature(step).parameters.values()
+    return len(parameters) > 1 or any(p.kind is Parameter.VAR_POSITIONAL for p in parameters)

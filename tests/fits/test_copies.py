@@ -71,6 +71,25 @@ def test_average_that_begins_late():
     assert widths(model.net) == (4, 13)
 
 
+class OfParameters(Averaged):
+    """Averages its parameters alone, as most code does; the depths of the average are buffers."""
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_):
+        for mean, new in zip(self.mean.parameters(), self.net.parameters(), strict=True):
+            mean.mul_(0.9).add_(new, alpha=0.1)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_depths_of_an_average_of_parameters_follow(frozen):
+    """An average of parameters alone has the bit depths of its network, and loses channels along."""
+    model = OfParameters(frozen)
+    fit(model, max_epochs=4)
+    assert shapes(model.mean) == shapes(model.net)
+    assert widths(model.net) == (4, 13)
+    assert torch.equal(model.mean[4].bit_depth, model.net[4].bit_depth)
+
+
 class Online(Lit):
     """Learns the outputs of a target network, into which its weights are copied every 45 steps."""
 
@@ -102,9 +121,8 @@ class Online(Lit):
 def test_target_network(how):
     """A target network that the step runs is synced however its module does it."""
     model = Online(how)
-    fit(model)
-    if how != "by position":  # there the depths of the target stay, so the channels stay in both
-        assert widths(model.net) == (4, 13)
+    fit(model, max_epochs=4)
+    assert widths(model.net)[0] == 4
     assert shapes(model.target) == shapes(model.net)
 
 
@@ -213,6 +231,23 @@ def test_copies_of_a_callback_pin():
     assert shapes(keeper.copied) == shapes(model.net)
 
 
+@pytest.mark.parametrize("make", [Averaged, OfParameters])
+def test_resumed_average(make, tmp_path):
+    """A run resumed from a checkpoint ends as the straight one, in the network and in its average, to the bit."""
+    torch.manual_seed(0)
+    straight = make()
+    first, second = copy.deepcopy(straight), make()
+    schedule = {**SCHEDULE, 1: {"net.0": [0]}}
+    fit(straight, schedule=schedule)
+    fit(first, schedule=schedule, max_epochs=1).save_checkpoint(tmp_path / "first.ckpt")
+    torch.manual_seed(1)
+    trainer = make_trainer(SelfCompression(gamma=0.0, bits_lr=0.0), Kill(schedule), max_epochs=3)
+    trainer.fit(second, data(torch.float32), ckpt_path=tmp_path / "first.ckpt")
+    assert shapes(second) == shapes(straight)
+    for name, t in straight.state_dict().items():
+        assert torch.equal(t, second.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("buffers", [True, False])
 def test_averaged_model(buffers):
     """Torch's AveragedModel goes on after a removal, with averaged buffers and without."""
@@ -254,18 +289,6 @@ def test_part_added_in_training():
     fit(model, schedule={0: {"net.0": [1, 4]}, 1: {"net.4": [0, 7]}})
     assert widths(model.teacher) == (4, 16)
     assert widths(model.net) == (4, 14)
-
-
-def test_resumed_average(tmp_path):
-    """A run resumed from a checkpoint has the widths of the straight one, in the network and in its average."""
-    straight, first, second = Averaged(), Averaged(), Averaged()
-    schedule = {**SCHEDULE, 1: {"net.0": [0]}}
-    fit(straight, schedule=schedule)
-    fit(first, schedule=schedule, max_epochs=1).save_checkpoint(tmp_path / "first.ckpt")
-    torch.manual_seed(1)
-    trainer = make_trainer(SelfCompression(gamma=0.0, bits_lr=0.0), Kill(schedule), max_epochs=3)
-    trainer.fit(second, data(torch.float32), ckpt_path=tmp_path / "first.ckpt")
-    assert shapes(second) == shapes(straight)
 
 
 @pytest.mark.parametrize("run", [True, False])
