@@ -45,6 +45,7 @@ class Role(Enum):
 class _Output:
     role: Role
     value: Tensor
+    has_gradient: bool = False
 
 
 class Trial:
@@ -89,7 +90,6 @@ class _Run:
 
     def __init__(self, model: nn.Module, step: Replay, *, evaluates: bool) -> None:
         self._model, self._step, self._evaluates = model, step.run, evaluates
-        self._has_loss = not step.evaluates
         self._gradients: dict[str, Tensor] | None = None
         self._repeats: list[bool] | None = None
         on_cpu = all(t.device.type == "cpu" for t in stored_tensors(model).values())
@@ -107,9 +107,9 @@ class _Run:
     def holds(self, edits: Sequence[Edit]) -> bool:
         """Returns whether the outputs are the same after a removal.
 
-        A loss of training may change by a penalty on the removed weights. If only such numbers differ, the removal
-        holds if the gradients of all remaining entries are the same. Numbers that differ without a removal as well,
-        such as a duration, are not compared.
+        A loss may change by a penalty on the removed weights. If only losses differ, and numbers that are equal to one,
+        the removal holds if the gradients of all remaining entries are the same. Numbers that differ without a removal
+        as well, such as a duration, are not compared.
         """
         outputs = self._run(edits)
         if len(outputs) != len(self._outputs):
@@ -123,8 +123,9 @@ class _Run:
         other = [
             o for o, equal, repeats in zip(self._outputs, same, self._repeats, strict=True) if repeats and not equal
         ]
-        losses = all(one.role is Role.RETURNED and one.value.numel() == 1 for one in other)
-        return not other or (losses and self._has_loss and self._trains_alike(edits))
+        losses = [one.value for one in self._outputs if one.has_gradient and one.value.numel() == 1]
+        are_losses = all(one.role is Role.RETURNED and _is_among(one.value, losses) for one in other)
+        return not other or (are_losses and self._trains_alike(edits))
 
     def _copy(self, edits: Sequence[Edit]) -> nn.Module:
         copied = copy_module(self._model).to(self._dtype)
@@ -143,7 +144,8 @@ class _Run:
             child.register_forward_hook(record(Role.HIDDEN))
         net.register_forward_hook(record(Role.FINAL))
         with uncompiled(), repeatable(), torch.enable_grad():
-            seen.extend(_Output(Role.RETURNED, t.detach()) for t in _numbers(self._step(net, self._dtype)))
+            returned = _numbers(self._step(net, self._dtype))
+            seen.extend(_Output(Role.RETURNED, t.detach(), t.requires_grad) for t in returned)
         return seen
 
     def _same(self, one: _Output, other: Tensor) -> bool:
@@ -175,6 +177,11 @@ class _Run:
             gradients = _gradients(losses, [*learning.values()])
         pairs = zip(learning, gradients, strict=False)
         return {name: gradient for name, gradient in pairs if gradient is not None}
+
+
+def _is_among(number: Tensor, losses: Sequence[Tensor]) -> bool:
+    """Returns whether a number is one of some losses, or the same as one, logged without its graph."""
+    return number.numel() == 1 and any(abs(float(number) - float(loss)) <= 1e-5 * abs(float(loss)) for loss in losses)
 
 
 def _gradients(losses: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

@@ -162,11 +162,11 @@ def sandboxed_class(module_class: type[nn.Module]) -> type[nn.Module]:
         return Nothing()
 
     def note(self: Any, name: str, value: Any, *_: Any, **__: Any) -> None:
-        self._logged.extend(t.detach() for t in _as_tensors(value))
+        self._logged.extend(_as_tensors(value))
 
     def note_all(self: Any, values: Mapping[str, Any], *_: Any, **__: Any) -> None:
         for value in values.values():
-            self._logged.extend(t.detach() for t in _as_tensors(value))
+            self._logged.extend(_as_tensors(value))
 
     def backward(self: Any, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if loss.requires_grad:
