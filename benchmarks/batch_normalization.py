@@ -143,7 +143,7 @@ def main() -> None:
                 arguments = {"gamma": options.gamma, "bits_lr": options.bits_lr, "cooldown": 0.8 if decays else 0.0}
                 models = {"float": train(name, seed, options.epochs, decays=decays, callbacks=[])}
                 for kind in ("without", "with"):
-                    Normalization.refresh = refresh if kind == "with" else lambda *_: None  # type: ignore[assignment]
+                    Normalization.refresh = refresh if kind == "with" else lambda *_: None  # type: ignore[method-assign]
                     callbacks: list[pl.Callback] = [SelfCompression(**arguments)]
                     models[kind] = train(name, seed, options.epochs, decays=decays, callbacks=callbacks)
                 pairs = zip(models["with"].parameters(), models["without"].parameters(), strict=True)

@@ -181,7 +181,12 @@ def test_validation_keeps_its_numbers(make, caplog):
         assert any("dead in net.4 stay" in r.getMessage() for r in caplog.records)
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+EVERY_THIRD = sorted(ZOO)[::3]
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in EVERY_THIRD else pytest.param(n, marks=pytest.mark.nightly) for n in sorted(ZOO)]
+)
 def test_validation_of_the_zoo(name):
     """A fit at learning rate 0 ends with the same validation metrics whether or not channels are removed."""
     entry = ZOO[name]
@@ -313,9 +318,9 @@ class Turns(Lit):
 @pytest.mark.parametrize(
     ("turn", "every"),
     [
-        ("the batch", 2),
+        pytest.param("the batch", 2, marks=pytest.mark.nightly),
         ("the batch", 3),
-        ("the step", 2),
+        pytest.param("the step", 2, marks=pytest.mark.nightly),
         ("the step", 5),
         ("a counter", 3),
         ("chance", 2),
