@@ -105,7 +105,8 @@ class RemovalSchedule:
     def close(self) -> None:
         """Gives the module its own steps back and forgets the captured batches."""
         self._restore()
-        self._steps = WatchedSteps(nn.Module(), self.channels)
+        kept = WatchedSteps(nn.Module(), self.channels)  # what a checkpoint holds of the steps
+        kept.validated, self._steps = self._steps.validated, kept
 
     def is_due(self, epoch: int) -> bool:
         """Whether channels are to be removed at the end of an epoch; without a batch as proof the next one makes up."""
