@@ -221,6 +221,8 @@ class SelfCompression(pl.Callback):
     ) -> None:
         """Fades what is dead, and logs the size when the loggers are due."""
         assert self._depths is not None
+        for layer in self._layers if batch_idx == 0 else ():
+            layer.pristine = False  # of frozen layers too, whose weights no gradient reaches
         if self._removal is not None and self._removal.after_batch(trainer, pl_module):
             self._depths.resize()
         if pl_module.automatic_optimization and accumulates(trainer):

@@ -1,7 +1,8 @@
 """Channels: the entries of a network's tensors that live and die together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -123,12 +124,12 @@ class Channels:
             pairs: The names of two tensors each, whose entries at equal positions live and die together.
             reason: Why a channel is pinned that is tied to an entry without a channel.
         """
-        starts = {(slot.name, slot.dim): slot for slot in self.slots}
+        slots = self._slots_by_name
         tied = [
-            (slot.atoms, starts[other, slot.dim].atoms)
+            (a.atoms, b.atoms)
             for one, other in pairs
-            for slot in self.slots
-            if slot.name == one and (other, slot.dim) in starts and slot.size == starts[other, slot.dim].size
+            for a, b in zip(slots.get(one, ()), slots.get(other, ()), strict=False)
+            if a.size == b.size
         ]
         if not tied:
             return self
@@ -144,14 +145,28 @@ class Channels:
                 pinned.setdefault(int(first[number]), reason)
         return replace(self, group=first[self.group], pinned=pinned)
 
+    def of_tensors(self, names: Iterable[str]) -> list[int]:
+        """Returns the channels of some tensors, along all their dimensions, ascending."""
+        slots = (slot for name in names for slot in self._slots_by_name.get(name, ()))
+        found = {number for slot in slots for number in np.unique(self.group[slot.atoms]).tolist()}
+        return sorted(found - {0})
+
+    @cached_property
+    def _slots_by_name(self) -> dict[str, list[Slot]]:
+        """The slots of each tensor, one for each dimension."""
+        found: dict[str, list[Slot]] = {}
+        for slot in self.slots:
+            found.setdefault(slot.name, []).append(slot)
+        return found
+
     def of(self, name: str, dim: int) -> NDArray[np.int64]:
         """Returns the channel of each position along a dimension of a tensor.
 
         Raises:
             KeyError: If there is no slot for the dimension.
         """
-        for slot in self.slots:
-            if (slot.name, slot.dim) == (name, dim):
+        for slot in self._slots_by_name.get(name, ()):
+            if slot.dim == dim:
                 return self.group[slot.atoms]
         raise KeyError(f"Expected a dimension of a stored tensor, got {name!r}, {dim}.")
 

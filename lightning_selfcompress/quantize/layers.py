@@ -195,8 +195,8 @@ class Quantized(nn.Module):
             self._heed_writes(name, kept)
         self._quantized_values.clear()
 
-    def _heed_writes(self, name: str, kept: "_Cached") -> bool:
-        """Takes over what was written into a cached weight, or warns that it is lost; returns whether it was taken."""
+    def _heed_writes(self, name: str, kept: "_Cached") -> None:
+        """Takes over what was written into a cached weight, or warns that it is lost."""
         written = kept.stamp[0] != kept.value._version
         if self.pristine and all(a is b for a, b in zip(kept.inputs, self._inputs(name), strict=True)):
             value, _ = self._quantize(kept.inputs, self._quantized[name].axis)  # a write by `.data` has no version
@@ -204,14 +204,12 @@ class Quantized(nn.Module):
                 with torch.no_grad():
                     self.latent(name).copy_(kept.value)
                 self.calibrate(name)
-                return True
         elif written:
             warnings.warn(
                 f"Something wrote into the quantized {name!r} of {type(self).__name__}, which is computed: the "
                 f"values are lost. Write into layer.latent({name!r}).",
                 stacklevel=5,
             )
-        return False
 
     def _inputs(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         return (self.latent(name), *self.learned(name))

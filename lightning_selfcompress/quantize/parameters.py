@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_selfcompress.quantize.layers import Quantized, QuantizedSpec
+from lightning_selfcompress.quantize.layers import COUPLING, Quantized, QuantizedSpec
 from lightning_selfcompress.tensors import name_of
 
 
@@ -82,6 +83,17 @@ def weight_name_of(depth_name: str) -> str | None:
     if name == "bit_depth":
         return f"{path}{dot}weight"
     return depth_name.removesuffix("_bit_depth") if name.endswith("_bit_depth") else None
+
+
+_OF_THE_LIBRARIES = frozenset(vars(nn.Module())) | {"_quantized", "_quantized_values", COUPLING, "_trainer", "_fabric"}
+
+
+def attributes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yields the names and values of the attributes that a module's own code has set.
+
+    Parameters, buffers, children and hooks are left out, and so is what a quantized layer and Lightning keep in it.
+    """
+    return ((name, value) for name, value in vars(module).items() if name not in _OF_THE_LIBRARIES)
 
 
 def learned_tensors(model: nn.Module) -> dict[int, Tensor]:

@@ -20,14 +20,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_selfcompress.channels.channels import Channels
-from lightning_selfcompress.quantize.layers import COUPLING
-from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, attributes_of, quantized_parameters
 from lightning_selfcompress.tensors import name_of, stored_tensors
 
 Fingerprint = tuple[float, ...]
@@ -59,7 +57,7 @@ class Copies:
         module: nn.Module,
         channels: Channels,
         others: Iterable[tuple[str, Any]] = (),
-        followers: Iterable[nn.Module] = (),
+        averages: Iterable[nn.Module] = (),
     ) -> Channels:
         """Returns the channels with those of copies tied to those of their originals, or pinned.
 
@@ -67,15 +65,15 @@ class Copies:
             module: The module, with the parameters that it had at the start and perhaps more.
             channels: Its channels.
             others: Objects outside the module that may hold copies, such as callbacks, each with its name.
-            followers: Copies that are known to lose channels along.
+            averages: Copies outside that are known to lose channels along.
         """
         for name, p in module.named_parameters():
             self._start.setdefault(name, _fingerprint(p))  # of a module that was added since
         for copied, original in _lookalikes(module, set(channels.passive)):
             if self._is_written(module, copied):
                 channels = self._tie(module, channels, copied, original)
-        for name, where in self._shadows(module, channels, others, followers).items():
-            numbers = _numbers(channels, {name})
+        for name, where in self._shadows(module, channels, others, averages).items():
+            numbers = channels.of_tensors({name})
             channels = channels.pin(numbers, f"{where!r} holds a tensor of its shape")
         return channels
 
@@ -84,34 +82,30 @@ class Copies:
         module: nn.Module,
         channels: Channels,
         others: Iterable[tuple[str, Any]],
-        followers: Iterable[nn.Module],
+        averages: Iterable[nn.Module],
     ) -> dict[str, str]:
         """Returns the weights of whose shape somebody updates another tensor, each with where that is."""
         weights: dict[tuple[int, ...], list[str]] = {}
         for p in quantized_parameters(module):
             if p.latent.requires_grad and p.latent.dim() > 1:
                 weights.setdefault(tuple(p.latent.shape), []).append(p.name)
-        own = {id(m) for net in (module, *followers) for m in net.modules()}
+        own = {id(m) for net in (module, *averages) for m in net.modules()}
         own |= {id(t) for t in stored_tensors(module).values()}
         found: dict[str, str] = {}
         for where, buffer in ((n, b) for n, b in module.named_buffers() if tuple(b.shape) in weights):
             for weight in weights[tuple(buffer.shape)]:
                 if not all(_same(channels, weight, where, dim) for dim in range(2)):  # as it is for a mask
                     found[weight] = where
-        held = [
-            (name_of(path, name), value)
-            for path, m in module.named_modules()
-            for name, value in vars(m).items()
-            if name not in _OF_MODULES
-        ]
-        others = list(others)
-        names = tuple(name for name, _ in others)
-        for place, tensor in _held([*held, *others], own):
+        held = [(name_of(path, name), value) for path, m in module.named_modules() for name, value in attributes_of(m)]
+        for place, tensor, is_own in (
+            *((place, tensor, True) for place, tensor in _held(held, own)),
+            *((place, tensor, False) for place, tensor in _held(others, own)),
+        ):
             for weight in weights.get(tuple(tensor.shape), ()):
                 now = _fingerprint(tensor)
                 if self._places.setdefault(place, now) != now:
                     self._updated[weight] = place
-                elif now == self._start[weight] and not place.startswith(names):  # callbacks keep records
+                elif is_own and now == self._start[weight]:  # what callbacks keep of the start are records
                     self._equal[weight] = place
         return found | self._updated
 
@@ -122,19 +116,28 @@ class Copies:
             names = [name for name, _ in module.get_submodule(copied).named_parameters()]
             pairs = [(name_of(copied, name), name_of(original, name)) for name in names]
             if not self._is_written(module, copied) and all(self._start[a] == self._start[b] for a, b in pairs):
-                found |= dict.fromkeys(_numbers(channels, {name for pair in pairs for name in pair}), copied)
+                found |= dict.fromkeys(channels.of_tensors({name for pair in pairs for name in pair}), copied)
         for weight, place in self._equal.items():
-            found |= dict.fromkeys(_numbers(channels, {weight}), place)
+            found |= dict.fromkeys(channels.of_tensors({weight}), place)
         return found
 
     @torch.no_grad()
     def follow(self, module: nn.Module) -> None:
-        """Gives copies the bit depths and exponents that their originals have now."""
-        for copied, original in self.followers.items():
-            pairs = (quantized_parameters(module.get_submodule(path)) for path in (copied, original))
-            for one, other in zip(*pairs, strict=True):
-                for own, theirs in zip(one.learned, other.learned, strict=True):
-                    own.copy_(theirs)
+        """Gives copies the bit depths and exponents that their originals have now.
+
+        A copy follows no longer once it, or its original, is gone or has other shapes.
+        """
+        if not self.followers:
+            return
+        parts = dict(module.named_modules())
+        for copied, original in list(self.followers.items()):
+            one, other = (list(quantized_parameters(parts[p])) if p in parts else [] for p in (copied, original))
+            tensors = [[t for p in weights for t in p.learned] for weights in (one, other)]
+            if [t.shape for t in tensors[0]] != [t.shape for t in tensors[1]]:
+                del self.followers[copied]
+                continue
+            for own, theirs in zip(*tensors, strict=True):
+                own.copy_(theirs)
 
     def renew(self, module: nn.Module, names: Iterable[str]) -> None:
         """Goes on after a removal, which is no write.
@@ -161,7 +164,7 @@ class Copies:
         known = {slot.name for slot in channels.slots}
         if own != other or not known.issuperset(name for pair in pairs for name in pair):
             self._say(f"{copied!r} is a copy of {original!r} in float, so the channels of {original!r} stay.")
-            return channels.pin(_numbers(channels, {b for _, b in pairs}), f"{copied!r} is a copy of it in float")
+            return channels.pin(channels.of_tensors({b for _, b in pairs}), f"{copied!r} is a copy of it in float")
         self._say(f"{copied!r} is a copy of {original!r}: channels stay in both until they are dead in both.")
         names = {a for a, _ in pairs}  # what is known of the original holds for its copy as well
         channels = replace(
@@ -177,12 +180,6 @@ class Copies:
     def _say(self, sentence: str) -> None:
         if sentence not in self.told:
             self.told.append(sentence)
-
-
-def _numbers(channels: Channels, names: set[str]) -> list[int]:
-    """Returns the channels of some tensors."""
-    found = {int(n) for slot in channels.slots if slot.name in names for n in np.unique(channels.group[slot.atoms])}
-    return sorted(found - {0})
 
 
 @torch.no_grad()
@@ -231,13 +228,6 @@ def _same(channels: Channels, one: str, other: str, dim: int) -> bool:
     return bool((channels.of(one, dim) == channels.of(other, dim)).all())
 
 
-_OF_MODULES = frozenset(vars(nn.Module()).keys()) | {
-    "_quantized_values",
-    "_quantized",
-    COUPLING,
-    "_trainer",
-    "_fabric",
-}
 _LONG = 10_000  # items: a container of more holds data
 
 

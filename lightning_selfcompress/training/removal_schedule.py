@@ -16,6 +16,7 @@ from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
 from lightning_selfcompress.removal.plan import RemovalPlan, narrow, plan_removal
 from lightning_selfcompress.removal.surgery import Shrunk, remove
 from lightning_selfcompress.size.coupling import couple
+from lightning_selfcompress.tensors import is_a
 from lightning_selfcompress.training.intercept import intercept
 from lightning_selfcompress.training.lightning_private import averaged_models
 from lightning_selfcompress.training.sandbox import Sandbox, proves_nothing
@@ -138,9 +139,9 @@ class RemovalSchedule:
         plan, self._steps.channels = trainer.strategy.broadcast((plan, self.channels))
         self._tell(plan, trainer.current_epoch)
         copies = list(averaged_models(trainer.callbacks))
+        if self._fading is not None:  # what was refuted neither fades nor pays; other processes take up the numbers
+            self._note_channels(module, copies)
         if not plan:
-            if self._fading is not None:  # what was refuted neither fades nor pays
-                self._note_channels(module, copies)
             return []
         with unwrapped(trainer.strategy, module):
             shrunk = self._apply(plan, module, copies)
@@ -178,7 +179,7 @@ class RemovalSchedule:
             for n, path in self._copies.waiting(module, channels).items():
                 waiting[n] = f"{path!r} has the same values and may be updated from it"
         plan = plan_removal(module, channels, round_to=self._round_to, waiting=waiting)
-        if plan and _validates(trainer) and not self._steps.validated:
+        if plan and trainer.enable_validation and not self._steps.validated:
             return narrow(module, channels, plan, (), "the first validation, which may use it, is still to come")
         proved, self._steps.channels = prove(module, channels, plan, self._steps.replays(sandbox) if plan else ())
         if plan and not proved:
@@ -199,13 +200,19 @@ class RemovalSchedule:
 
     def _take_note(self, trainer: Any, module: nn.Module, *, again: bool = False) -> bool:
         """Adds what is known of copies, and has fading and the size go by it; returns whether anything is new."""
-        averaged = list(averaged_models(trainer.callbacks))
-        if self.channels is not None and (again or self.channels is not self._noted):
-            others = [(type(c).__name__, c) for c in trainer.callbacks if c.__class__.__name__ != "SelfCompression"]
-            self._steps.channels = self._copies.note(module, self.channels, others, averaged)
-        if self.channels is None or not self.channels.differs_from(self._noted):
-            self._noted = self.channels if self._noted is None else self._noted
+        if self.channels is None or (self.channels is self._noted and not again):
             return False
+        averaged = list(averaged_models(trainer.callbacks))
+        others = [
+            (f"{type(callback).__name__} (callback {i})", callback)
+            for i, callback in enumerate(trainer.callbacks)
+            if not is_a(callback, "SelfCompression")
+        ]
+        channels = self._copies.note(module, self.channels, others, averaged)
+        if not channels.differs_from(self._noted):
+            self._steps.channels = self._noted  # so that the next batch sees at once that nothing is new
+            return False
+        self._steps.channels = channels
         self._note_channels(module, averaged)
         for sentence in self._copies.told:
             if sentence not in self._told:
@@ -279,8 +286,3 @@ def _is_last_epoch(trainer: Any) -> bool:
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         return bool(trainer.current_epoch + 1 >= trainer.max_epochs)
     return bool(trainer.max_steps <= 0 and trainer.current_epoch + 1 >= _PATIENCE)
-
-
-def _validates(trainer: Any) -> bool:
-    """Whether the training validates, now or in a later epoch."""
-    return bool(trainer.enable_validation)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_selfcompress import SelfCompression
+from lightning_selfcompress.removal.copies import Copies
 
 SCHEDULE = {0: {"net.0": [1, 4], "net.4": [0, 7, 15]}}
 
@@ -88,6 +89,41 @@ def test_depths_of_an_average_of_parameters_follow(frozen):
     assert shapes(model.mean) == shapes(model.net)
     assert widths(model.net) == (4, 13)
     assert torch.equal(model.mean[4].bit_depth, model.net[4].bit_depth)
+
+
+@pytest.mark.parametrize("how", ["gone", "of the first width"])
+def test_average_that_leaves(how):
+    """A fit goes on whose average is taken away while it trains, or gets a state of another width."""
+
+    class Leaves(OfParameters):
+        def __init__(self):
+            super().__init__()
+            self.first = None
+
+        def on_train_batch_end(self, *args):
+            if self.current_epoch < 2:
+                super().on_train_batch_end(*args)
+            if self.global_step == 1:
+                self.first = {name: t.clone() for name, t in self.mean.state_dict().items()}
+            if self.current_epoch == 2 and self.mean is not None:
+                if how == "gone":
+                    self.mean = None
+                else:
+                    self.mean.load_state_dict(self.first)
+
+    model = Leaves()
+    fit(model, max_epochs=4)
+    assert widths(model.net) == (4, 13)
+    assert model.mean is None or widths(model.mean) == (6, 16)
+
+
+def test_copies_are_looked_for_where_something_is_new(monkeypatch):
+    """Batches that show nothing new cost no search for copies: it comes with watched steps and removals alone."""
+    calls = []
+    note = Copies.note
+    monkeypatch.setattr(Copies, "note", lambda self, *args: calls.append(1) or note(self, *args))
+    fit(Averaged())
+    assert 3 <= len(calls) <= 9 + 3 + 4  # of 180 batches: nine of the first epoch are watched, and three later
 
 
 class Online(Lit):

@@ -222,3 +222,23 @@ def test_initialization_of_a_resumed_fit_is_lost_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match=r"wrote into the quantized 'weight'.*latent"):
         trainer.fit(second, batches(), ckpt_path=tmp_path / "end.ckpt")
     assert float(second.net[4].weight.detach().abs().mean()) < 0.5
+
+
+def test_writes_into_frozen_weights_after_training_began():
+    """Once a batch was trained, a write into a frozen weight is lost with a warning as into any other."""
+
+    class Frozen(Lit):
+        def __init__(self):
+            super().__init__()
+            self.net[0].requires_grad_(False)
+
+        def on_train_epoch_start(self):
+            if self.current_epoch == 1:
+                nn.init.ones_(self.net[0].weight)
+
+    model = Frozen()
+    before = model.net[0].weight.detach().clone()
+    trainer = make_trainer(SelfCompression(gamma=1.0, bits_lr=0.03), max_epochs=2)
+    with pytest.warns(UserWarning, match=r"wrote into the quantized 'weight'.*latent"):
+        trainer.fit(model, batches())
+    assert torch.equal(model.net[0].latent("weight"), before)
