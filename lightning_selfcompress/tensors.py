@@ -37,6 +37,25 @@ def base_named(kind: type, class_name: str) -> type | None:
     return next((base for base in kind.__mro__ if base.__name__ == class_name), None)
 
 
+def put_on(thing: Any, name: str, value: Any) -> Callable[[], None]:
+    """Sets an attribute of one object, past its class; returns a function that takes it off again.
+
+    Args:
+        thing: Any object with a ``__dict__``.
+        name: Name of the attribute, mostly of a method.
+        value: Its value until the returned function is called.
+    """
+    own = vars(thing)
+    earlier = {name: own[name]} if name in own else {}
+    own[name] = value
+
+    def take_off() -> None:
+        own.pop(name, None)
+        own.update(earlier)
+
+    return take_off
+
+
 def is_bare_norm(module: nn.Module) -> bool:
     """Returns whether a module is a normalization layer without tensors, so that only an attribute holds its size."""
     return isinstance(module, NORMS) and not any(True for _ in own_tensors(module))

@@ -17,9 +17,9 @@ from lightning_selfcompress.channels.channels import Channels, Slot
 from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled, unfused, unwatched
 from lightning_selfcompress.channels.optimizer_steps import OptimizerSteps
 from lightning_selfcompress.channels.rules import RULES, moves, pointwise, products
-from lightning_selfcompress.quantize.layers import COUPLING, Quantized, reading_through
-from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
-from lightning_selfcompress.tensors import is_bare_norm, name_of, size_attribute, stored_tensors, tensors_in
+from lightning_selfcompress.quantize.layers import Quantized, reading_through
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, attributes_of, quantized_parameters
+from lightning_selfcompress.tensors import is_bare_norm, name_of, put_on, size_attribute, stored_tensors, tensors_in
 
 _ADDING = frozenset({"add", "sub", "stack", "cat"})  # the operations that add a penalty to the loss
 
@@ -28,9 +28,6 @@ _COPIES = frozenset({"_to_copy", "clone", "detach", "alias"})
 
 
 _BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers"}  # hooks and the like, which hold no tensors
-
-
-_OF_LAYERS = frozenset({"_parameters", "_buffers", "_quantized_values", "_quantized", COUPLING})
 
 
 _LAYOUT = "_selfcompress_layout"  # the attribute of a tensor that holds its layout; an id would be reused
@@ -141,10 +138,9 @@ class Watcher:
     def _pin_kept(self) -> None:
         """Pins what modules keep of the step in their attributes, for nobody knows what they do with it later."""
         for path, module in self.model.named_modules():
-            for name, value in vars(module).items():
-                if name not in _BOOKKEEPING and name not in _OF_LAYERS:
-                    kept = [t for t in tensors_in(value) if id(t) not in self._stored]
-                    self.pin_outputs(kept, f"{name_of(path, name)!r} keeps it after the step")
+            for name, value in attributes_of(module):
+                kept = [t for t in tensors_in(value) if id(t) not in self._stored]
+                self.pin_outputs(kept, f"{name_of(path, name)!r} keeps it after the step")
 
     def _name_atoms(self) -> None:
         weights = list(quantized_parameters(self.model))
@@ -226,7 +222,7 @@ class Watcher:
     @contextmanager
     def _outputs_pinned(self) -> Iterator[None]:
         """Pins what ``forward`` of the network returns, whether the network or its ``forward`` is called."""
-        forward, earlier = self.model.forward, self.model.__dict__.get("forward")
+        forward = self.model.forward
 
         @wraps(forward)
         def pinning(*args: Any, **kwargs: Any) -> Any:
@@ -235,13 +231,11 @@ class Watcher:
             self.pin_outputs(outputs, "it is an output of the network")
             return outputs
 
-        self.model.__dict__["forward"] = pinning
+        take_off = put_on(self.model, "forward", pinning)
         try:
             yield
         finally:
-            del self.model.__dict__["forward"]
-            if earlier is not None:
-                self.model.__dict__["forward"] = earlier
+            take_off()
 
     def _tie_size(self, module: nn.Module, args: Any) -> None:
         """Ties the size of a normalization layer without tensors to the channels of its input."""

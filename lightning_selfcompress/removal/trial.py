@@ -143,7 +143,7 @@ class _Run:
         for child in net.children():
             child.register_forward_hook(record(Role.HIDDEN))
         net.register_forward_hook(record(Role.FINAL))
-        with uncompiled(), repeatable(), torch.enable_grad():
+        with uncompiled(), _repeatable(), torch.enable_grad():
             returned = _numbers(self._step(net, self._dtype))
             seen.extend(_Output(Role.RETURNED, t.detach(), t.requires_grad) for t in returned)
         return seen
@@ -171,7 +171,7 @@ class _Run:
     def _gradients_of(self, edits: Sequence[Edit]) -> dict[str, Tensor]:
         """Returns the gradients of the losses that the step returns, by name; none without a loss."""
         net = self._copy(edits)
-        with uncompiled(), repeatable(), torch.enable_grad():
+        with uncompiled(), _repeatable(), torch.enable_grad():
             losses = [t for t in _numbers(self._step(net, self._dtype)) if t.numel() == 1 and t.requires_grad]
             learning = {name: t for name, t in stored_tensors(net).items() if t.requires_grad}
             gradients = _gradients(losses, [*learning.values()])
@@ -195,18 +195,25 @@ def _numbers(value: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def repeatable() -> Iterator[None]:
-    """Makes random numbers the same in every run and for all shapes; restores the states of the generators."""
+def random_states_kept() -> Iterator[None]:
+    """Restores the states of the random generators of Python, NumPy and torch after this context."""
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(), _Constant():  # type: ignore[no-untyped-call]
-        torch.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)
+    with torch.random.fork_rng():
         try:
             yield
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Makes random numbers the same in every run and for all shapes."""
+    with random_states_kept(), _Constant():  # type: ignore[no-untyped-call]
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        yield
 
 
 class _Constant(TorchDispatchMode):

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
 from lightning_selfcompress.removal.surgery import Shrunk
 from lightning_selfcompress.size.price import ModelSize
+from lightning_selfcompress.tensors import put_on
 
 
 def cooldown_factor(progress: float, share: float) -> float:
@@ -87,27 +88,20 @@ class DepthOptimizer:
         self._handles: list[RemovableHandle] = []
         self._held: tuple[tuple[int, ...], set[int]] = (), set()
         self.stepped = self.reached = self.overflows = False
-        self._replaced: list[Any] = []
+        self._take_off: list[Callable[[], None]] = []
 
     def attach(self) -> None:
         """Steps and clears along with the user's optimizer from now on."""
         self._handles = [
             o.register_step_post_hook(self._after_step) for o in (self.owner, *inner_optimizers(self.owner))
         ]
-        self._replaced = [face.__dict__.get("zero_grad") for face in self._faces]
-        for face in self._faces:
-            face.zero_grad = self._and_depths(face.zero_grad)
+        self._take_off = [put_on(face, "zero_grad", self._and_depths(face.zero_grad)) for face in self._faces]
 
     def detach(self) -> None:
         """Undoes :meth:`attach`."""
-        if self._handles:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = []
-            for face, replaced in zip(self._faces, self._replaced, strict=True):
-                del face.zero_grad  # the attribute of the instance; the method of its class shows again
-                if replaced is not None:
-                    face.zero_grad = replaced
+        for undo in (*(handle.remove for handle in self._handles), *self._take_off):
+            undo()
+        self._handles, self._take_off = [], []
 
     def set_lr(self, lr: float) -> None:
         """Sets the learning rate of the steps to come; no effect where it was 0 from the start."""

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_selfcompress.tensors import base_named, put_on
+
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -20,21 +22,25 @@ def intercept(module: nn.Module, name: str, around: Around) -> Callable[[], None
     Returns:
         A function that takes the interception back if the method was not called.
     """
-    method, earlier = getattr(module, name), module.__dict__.get(name)
+    method = getattr(module, name)
     waits = True
 
     def restore() -> None:
         nonlocal waits
         if waits:
             waits = False
-            module.__dict__.pop(name, None)
-            if earlier is not None:
-                module.__dict__[name] = earlier
+            take_off()
 
     @wraps(method)
     def intercepted(*args: Any, **kwargs: Any) -> Any:
         restore()
         return around(method, args, kwargs)
 
-    module.__dict__[name] = intercepted
+    take_off = put_on(module, name, intercepted)
     return restore
+
+
+def overrides(module: nn.Module, name: str) -> bool:
+    """Returns whether a module defines a method of LightningModule itself; two packages have such a class."""
+    base = base_named(type(module), "LightningModule")
+    return name in module.__dict__ or getattr(type(module), name) is not getattr(base, name)

@@ -12,7 +12,8 @@ from lightning_selfcompress.quantize.convert import as_float, convert, revert
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.quantize.registry import supported_types
-from lightning_selfcompress.tensors import base_named
+from lightning_selfcompress.tensors import put_on
+from lightning_selfcompress.training.intercept import overrides
 from lightning_selfcompress.training.lightning_private import averaged_models
 from lightning_selfcompress.training.strategies import (
     agree_on_depths,
@@ -39,7 +40,7 @@ class ModuleSetup:
 
     def __init__(self, trainer: Any, *, initial_bits: float, skip: Sequence[type[nn.Module] | str]) -> None:
         self._trainer, self._initial_bits, self._skip = trainer, initial_bits, skip
-        self._wrapped: dict[str, Any] = {}
+        self._wrapped: dict[str, Callable[[], None]] = {}  # name of a method -> what gives it back
         self._uncalibrated: dict[int, QuantizedParameter] = {}
         self._was_float = True
 
@@ -54,7 +55,7 @@ class ModuleSetup:
             ValueError: If there is nothing to convert, and the module builds nothing itself.
         """
         self._was_float = not any(isinstance(layer, Quantized) for layer in module.modules())
-        builders = [name for name in _BUILDERS if _overrides(module, name)]
+        builders = [name for name in _BUILDERS if overrides(module, name)]
         self.convert(module, complete=training and not builders)
         for name in builders:
             self._wrap(module, name, self._then_convert)
@@ -128,16 +129,13 @@ class ModuleSetup:
 
     def unwrap(self, module: nn.Module) -> None:
         """Gives the module its own methods back."""
-        for name, earlier in self._wrapped.items():
-            del module.__dict__[name]
-            if earlier is not None:
-                module.__dict__[name] = earlier
+        for give_back in self._wrapped.values():
+            give_back()
         self._wrapped.clear()
 
     def _wrap(self, module: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
         if name not in self._wrapped:
-            self._wrapped[name] = module.__dict__.get(name)
-            module.__dict__[name] = wrapper(module, getattr(module, name))
+            self._wrapped[name] = put_on(module, name, wrapper(module, getattr(module, name)))
 
     def _then_convert(self, module: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
@@ -150,12 +148,6 @@ class ModuleSetup:
             return result
 
         return wrapped
-
-
-def _overrides(module: nn.Module, name: str) -> bool:
-    """Whether a module defines a hook of LightningModule itself, whichever of the two packages that class is from."""
-    base = base_named(type(module), "LightningModule")
-    return name in module.__dict__ or getattr(type(module), name) is not getattr(base, name)
 
 
 def _in_float(module: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_selfcompress.running_statistics import reestimating, with_statistics
-from lightning_selfcompress.tensors import copy_module, map_tensors, tensors_in
+from lightning_selfcompress.tensors import copy_module, tensors_in
 from lightning_selfcompress.training.sandbox import CapturedStep, Sandbox
 from lightning_selfcompress.training.watched_steps import step_arguments
 
@@ -38,10 +38,8 @@ class Normalization:
         self._batch, self._is_fresh = batch_idx + 1, False
         if not self._counts:
             return
-        args = map_tensors(lambda tensor: tensor, step_arguments(module, batch, batch_idx))
-        values = {"global_step": trainer.global_step, "current_epoch": trainer.current_epoch}
-        versions = [t._version for t in tensors_in(args) if not t.is_inference()]
-        self._steps.append((CapturedStep("training_step", args, {}, values), versions))
+        step = CapturedStep.of_batch(trainer, "training_step", step_arguments(module, batch, batch_idx), {})
+        self._steps.append((step, _versions(step)))
         while len(self._steps) > 1 and sum(t.nbytes for s, _ in self._steps for t in tensors_in(s.args)) > _NBYTES:
             self._steps.popleft()
 
@@ -100,11 +98,7 @@ def _versions(step: CapturedStep) -> list[int]:
 
 @torch.no_grad()
 def _take_over(module: nn.Module, copied: nn.Module, paths: list[str]) -> None:
-    there = with_statistics(copied)
-    for name, layer in with_statistics(module).items():
-        if name in paths:
-            for own, other in (
-                (layer.running_mean, there[name].running_mean),
-                (layer.running_var, there[name].running_var),
-            ):
-                own.copy_(other)  # type: ignore[union-attr, arg-type]
+    own, there = with_statistics(module), with_statistics(copied)
+    for path in paths:
+        for statistic in ("running_mean", "running_var"):
+            getattr(own[path], statistic).copy_(getattr(there[path], statistic))

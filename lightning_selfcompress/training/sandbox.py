@@ -4,7 +4,7 @@ import io
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.channels.watch import Watcher
+from lightning_selfcompress.removal.trial import random_states_kept
 from lightning_selfcompress.tensors import copied_in, is_a, map_tensors, tensors_in
 from lightning_selfcompress.training.outside import Outside, OutsideError
 from lightning_selfcompress.training.stand_in import Nothing, stand_in_for
@@ -51,16 +52,20 @@ class CapturedStep:
 
     @classmethod
     def of(cls, module: nn.Module, trainer: Any, name: str, args: tuple[Any, ...], kwargs: Any) -> "CapturedStep":
-        """Captures a step that is about to run; the step may take its batch apart."""
-        args, kwargs = map_tensors(lambda tensor: tensor, (args, dict(kwargs)))
-        values = {"global_step": trainer.global_step, "current_epoch": trainer.current_epoch}
+        """Captures a step that is about to run, with all by which it may choose what it does."""
         attributes = {
             path: {n: v for n, v in vars(m).items() if isinstance(v, _PLAIN) and n != "training"}
             for path, m in module.named_modules()
             if not any(True for _ in m._parameters)
         }
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        return cls(name, args, kwargs, values, attributes, states)
+        return replace(cls.of_batch(trainer, name, args, kwargs), attributes=attributes, random_states=states)
+
+    @classmethod
+    def of_batch(cls, trainer: Any, name: str, args: tuple[Any, ...], kwargs: Any) -> "CapturedStep":
+        """Captures the arguments of a step that is about to run; the step may take its batch apart."""
+        args, kwargs = map_tensors(lambda tensor: tensor, (args, dict(kwargs)))
+        return cls(name, args, kwargs, {"global_step": trainer.global_step, "current_epoch": trainer.current_epoch})
 
     def arguments(self, dtype: torch.dtype | None) -> Any:
         """Returns the arguments once more, in tensors that share no memory with these.
@@ -136,17 +141,12 @@ class Sandbox:
 @contextmanager
 def _at_random_states(states: tuple[Any, Any, Tensor] | None) -> Iterator[None]:
     """Goes on from some states of the random generators, and restores the present ones."""
-    present = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with random_states_kept():
         if states is not None:
             random.setstate(states[0])
             np.random.set_state(states[1])
             torch.set_rng_state(states[2])
-        try:
-            yield
-        finally:
-            random.setstate(present[0])
-            np.random.set_state(present[1])
+        yield
 
 
 def sandboxed_class(module_class: type[nn.Module]) -> type[nn.Module]:

@@ -10,10 +10,12 @@ from torch import nn
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.channels.watch import Watcher
 from lightning_selfcompress.removal.trial import Replay
-from lightning_selfcompress.tensors import base_named, copy_module, tensors_in
-from lightning_selfcompress.training.sandbox import CapturedStep, Sandbox, proves_nothing
+from lightning_selfcompress.tensors import copy_module, tensors_in
+from lightning_selfcompress.training.intercept import overrides
+from lightning_selfcompress.training.sandbox import CapturedStep, Sandbox
 
 _MOST = 8  # kinds of training steps
+_BEFORE_ITS_RUN = "training_step", "captured"  # the kind of a step that has not been watched yet
 _ELSEWHERE = ("validation_step", "test_step", "predict_step", "forward")
 
 
@@ -50,7 +52,7 @@ class WatchedSteps:
     def run(
         self, trainer: Any, name: str, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Runs a step and watches it; a batch that proves nothing is run without.
+        """Runs a step and watches it.
 
         Args:
             trainer: The Trainer.
@@ -62,8 +64,6 @@ class WatchedSteps:
         Returns:
             What the step returns.
         """
-        if proves_nothing((args, kwargs)):
-            return method(*args, **kwargs)
         step = CapturedStep.of(self._module, trainer, name, args, kwargs)
         watcher = Watcher(self._module, earlier=self.channels)
         with watcher:
@@ -77,6 +77,8 @@ class WatchedSteps:
         self.trained |= training
         self.validated |= not training
         kind = (name, watcher.kind()) if training else (name, kwargs.get("dataloader_idx", args[2:]))
+        if training:
+            self._steps.pop(_BEFORE_ITS_RUN, None)
         kinds = sum(not evaluates for _, evaluates in self._steps.values())
         if not training or kind in self._steps or kinds < _MOST:
             self._steps[kind] = step, not training
@@ -85,7 +87,7 @@ class WatchedSteps:
     def capture(self, trainer: Any, arguments: tuple[Any, ...]) -> None:
         """Keeps a training step that is about to run, to prove a plan with before it does."""
         step = CapturedStep.of(self._module, trainer, "training_step", arguments, {})
-        self._steps["training_step", "captured"] = step, False
+        self._steps[_BEFORE_ITS_RUN] = step, False
 
     def rehearse(self, sandbox: Sandbox) -> None:
         """Watches, on copies, the steps of evaluation that the module has and that have not been run yet.
@@ -100,7 +102,7 @@ class WatchedSteps:
         self._rehearsed = True
         for name in _ELSEWHERE:
             seen = self._ran_forward if name == "forward" else any(s.name == name for s, _ in self._steps.values())
-            if seen or not _overrides(self._module, name):
+            if seen or not overrides(self._module, name):
                 continue
             for like in sorted((s for s, _ in self._steps.values()), key=lambda s: s.name == "training_step"):
                 for step in _guesses(self._module, name, like):
@@ -151,12 +153,6 @@ def _guesses(module: nn.Module, name: str, like: CapturedStep) -> list[CapturedS
     if isinstance(batch, list | tuple):
         return [step(*batch[: len(wanted)]), step(batch)]
     return [step(batch), *(step(tensor) for tensor in tensors_in(batch)[:1])]
-
-
-def _overrides(module: nn.Module, name: str) -> bool:
-    """Returns whether a module defines a step itself."""
-    base = base_named(type(module), "LightningModule")
-    return getattr(type(module), name, None) is not getattr(base, name, None)
 
 
 def step_arguments(module: nn.Module, batch: Any, batch_idx: int) -> tuple[Any, ...]:
