@@ -75,6 +75,8 @@ def to_onnx(
     the scales include batch normalization, which changes weights by rounding, and constants replace branches whose
     output is constant because a layer has lost its last channel.
 
+    torch's exporter switches settings of the whole process while it runs: no other thread may train meanwhile.
+
     >>> from tempfile import TemporaryDirectory
     >>> import torch
     >>> from lightning_selfcompress import convert, to_onnx

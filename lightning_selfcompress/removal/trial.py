@@ -210,7 +210,7 @@ def random_states_kept() -> Iterator[None]:
 def _repeatable() -> Iterator[None]:
     """Makes random numbers the same in every run and for all shapes."""
     with random_states_kept(), _Constant():  # type: ignore[no-untyped-call]
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed raises while another thread exports
         random.seed(0)
         np.random.seed(0)
         yield
