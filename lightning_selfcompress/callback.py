@@ -1,19 +1,19 @@
 """The Lightning callback: every hook calls one stage of the package."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Real
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.files.checkpoint import couple_as_saved
 from lightning_selfcompress.quantize.layers import Quantized
-from lightning_selfcompress.quantize.parameters import quantized_parameters
-from lightning_selfcompress.size.price import ModelSize
+from lightning_selfcompress.size.prices import price_of
 from lightning_selfcompress.size.report import size_report
+from lightning_selfcompress.training.arguments import check_gamma, check_goal, check_numbers, check_skip
+from lightning_selfcompress.training.budget import Budget, is_last_batch
 from lightning_selfcompress.training.depth_training import DepthTraining, let_train, loss_scale
 from lightning_selfcompress.training.intercept import intercept
 from lightning_selfcompress.training.lightning_private import (
@@ -22,7 +22,7 @@ from lightning_selfcompress.training.lightning_private import (
     logs_are_due,
     saves_after_this_batch,
 )
-from lightning_selfcompress.training.module_setup import ModuleSetup
+from lightning_selfcompress.training.module_setup import ModuleSetup, tell_frozen
 from lightning_selfcompress.training.normalization import Normalization
 from lightning_selfcompress.training.other_callbacks import refuse
 from lightning_selfcompress.training.removal_schedule import RemovalSchedule
@@ -42,7 +42,7 @@ def _nothing() -> None:
 
 
 Gamma = float | Callable[[int], float]
-_PARTS = ("_module_setup", "_depths", "_removal", "_normalization", "_restored", "_loss")
+_PARTS = ("_module_setup", "_depths", "_removal", "_normalization", "_budget", "_restored", "_loss")
 _OF_ONE_FIT = {**dict.fromkeys(_PARTS), "_layers": (), "_restore": _nothing}
 _SET_BY_LIGHTNING = ("log", "log_dict")  # methods of the module in training
 
@@ -95,8 +95,10 @@ class SelfCompression(pl.Callback):
 
     def __init__(
         self,
-        gamma: Gamma,
+        gamma: Gamma | None = None,
         *,
+        target_size: int | float | str | None = None,
+        price: str | Callable[[nn.Module], Tensor] = "bytes",
         initial_bits: float = 8.0,
         bits_lr: float = 0.03,
         cooldown: float = 0.8,
@@ -105,31 +107,23 @@ class SelfCompression(pl.Callback):
         round_to: int = 1,
     ) -> None:
         super().__init__()
-        if not callable(gamma):
-            _check_gamma(gamma)
-        if not _is_number(initial_bits) or not 2 <= initial_bits <= 24:
-            raise ValueError(f"Expected initial_bits from 2 to 24, got {initial_bits!r}.")
-        if not _is_number(bits_lr) or not 0 <= bits_lr < math.inf:
-            raise ValueError(f"Expected bits_lr >= 0 (bits a step), got {bits_lr!r}.")
-        if not _is_number(cooldown) or not 0 <= cooldown <= 1:
-            raise ValueError(f"Expected cooldown from 0 to 1 (a share of the training), got {cooldown!r}.")
-        for name, value, least in (("prune_every_n_epochs", prune_every_n_epochs, 0), ("round_to", round_to, 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"Expected {name} to be a whole number >= {least}, got {value!r}.")
-        self.gamma = gamma
+        numbers = {"initial_bits": initial_bits, "bits_lr": bits_lr, "cooldown": cooldown, "round_to": round_to}
+        check_numbers(prune_every_n_epochs=prune_every_n_epochs, **numbers)
+        check_goal(gamma, target_size, bits_lr=bits_lr, prune_every_n_epochs=prune_every_n_epochs)
+        price_of(price)  # raises where there is no such price
+        self.gamma, self.target_size, self.price = gamma, target_size, price
         self.initial_bits = float(initial_bits)
         self.bits_lr = float(bits_lr)
         self.cooldown = float(cooldown)
         self.skip = (skip,) if isinstance(skip, (str, type)) else tuple(skip)
-        for entry in self.skip:
-            if not isinstance(entry, (str, type)):
-                raise TypeError(f"Expected module names, patterns or nn.Module types in skip, got {entry!r}.")
+        check_skip(self.skip)
         self.prune_every_n_epochs, self.round_to = prune_every_n_epochs, round_to
         self._skipped_before = 0  # steps, in earlier fits
         self._module_setup: ModuleSetup | None = None
         self._depths: DepthTraining | None = None
         self._removal: RemovalSchedule | None = None
         self._normalization: Normalization | None = None
+        self._budget: Budget | None = None
         self._restore: Callable[[], None] = _nothing
         self._restored: dict[str, Any] | None = None  # a state for the next fit, whose optimizers do not exist yet
         self._layers: tuple[Quantized, ...] = ()  # of the module in training; to walk through it at every step is slow
@@ -146,8 +140,9 @@ class SelfCompression(pl.Callback):
         return self._skipped_before if self._depths is None else self._depths.skipped_steps
 
     def size_loss(self, trainer: "pl.Trainer") -> float:
-        """``gamma * Q`` of a Trainer's module, with the gamma of its last step."""
-        return self._gamma_now(trainer) * float(ModelSize.of(trainer.lightning_module).bits_per_weight().detach())
+        """Gamma times the price of a Trainer's module, with the gamma of its last step."""
+        price = price_of(self.price)(trainer.lightning_module).bits_per_weight()
+        return self._gamma_now(trainer) * float(price.detach())
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Converts the layers there are, and those that the module's own ``setup`` and ``configure_model`` build."""
@@ -162,16 +157,20 @@ class SelfCompression(pl.Callback):
         """Says what is compressed and what is not, and begins to train depths and to look for channels."""
         assert self._module_setup is not None
         plan = self._module_setup.finish(pl_module)
-        rank_zero_info(f"SelfCompression(gamma={self.gamma!r}, initial_bits={self.initial_bits:g})\n{plan}")
-        _tell_frozen(pl_module)
+        goal = f"gamma={self.gamma!r}" if self.target_size is None else f"target_size={self.target_size!r}"
+        rank_zero_info(f"SelfCompression({goal}, initial_bits={self.initial_bits:g})\n{plan}")
+        tell_frozen(pl_module)
         state, self._restored = self._restored or {}, None
         let_train(pl_module)
+        if self.target_size is not None:
+            self._budget = Budget(trainer, pl_module, self.target_size, state.get("budget"))
         self._removal = self._start_removal(trainer, pl_module, state.get("removal"))
         self._normalization = None if shards_parameters(trainer.strategy) else Normalization(pl_module)
         self._depths = DepthTraining(
             trainer,
             pl_module,
             gamma=self._gamma_at,
+            price=price_of(self.price),
             lr=self.bits_lr,
             cooldown=self.cooldown,
             skipped_steps=self.skipped_steps,
@@ -203,6 +202,9 @@ class SelfCompression(pl.Callback):
         self._depths.before_batch(trainer, batch_idx)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             _forget_quantized(self._layers)
+        if self._budget is not None and not self._budget.begun:
+            channels = self._removal.look_ahead(trainer, pl_module, batch, batch_idx) if self._removal else None
+            self._budget.begin(pl_module, channels, self.round_to)
         if self._removal is not None:
             if self._removal.makes_up_for(trainer, pl_module, batch, batch_idx):
                 self._depths.resize(self._removal.carry_out(trainer, pl_module))
@@ -225,6 +227,10 @@ class SelfCompression(pl.Callback):
             layer.pristine = False  # of frozen layers too, whose weights no gradient reaches
         if self._removal is not None and self._removal.after_batch(trainer, pl_module):
             self._depths.resize()
+        if self._budget is not None:
+            self._budget.update(trainer, pl_module, self._channels, batch_idx)
+            if is_last_batch(trainer, batch_idx):
+                self._land(trainer, pl_module)
         if pl_module.automatic_optimization and accumulates(trainer):
             return
         if logs_are_due(trainer):
@@ -251,11 +257,23 @@ class SelfCompression(pl.Callback):
             self._normalization.refresh(trainer, pl_module)
         if self._removal is not None and self._removal.is_due(trainer.current_epoch):
             self._depths.resize(self._removal.carry_out(trainer, pl_module))
+        if self._budget is not None and trainer.should_stop:
+            self._land(trainer, pl_module)
         report = size_report(pl_module)
+        if self._budget is not None:
+            self._budget.correct(pl_module, report.nbytes)
         for text in self._depths.problems(self._gamma_now(trainer), report):
             rank_zero_warn(f"SelfCompression: {text}")
         log(trainer, total_scalars(report, self._gamma_now(trainer)) | layer_scalars(report))
         log_histogram(trainer.loggers, pl_module, batches_that_stepped(trainer))
+
+    def _land(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Removes what is dead, and ends within the budget, so that what is validated and saved is what is exported."""
+        assert self._depths is not None
+        assert self._budget is not None
+        if self._removal is not None and self._removal.is_due(trainer.current_epoch):
+            self._depths.resize(self._removal.carry_out(trainer, pl_module))
+        self._budget.land(trainer, pl_module)
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Takes up what a checkpoint that was just loaded says of the network's channels."""
@@ -305,9 +323,12 @@ class SelfCompression(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers of depths and exponents, in the user's optimizers' order, and of the removal."""
-        depths = {"depth_optimizers": [], "skipped_steps": self.skipped_steps}
+        depths = {"depth_optimizers": [], "skipped_steps": self.skipped_steps, "empty": []}
         depths = depths if self._depths is None else self._depths.state_dict()
-        return depths | {"removal": self._removal.state_dict() if self._removal is not None else None}
+        return depths | {
+            "removal": self._removal.state_dict() if self._removal is not None else None,
+            "budget": self._budget.state_dict() if self._budget is not None else None,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a state for the next ``fit``, whose optimizers do not exist yet."""
@@ -337,11 +358,18 @@ class SelfCompression(pl.Callback):
         if self._depths is not None:
             self._depths.detach()
 
+    @property
+    def _channels(self) -> Channels | None:
+        return self._removal.channels if self._removal is not None else None
+
     def _gamma_at(self, step: int) -> float:
+        if self._budget is not None:
+            return self._budget.gamma
         if not callable(self.gamma):
+            assert self.gamma is not None
             return float(self.gamma)
         gamma = self.gamma(step)
-        _check_gamma(gamma, f" from the function at step {step}")
+        check_gamma(gamma, f" from the function at step {step}")
         return float(gamma)
 
     def _gamma_now(self, trainer: "pl.Trainer") -> float:
@@ -358,15 +386,6 @@ class SelfCompression(pl.Callback):
         return values
 
 
-def _tell_frozen(pl_module: "pl.LightningModule") -> None:
-    frozen = [p.name for p in quantized_parameters(pl_module) if not p.latent.requires_grad]
-    if frozen:
-        rank_zero_info(
-            f"Frozen, so kept at their bit depths: {', '.join(frozen[:3])}{', ...' if len(frozen) > 3 else ''} "
-            f"({len(frozen)} weights). To leave them in float and out of the size, name them in skip=."
-        )
-
-
 def _quantized_layers(pl_module: "pl.LightningModule") -> Iterator[Quantized]:
     return (layer for layer in pl_module.modules() if isinstance(layer, Quantized))
 
@@ -374,17 +393,3 @@ def _quantized_layers(pl_module: "pl.LightningModule") -> Iterator[Quantized]:
 def _forget_quantized(layers: Any) -> None:
     for layer in layers:
         layer.forget_quantized()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _check_gamma(gamma: Any, origin: str = "") -> None:
-    if not _is_number(gamma):
-        raise TypeError(
-            f"Expected gamma to be a number >= 0 (loss per bit of the average weight) or a function of the global "
-            f"step, got {gamma!r}{origin}."
-        )
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"Expected a finite gamma >= 0 (loss per bit of the average weight), got {gamma!r}{origin}.")

@@ -240,3 +240,20 @@ def copied_in(dtype: torch.dtype | None, value: Any) -> Any:
         return tensor.detach().to(wanted, copy=True)
 
     return map_tensors(copied, value)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Returns whether a tensor is a DTensor, of which this process holds one shard."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Gathers the whole of a sharded tensor; returns any other tensor unchanged."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def add_whole(shard: Tensor, tensor: Tensor) -> None:
+    """Adds a tensor that every process has as a whole to a sharded tensor."""
+    from torch.distributed.tensor import distribute_tensor
+
+    shard.add_(distribute_tensor(tensor, shard.device_mesh, shard.placements))  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ STAGES = (  # each imports only those before it
     "removal",
     "files",
     "onnx",
+    "budget",
     "training",
     "callback",
     "demo",

@@ -8,10 +8,9 @@ from torch import nn
 
 from lightning_selfcompress.files.atomic_write import write_beside
 from lightning_selfcompress.packing import Packed, is_half, to_bytes
-from lightning_selfcompress.quantize.layers import whole
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.size.report import float_nbytes_of
-from lightning_selfcompress.tensors import name_of, own_tensors
+from lightning_selfcompress.tensors import name_of, own_tensors, whole
 
 
 class ExportReport(int):

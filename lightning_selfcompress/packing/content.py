@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, codes, step_size
-from lightning_selfcompress.quantize.layers import ChannelAxis, whole
+from lightning_selfcompress.quantize.layers import ChannelAxis
 from lightning_selfcompress.quantize.parameters import learned_tensors, quantized_parameters
-from lightning_selfcompress.tensors import is_bare_norm, name_of, stored_tensors
+from lightning_selfcompress.tensors import is_bare_norm, name_of, stored_tensors, whole
 
 _WIDEST = 2147483520.0  # the largest float32 number that is within the range of tokens
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,8 @@ from lightning_selfcompress.packing.rans import INCREMENT
 from lightning_selfcompress.packing.tokens import DIRECT, extra_bit_counts, tokens_of
 from lightning_selfcompress.packing.writing import PackedSize, kinds_of, name_bytes, number_classes, value_bytes
 from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, bit_depth, codes
-from lightning_selfcompress.quantize.layers import whole
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
-from lightning_selfcompress.tensors import stored_tensors
+from lightning_selfcompress.tensors import stored_tensors, whole
 
 Numbers = NDArray[Any]
 
@@ -67,16 +66,20 @@ def _lgamma(values: Numbers) -> Numbers:
     return logarithms
 
 
-def estimated_size(model: nn.Module) -> PackedSize:
+Kept = Mapping[str, Mapping[int, Tensor]]  # name of a tensor -> dimension -> positions that count
+
+
+def estimated_size(model: nn.Module, kept: Kept | None = None) -> PackedSize:
     """Estimates the parts of the size of a model's packed file; the total is right within some percent.
 
     Args:
         model: Any module.
+        kept: The positions that count, for each dimension of which not all do: name -> dimension -> positions, int64.
     """
-    parameters = list(quantized_parameters(model))
+    parameters, kept = list(quantized_parameters(model)), kept or {}
     coded = {id(p.latent): p for p in parameters if p.latent.numel()}
     learned = {id(t) for p in parameters for t in p.learned}
-    bits = _coded_bits(coded.values())
+    bits = _coded_bits(coded.values(), kept)
     of_codes, of_channels, values, head = {}, {}, {}, 16
     previous = ""
     for name, tensor in stored_tensors(model, transient=False).items():
@@ -90,7 +93,8 @@ def estimated_size(model: nn.Module) -> PackedSize:
             of_codes[name], of_channels[name] = bits[id(tensor)]
             head += 8
         else:
-            values[name] = len(value_bytes(as_it_is(name, as_bytes(whole(tensor.detach()).cpu()))))
+            left = _part(whole(tensor.detach()), kept.get(name, {}))
+            values[name] = len(value_bytes(as_it_is(name, as_bytes(left.cpu()))))
     for name, number in attributes(model):
         head += len(name_bytes(name, previous)) + len(varint.write(number))
         previous = name
@@ -107,6 +111,7 @@ def estimated_size(model: nn.Module) -> PackedSize:
 @torch.no_grad()
 def _coded_bits(
     parameters: Iterable[QuantizedParameter],  # none of them empty
+    kept: Kept,
 ) -> dict[int, tuple[float, float]]:
     """Estimates the bits of weights' codes, and the bits of their channels' classes, exponents and bounds.
 
@@ -114,7 +119,7 @@ def _coded_bits(
         Both numbers of each weight, by the id of the latent weight.
     """
     found: dict[int, tuple[float, float]] = {}
-    for samples in _batches(parameters):
+    for samples in _batches(parameters, kept):
         for sample, (of_codes, of_channels) in zip(samples, _bits_of(samples).tolist(), strict=True):
             found[id(sample.parameter.latent)] = of_codes, of_channels
     return found
@@ -127,27 +132,41 @@ class _Sample:
     Args:
         parameter: The quantized weight.
         rows: The sampled weights, ``(channels, weights sampled per channel)``, in the dtype of the bit depths.
+        learned: The raw bit depths and the exponents of these channels, ``(channels,)`` each.
         scale: How many weights each sampled weight stands for.
     """
 
     parameter: QuantizedParameter
     rows: Tensor
+    learned: tuple[Tensor, Tensor]
     scale: float
 
     @classmethod
-    def of(cls, parameter: QuantizedParameter) -> "_Sample":
-        rows = to_rows(whole(parameter.latent.detach()), parameter.spec.axis)
+    def of(cls, parameter: QuantizedParameter, kept: Mapping[int, Tensor]) -> "_Sample":
+        axis, learned = parameter.spec.axis, tuple(t.detach() for t in parameter.learned)
+        kept = kept if axis.groups == 1 else {}
+        rows = to_rows(_part(whole(parameter.latent.detach()), kept), axis)
+        along = {0: kept[axis.dim]} if axis.dim in kept else {}
+        depth, exponent = (_part(t, along) for t in learned)
         stride = min(max(1, rows.numel() // SAMPLE), rows.shape[1])
         sample = rows[:, ::stride]
         # a copy, if it is a part, so that a gathered weight does not stay in memory
-        return cls(parameter, sample.to(parameter.raw_depth.dtype).contiguous(), rows.shape[1] / sample.shape[1])
+        sample = sample.to(depth.dtype).contiguous()
+        return cls(parameter, sample, (depth, exponent), rows.shape[1] / sample.shape[1])
 
 
-def _batches(parameters: Iterable[QuantizedParameter]) -> Iterator[list[_Sample]]:
+def _part(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    """Returns the positions of a tensor that count."""
+    for dim, positions in kept.items():
+        tensor = tensor.index_select(dim, positions.to(tensor.device))
+    return tensor
+
+
+def _batches(parameters: Iterable[QuantizedParameter], kept: Kept) -> Iterator[list[_Sample]]:
     """Yields samples of weights, together if their rows are of the same length, up to :data:`BATCH` entries."""
     waiting: dict[tuple[object, ...], list[_Sample]] = {}
     sizes: Counter[tuple[object, ...]] = Counter()
-    for sample in map(_Sample.of, parameters):
+    for sample in (_Sample.of(p, kept.get(p.name, {})) for p in parameters):
         alike = (sample.rows.shape[1], sample.rows.dtype, sample.rows.device)
         waiting.setdefault(alike, []).append(sample)
         sizes[alike] += sample.rows.numel()
@@ -159,10 +178,9 @@ def _batches(parameters: Iterable[QuantizedParameter]) -> Iterator[list[_Sample]
 
 def _bits_of(samples: Sequence[_Sample]) -> Numbers:
     """Estimates the bits of the codes and of the channels of weights with rows of the same length, ``(weights, 2)``."""
-    depth = bit_depth(torch.cat([s.parameter.raw_depth.detach() for s in samples]))[:, None]
-    exponent = torch.cat([s.parameter.exponent.detach() for s in samples])[:, None]
+    depth, exponent = (torch.cat(some)[:, None] for some in zip(*(s.learned for s in samples), strict=True))
     rows = torch.cat([s.rows for s in samples])
-    found = codes(rows, depth, exponent).nan_to_num_(0).cpu().numpy().astype(np.int32)
+    found = codes(rows, bit_depth(depth), exponent).nan_to_num_(0).cpu().numpy().astype(np.int32)
     owners = np.repeat(np.arange(len(samples)), [len(s.rows) for s in samples])
     bounds = bounds_of(found)
     classes = number_classes(kinds_of(found, bounds), owners)

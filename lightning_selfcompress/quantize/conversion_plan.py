@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_selfcompress.quantize.layers import ChannelAxis, Quantized, is_sharded
+from lightning_selfcompress.quantize.layers import ChannelAxis, Quantized
 from lightning_selfcompress.quantize.parameters import learned_names
 from lightning_selfcompress.quantize.registry import REGISTRY
-from lightning_selfcompress.tensors import is_a, name_of
+from lightning_selfcompress.tensors import is_a, is_sharded, name_of
 
 Skip = Sequence[str | type[nn.Module]]
 

@@ -15,11 +15,10 @@ from lightning_selfcompress.quantize.layers import (
     Quantized,
     QuantizedSpec,
     _QuantizedRNN,
-    is_sharded,
 )
 from lightning_selfcompress.quantize.parameters import learned_names, quantized_parameters
 from lightning_selfcompress.quantize.quantized_class import quantized_class
-from lightning_selfcompress.tensors import name_of
+from lightning_selfcompress.tensors import is_sharded, name_of
 
 
 def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> ConversionPlan:

@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lightning_selfcompress.quantize.computed_weight import ComputedWeight
 from lightning_selfcompress.quantize.formula import Range, bit_depth, initial_exponent, q_composite, q_known, quantize
+from lightning_selfcompress.tensors import is_sharded, whole
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,6 @@ class QuantizedSpec:
     initial_bits: float
     original_numel: int
     original_channels: int
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Returns whether a tensor is a DTensor, of which this process holds one shard."""
-    return hasattr(tensor, "full_tensor")
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Gathers the whole of a sharded tensor; returns any other tensor unchanged."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 class _Cached(NamedTuple):
@@ -185,6 +176,15 @@ class Quantized(nn.Module):
         """Returns the raw bit depths and the exponents of the weight ``name``, ``(channels,)`` each."""
         spec = self._quantized[name]
         return cast(Tensor, self._buffers[spec.bit_depth]), cast(Tensor, self._buffers[spec.exponent])
+
+    def known(self, name: str) -> tuple[Tensor, Range]:
+        """Returns the value and the range of the weight ``name``, split by groups; the whole of a sharded weight."""
+        axis, inputs = self._quantized[name].axis, self._inputs(name)
+        if is_sharded(inputs[0]):
+            value, known = self._quantize(tuple(map(whole, inputs)), axis)  # type: ignore[arg-type]
+        else:
+            value, known = self._kept(name, inputs, axis)[:2]
+        return axis.split(value.detach()), known
 
     def forget_quantized(self) -> None:
         """Drops the cached quantized weights, so that the next access computes them again.

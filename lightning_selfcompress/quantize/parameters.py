@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_selfcompress.quantize.formula import Range
 from lightning_selfcompress.quantize.layers import COUPLING, Quantized, QuantizedSpec
 from lightning_selfcompress.tensors import name_of
 
@@ -58,6 +59,10 @@ class QuantizedParameter:
     def weights_per_channel(self) -> int:
         """The number of weights of one output channel."""
         return self.latent.numel() // max(self.channels, 1)
+
+    def quantized(self) -> tuple[Tensor, Range]:
+        """Returns the quantized weight and its range, arranged as :meth:`ChannelAxis.split` does, without gradients."""
+        return self.layer.known(self.weight_name)
 
 
 def learned_names(weight_name: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.quantize.layers import COUPLING, Quantized
-from lightning_selfcompress.quantize.parameters import QuantizedParameter
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.tensors import stored_tensors
 
 
@@ -51,10 +51,13 @@ class CoupledWeight:
             is never removed.
         inputs: The number of the channel at each position, for each dimension of the weight other than those of its
             output channels; -1 for a position that is never removed.
+        floats: How many values left in float (biases, normalization) go with the channel that each bit depth produces,
+            ``(channels,)``; 0 for a channel that is never removed.
     """
 
     produced: NDArray[np.int64]
     inputs: Mapping[int, NDArray[np.int64]]
+    floats: NDArray[np.float64]
 
     def fits(self, parameter: QuantizedParameter) -> bool:
         """Returns whether these notes fit the shape of a weight."""
@@ -76,6 +79,8 @@ def couple(model: nn.Module, channels: Channels) -> None:
     removable = channels.removable()
     number = np.where(removable, np.cumsum(removable) - 1, -1)
     slots = {(slot.name, slot.dim): number[channels.group[slot.atoms]] for slot in channels.slots}
+    floats = np.where(removable, _floats(model, channels), 0.0)
+    along = {slot.name: floats[channels.group[slot.atoms]] for slot in channels.slots if slot.produces}
     for layer in model.modules():
         if isinstance(layer, Quantized):
             notes = {}
@@ -84,8 +89,20 @@ def couple(model: nn.Module, channels: Channels) -> None:
                 latent, depth = names[id(p.latent)], names[id(p.raw_depth)]
                 if (depth, 0) in slots:  # else the layer was added after the channels were found
                     inputs = {dim: slots[latent, dim] for dim in _input_dims(p)}
-                    notes[name] = CoupledWeight(slots[depth, 0], inputs)
+                    notes[name] = CoupledWeight(slots[depth, 0], inputs, along[depth])
             layer.__dict__[COUPLING] = notes
+
+
+def _floats(model: nn.Module, channels: Channels) -> NDArray[np.float64]:
+    """Returns how many values of tensors that are not quantized each channel has, ``(channels.count,)``."""
+    tensors = stored_tensors(model, transient=False)
+    quantized = {id(t) for p in quantized_parameters(model) for t in (p.latent, *p.learned)}
+    counts = np.zeros(channels.count)
+    for slot in channels.slots:
+        tensor = tensors.get(slot.name)
+        if tensor is not None and not slot.attribute and id(tensor) not in quantized:
+            np.add.at(counts, channels.group[slot.atoms], tensor.numel() / max(slot.size, 1))
+    return counts
 
 
 def _coupled(parameter: QuantizedParameter) -> CoupledWeight | None:
@@ -114,6 +131,7 @@ class Coupling:
         rounds: One tensor ``(weights,)`` with the first factor of every weight, one with the second factor, and so on;
             the placeholder stands for a missing factor.
         slot: The index of each entry's factor in the concatenation of ``rounds``.
+        floats: How many values left in float go with each bit depth's channel, ``(channels of all weights,)``.
     """
 
     produced: Tensor
@@ -127,6 +145,7 @@ class Coupling:
     sizes: Tensor
     rounds: tuple[Tensor, ...]
     slot: Tensor
+    floats: Tensor
 
     @classmethod
     def of(cls, parameters: Sequence[QuantizedParameter]) -> "Coupling":
@@ -139,6 +158,7 @@ class Coupling:
         notes = [_coupled(p) for p in parameters]
         pairs = zip(parameters, notes, strict=True)
         made = [np.full(p.channels, -1) if note is None else note.produced for p, note in pairs]
+        floats = [np.zeros(p.channels) if n is None else n.floats for p, n in zip(parameters, notes, strict=True)]
         known = np.unique(np.concatenate(made))
         known = known[known >= 0]
         count = len(known)
@@ -176,6 +196,7 @@ class Coupling:
             sizes=to([*map(len, inputs), 1]).to(like),
             rounds=tuple(to(r) for r in rounds),
             slot=to(slots[factor]),
+            floats=torch.from_numpy(np.concatenate(floats)).to(like),
         )
 
     def live_share(self, b: Tensor) -> Tensor:
@@ -214,6 +235,18 @@ class Coupling:
         pull = b.new_zeros(self.count + 1).index_add_(0, self.channel, by_entry)
         own = n * math.prod(factors[1:], start=factors[0])[self.weight]
         return own.addcmul_((pull * dead)[self.produced] / missing, (b <= 1).to(b))
+
+    def input_cost(self, z: Tensor) -> Tensor:
+        """Returns what the inputs that are each channel cost their consumers, ``(count + 1,)``.
+
+        Args:
+            z: The cost of all inputs of each weight together, ``(weights,)``, each input counted as much as any other.
+        """
+        cost = z.new_zeros(self.count + 1)
+        if self.rounds:
+            by_factor = torch.cat([z / self.sizes.to(z)[which] for which in self.rounds])
+            cost.index_add_(0, self.channel, by_factor[self.slot] * self.times.to(z))
+        return cost
 
     def _factors(self, alive: Tensor) -> list[Tensor]:
         """Returns the first factors of all weights, the second factors, and so on, ``(weights,)`` each."""

@@ -1,7 +1,8 @@
 """The price of a network: the differentiable size Q, in bits per original weight."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,22 @@ def size_bits(
         A scalar, in bits.
     """
     return torch.dot(b, n)
+
+
+class Pull(NamedTuple):
+    """The gradient of a price with respect to one quantized weight, its bit depths and its exponents.
+
+    Args:
+        depth: Gradient of the raw bit depths, ``(channels,)``.
+        exponent: Gradient of the exponents, ``(channels,)``; None if there is none.
+        weight: Adds the gradient of the weight, times a number, to the weight's ``grad``; None if it has none.
+        magnitude: Mean magnitude of the codes of each channel, ``(channels,)``, if it is known.
+    """
+
+    depth: Tensor
+    exponent: Tensor | None = None
+    weight: Callable[[float], None] | None = None
+    magnitude: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +133,10 @@ class ModelSize:
         gradient = gradient * b.sign().mul_(factor / self.original_numel)  # the gradient of a bit depth at 0 is 0
         by_weight = {id(p.latent): g for p, g in zip(whole.parameters, whole._split(gradient), strict=True)}
         return tuple(by_weight[id(p.latent)] for p in self.parameters)
+
+    def pulls(self, factor: float) -> tuple[Pull, ...]:
+        """Returns :meth:`gradients` as pulls on depths alone."""
+        return tuple(map(Pull, self.gradients(factor)))
 
     def _bits(self, raw: Tensor, mask: Tensor | None = None) -> Tensor:
         b, n = bit_depth(raw), self.n.to(raw)

@@ -11,8 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
 from lightning_selfcompress.removal.surgery import Shrunk
-from lightning_selfcompress.size.price import ModelSize
+from lightning_selfcompress.size.price import ModelSize, Pull
 from lightning_selfcompress.tensors import put_on
+
+EMPTY_STEPS = 50  # after which a channel without codes is dead
 
 
 def cooldown_factor(progress: float, share: float) -> float:
@@ -36,6 +38,11 @@ def inner_optimizers(optimizer: Optimizer) -> list[Optimizer]:
             if isinstance(one, Optimizer) and one is not optimizer and all(one is not other for other in found):
                 found += [one, *inner_optimizers(one)]
     return found
+
+
+def stepping_optimizers(optimizer: Optimizer) -> list[Optimizer]:
+    """Returns the optimizers that move weights themselves: those inside an optimizer if there are any, else itself."""
+    return [o for o in (optimizer, *inner_optimizers(optimizer)) if not inner_optimizers(o)]
 
 
 class DepthOptimizer:
@@ -79,7 +86,7 @@ class DepthOptimizer:
         self._average = average
         self._stepped = stepped
         self._faces = (owner, *wrappers)
-        self._staged: tuple[Tensor, ...] | None = None
+        self._staged: tuple[Pull, ...] | None = None
         self._trained = [t for p in size.parameters for t in p.learned]
         fused = all(t.device.type in ("cpu", "cuda") for t in self._trained)
         # eps below any gradient of a size: a channel of a large network owns a tiny share of Q
@@ -89,12 +96,14 @@ class DepthOptimizer:
         self._held: tuple[tuple[int, ...], set[int]] = (), set()
         self.stepped = self.reached = self.overflows = False
         self._take_off: list[Callable[[], None]] = []
+        self.empty: Tensor | None = None  # steps for which all codes of each channel have been zero
 
     def attach(self) -> None:
         """Steps and clears along with the user's optimizer from now on."""
         self._handles = [
             o.register_step_post_hook(self._after_step) for o in (self.owner, *inner_optimizers(self.owner))
         ]
+        self._handles += [o.register_step_pre_hook(self._before_step) for o in stepping_optimizers(self.owner)]
         self._take_off = [put_on(face, "zero_grad", self._and_depths(face.zero_grad)) for face in self._faces]
 
     def detach(self) -> None:
@@ -147,7 +156,7 @@ class DepthOptimizer:
     def stage(self) -> None:
         """Evaluates the size's gradient for the step to come, unless it was evaluated since the last step."""
         if self._staged is None and self.adam is not None:
-            self._staged = self.size.gradients(self._gamma())
+            self._staged = self.size.pulls(self._gamma())
 
     def unstage(self) -> None:
         """Forgets the staged gradient: depths have moved, or gamma has."""
@@ -175,12 +184,31 @@ class DepthOptimizer:
         self._add_size_gradient()
         finite = self._is_finite()
         if finite:
+            learning = [p.raw_depth.grad is not None for p in self.size.parameters]
             self.adam.step()
+            self._end_empty(learning)
         else:
             self.skipped_steps += 1
-            self.overflows |= not all(bool(g.isfinite().all()) for g in self._staged or ())
+            self.overflows |= not all(bool(pull.depth.isfinite().all()) for pull in self._staged or ())
         self.zero_grad()
         return finite
+
+    @torch.no_grad()
+    def _end_empty(self, learning: Sequence[bool]) -> None:
+        """Sets the depths of channels to zero whose codes have all been zero for :data:`EMPTY_STEPS` steps."""
+        staged = self._staged or ()
+        if not staged or staged[0].magnitude is None:
+            return
+        kept = [pull.magnitude for pull in staged if pull.magnitude is not None]
+        empty = torch.cat([(m == 0) & trained for m, trained in zip(kept, learning, strict=True)])
+        if self.empty is None or self.empty.shape != empty.shape:
+            self.empty = torch.zeros_like(empty, dtype=torch.int32)
+        self.empty = self.empty.to(empty.device).add_(1).mul_(empty)
+        if not bool((self.empty == EMPTY_STEPS).any()):
+            return
+        sizes = [p.channels for p in self.size.parameters]
+        for parameter, ended in zip(self.size.parameters, (self.empty >= EMPTY_STEPS).split(sizes), strict=True):
+            parameter.raw_depth.masked_fill_(ended, 0)
 
     @torch.no_grad()
     def _average_gradients(self, average: Callable[[Tensor], Tensor]) -> None:
@@ -204,13 +232,14 @@ class DepthOptimizer:
 
     @torch.no_grad()
     def _add_size_gradient(self) -> None:
-        """Adds ``gamma * dQ/db`` to the gradients of depths; a weight that the loss does not reach keeps its depths."""
+        """Adds the price's gradient to those of depths and exponents; without a gradient of the loss they stay."""
         self.stage()
         assert self._staged is not None
         learning = [
-            (parameter.raw_depth.grad, gradient)
-            for parameter, gradient in zip(self.size.parameters, self._staged, strict=True)
-            if parameter.raw_depth.grad is not None
+            (tensor.grad, gradient)
+            for parameter, pull in zip(self.size.parameters, self._staged, strict=True)
+            for tensor, gradient in zip(parameter.learned, pull, strict=False)
+            if tensor.grad is not None and gradient is not None
         ]
         if learning:
             torch._foreach_add_(*map(list, zip(*learning, strict=True)))
@@ -220,6 +249,33 @@ class DepthOptimizer:
         """Whether all gradients are finite."""
         # 0 times what is not finite is NaN; one sum takes fewer operations than a test of every element
         return float(torch.cat(self._gradients).mul_(0).sum()) == 0
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Adds the price's gradient to those of weights, after the closure of the step if it has one."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._pull_weights(optimizer)
+            return None
+
+        def closure_with_price() -> Any:
+            loss = closure()
+            self._pull_weights(optimizer)
+            return loss
+
+        if len(args) > 1:
+            return (args[0], closure_with_price, *args[2:]), kwargs
+        return args, {**kwargs, "closure": closure_with_price}
+
+    def _pull_weights(self, optimizer: Optimizer) -> None:
+        if self.adam is None:
+            return
+        self.stage()
+        assert self._staged is not None
+        held = self._held_ids()
+        scale = float(getattr(optimizer, "grad_scale", None) or 1.0)  # set where a fused step unscales by itself
+        for parameter, pull in zip(self.size.parameters, self._staged, strict=True):
+            if pull.weight is not None and parameter.latent.grad is not None and id(parameter.latent) in held:
+                pull.weight(scale)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self.stepped = True

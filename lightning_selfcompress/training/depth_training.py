@@ -24,7 +24,8 @@ class DepthTraining:
     Args:
         trainer: The Trainer, whose optimizers exist.
         module: The converted module.
-        gamma: The weight of Q in the loss, by the global step.
+        gamma: The weight of the price in the loss, by the global step.
+        price: Makes the price of the module.
         lr: Learning rate of depths and exponents.
         cooldown: Share of the training, at its end, over which the learning rate falls to zero.
         skipped_steps: Where to go on counting the steps left out.
@@ -40,6 +41,7 @@ class DepthTraining:
         module: Any,
         *,
         gamma: Callable[[int], float],
+        price: Callable[[nn.Module], Any] = ModelSize.of,
         lr: float,
         cooldown: float,
         skipped_steps: int = 0,
@@ -50,6 +52,7 @@ class DepthTraining:
         self._optimizers: list[DepthOptimizer] = []
         self._skipped_before = skipped_steps
         self._told: set[int] = set()
+        self._price = price
         self._module = module
         self._attach(trainer, state)
 
@@ -62,10 +65,15 @@ class DepthTraining:
         """The weight of Q in the loss at the step that was staged last; before the first one, at the step to come."""
         return self._gamma_at(trainer.global_step) if self._asked is None else self._asked[1]
 
+    def price_loss(self, trainer: Any) -> float:
+        """The price times gamma."""
+        return self.gamma(trainer) * float(self._price(self._module).bits_per_weight().detach())
+
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers of depths and exponents, in the order of the user's optimizers."""
         states = [None if d.adam is None else d.adam.state_dict() for d in self._optimizers]
-        return {"depth_optimizers": states, "skipped_steps": self.skipped_steps}
+        empty = [d.empty for d in self._optimizers]
+        return {"depth_optimizers": states, "skipped_steps": self.skipped_steps, "empty": empty}
 
     def before_batch(self, trainer: Any, batch_idx: int) -> None:
         """Follows optimizers that were made anew, and sets the learning rate of the batch's steps."""
@@ -90,7 +98,7 @@ class DepthTraining:
         Args:
             shrunk: What has become smaller.
         """
-        size = ModelSize.of(self._module)
+        size = self._price(self._module)
         for depth_optimizer in self._optimizers:
             depth_optimizer.resize(size.part(depth_optimizer.size.parameters), shrunk)
 
@@ -124,7 +132,7 @@ class DepthTraining:
 
     def _attach(self, trainer: Any, state: dict[str, Any] | None) -> None:
         self._optimizers = []
-        size = ModelSize.of(self._module)
+        size = self._price(self._module)
         owners = {id(p): o for o in reversed(trainer.optimizers) for group in o.param_groups for p in group["params"]}
         if owners.keys().isdisjoint(id(p) for p in self._module.parameters()):
             _check_foreign(trainer.optimizers, self._module)
@@ -166,9 +174,10 @@ class DepthTraining:
                 f"Expected the {len(saved)} optimizer(s) of the checkpoint, got {len(self._optimizers)}. Resume "
                 f"with the configure_optimizers that the checkpoint was made with."
             )
-        for depth_optimizer, one in zip(self._optimizers, saved, strict=False):
+        for depth_optimizer, one, empty in zip(self._optimizers, saved, state["empty"], strict=False):
             if depth_optimizer.adam is not None and one is not None:
                 depth_optimizer.adam.load_state_dict(one)
+            depth_optimizer.empty = empty
 
     def _unstage(self) -> None:
         """A step of one optimizer moves depths and the global step, on which the gradients of all depend."""

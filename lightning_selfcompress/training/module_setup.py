@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_selfcompress.files.checkpoint import follow_shapes
@@ -159,3 +160,13 @@ def _in_float(module: nn.Module, method: Callable[..., Any]) -> Callable[..., An
             return method(*args, **kwargs)
 
     return wrapped
+
+
+def tell_frozen(pl_module: nn.Module) -> None:
+    """Says which weights keep their depths since they are frozen."""
+    frozen = [p.name for p in quantized_parameters(pl_module) if not p.latent.requires_grad]
+    if frozen:
+        rank_zero_info(
+            f"Frozen, so kept at their bit depths: {', '.join(frozen[:3])}{', ...' if len(frozen) > 3 else ''} "
+            f"({len(frozen)} weights). To leave them in float and out of the size, name them in skip=."
+        )

@@ -88,6 +88,12 @@ class RemovalSchedule:
         if not self._steps.captured or self._batches == self._next[0]:
             self._watch(trainer, module, "training_step")
 
+    def look_ahead(self, trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> Channels | None:
+        """Returns the channels, if need be as a training step shows them that is about to run; None if it fails."""
+        if self.channels is not None or proves_nothing(batch):
+            return self.channels
+        return self._steps.foresee(trainer, step_arguments(module, batch, batch_idx))
+
     def before_validation_batch(self, trainer: Any, module: nn.Module, dataloader_idx: int) -> None:
         """Prepares the next validation step to be watched, once for each data loader."""
         self._restore()

@@ -89,6 +89,16 @@ class WatchedSteps:
         step = CapturedStep.of(self._module, trainer, "training_step", arguments, {})
         self._steps[_BEFORE_ITS_RUN] = step, False
 
+    def foresee(self, trainer: Any, arguments: tuple[Any, ...]) -> Channels | None:
+        """Returns what a training step that is about to run shows of the channels, from a copy; None if it fails there.
+
+        Nothing is kept, so that the step itself is watched as if it were the first.
+        """
+        step = CapturedStep.of(self._module, trainer, "training_step", arguments, {})
+        watched = WatchedSteps(self._module, self.channels)
+        watched._watch_copy(Sandbox(self._module, trainer), step)
+        return watched.channels
+
     def rehearse(self, sandbox: Sandbox) -> None:
         """Watches, on copies, the steps of evaluation that the module has and that have not been run yet.
 

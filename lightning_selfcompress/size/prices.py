@@ -1,0 +1,35 @@
+"""The prices that training may minimize, by their names."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_selfcompress.size.model_bytes import ModelBytes
+from lightning_selfcompress.size.own_price import OwnPrice
+from lightning_selfcompress.size.price import ModelSize
+
+PRICES: dict[str, type[ModelSize] | type[ModelBytes]] = {"bits": ModelSize, "bytes": ModelBytes}
+
+
+def price_of(price: str | Callable[[nn.Module], Tensor]) -> Callable[[nn.Module], Any]:
+    """Returns the function that makes the price of a converted model.
+
+    Args:
+        price: The name of a price, or a function of the model that returns a price of the user's own.
+
+    Raises:
+        ValueError: If there is no price of this name.
+        TypeError: If ``price`` is neither a name nor a function.
+    """
+    if isinstance(price, str):
+        if price not in PRICES:
+            raise ValueError(
+                f"Expected price to be one of {', '.join(map(repr, PRICES))}, or a function of the module, got "
+                f"{price!r}."
+            )
+        return PRICES[price].of
+    if not callable(price):
+        raise TypeError(f"Expected price to be a name or a function of the module, got {price!r}.")
+    return partial(OwnPrice.of, price)
