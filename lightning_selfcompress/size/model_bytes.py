@@ -69,18 +69,19 @@ class ModelBytes:
 
     @torch.no_grad()
     def bits_per_weight(self) -> Tensor:
-        """Returns the bits of the codes and of what goes with their channels, by N: a scalar."""
-        whole = self.whole or self
-        if not self.parameters or whole.coupling is None:
+        """Returns the bits of the codes and of what goes with their channels, divided by N: a scalar."""
+        whole, own = self.whole or self, {id(p.latent) for p in self.parameters}
+        coupling = whole.coupling
+        if not own or coupling is None:
             return torch.zeros(())
         m = whole.magnitudes()
-        bits = whole.n * code_rate(m) + (m > 0) * (CHANNEL_BITS + whole.coupling.floats * self.float_bits)
-        own = {id(p.latent) for p in self.parameters}
-        parts = bits.split([p.channels for p in whole.parameters])
-        return (
-            sum((b.sum() for p, b in zip(whole.parameters, parts, strict=True) if id(p.latent) in own), torch.zeros(()))
-            / self.original_numel
-        )
+        bits = whole.n * code_rate(m) + CHANNEL_BITS * (m > 0)
+        first = torch.full((coupling.count + 1,), len(m), device=m.device)  # of the weights that make a channel
+        rows = torch.arange(len(m), device=m.device)
+        first.scatter_reduce_(0, torch.where(m > 0, coupling.produced, coupling.count), rows, "amin")
+        bits = bits + whole.float_bits * coupling.floats * (first[coupling.produced] == rows)
+        of_weights = zip(whole.parameters, bits.split([p.channels for p in whole.parameters]), strict=True)
+        return torch.stack([b.sum() for p, b in of_weights if id(p.latent) in own]).sum() / self.original_numel
 
     @torch.no_grad()
     def magnitudes(self) -> Tensor:
@@ -154,7 +155,8 @@ class _CodePull:
         if self.outside is None:
             return torch.zeros_like(self.slope)
         within, low = _within(self.known), self.known.low
-        count = self.outside.sum(within, keepdim=True, dtype=low.dtype) if within else self.outside.to(low)
+        moving = self.outside & (self.value != 0)
+        count = moving.sum(within, keepdim=True, dtype=low.dtype) if within else moving.to(low)
         return (count * low * -LN2).flatten() * self.slope * (self.parameter.raw_depth > 0)
 
     @torch.no_grad()
@@ -167,11 +169,7 @@ class _CodePull:
         pull = (self.slope.view_as(self.known.scale) * self.known.inverse * scale).to(sign.dtype)
         gradient = latent.grad
         assert gradient is not None
-        if gradient.is_sparse:  # rows of an embedding that the loss did not reach stay
-            gradient = latent.grad = gradient.coalesce()
-            rows = gradient.indices()[0]
-            gradient.values().add_(axis.join(sign.mul_(pull))[rows])
-        elif is_sharded(gradient):
+        if is_sharded(gradient):
             add_whole(gradient, axis.join(sign.mul_(pull)))
         else:
             axis.split(gradient).addcmul_(sign, pull)
