@@ -13,6 +13,7 @@ from lightning_selfcompress.packing.content import (
     to_rows,
 )
 from lightning_selfcompress.packing.estimate import estimated_size
+from lightning_selfcompress.packing.narrow_floats import rounded
 from lightning_selfcompress.packing.reading import from_bytes, from_file
 from lightning_selfcompress.packing.structure import MAGIC, VERSION
 from lightning_selfcompress.packing.writing import PackedSize, packed_size, stored_dtype, to_bytes
@@ -34,6 +35,7 @@ __all__ = [
     "is_half",
     "kept_number",
     "packed_size",
+    "rounded",
     "stored_dtype",
     "to_bytes",
     "to_rows",
