@@ -170,7 +170,7 @@ class SelfCompression(pl.Callback):
             trainer,
             pl_module,
             gamma=self._gamma_at,
-            price=price_of(self.price),
+            price=price_of(self.price, narrow=self.target_size is not None),
             lr=self.bits_lr,
             cooldown=self.cooldown,
             skipped_steps=self.skipped_steps,
@@ -273,7 +273,12 @@ class SelfCompression(pl.Callback):
         assert self._budget is not None
         if self._removal is not None and self._removal.is_due(trainer.current_epoch):
             self._depths.resize(self._removal.carry_out(trainer, pl_module))
-        self._budget.land(trainer, pl_module)
+
+        def refresh() -> None:
+            if self._normalization is not None:
+                self._normalization.refresh(trainer, pl_module, again=True)
+
+        self._budget.land(trainer, pl_module, refresh)
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Takes up what a checkpoint that was just loaded says of the network's channels."""

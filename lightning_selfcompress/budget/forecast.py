@@ -11,14 +11,15 @@ from lightning_selfcompress.packing import PackedSize, estimated_size
 from lightning_selfcompress.removal.plan import dead_channels
 
 
-def forecast(model: nn.Module, channels: Channels | None) -> PackedSize:
+def forecast(model: nn.Module, channels: Channels | None, *, narrow: bool = True) -> PackedSize:
     """Estimates the parts of the size of a model's packed file after the removal of its dead channels.
 
     Args:
         model: A converted module.
         channels: The channels of the module; None if they are not known, so that none will be removed.
+        narrow: Whether vectors in float count as the landing will round them.
     """
-    return estimated_size(model, kept=living(model, channels) if channels is not None else None)
+    return estimated_size(model, living(model, channels) if channels is not None else None, narrow=narrow)
 
 
 def living(model: nn.Module, channels: Channels) -> Mapping[str, Mapping[int, Tensor]]:

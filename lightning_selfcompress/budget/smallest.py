@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lightning_selfcompress.budget.landing import file_nbytes
+from lightning_selfcompress.budget.landing import file_nbytes, round_vectors
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.quantize.parameters import learned_tensors
 from lightning_selfcompress.removal.plan import plan_removal
@@ -29,4 +29,5 @@ def smallest_nbytes(model: nn.Module, channels: Channels | None, *, round_to: in
             if slot.fades:
                 names[slot.name].zero_()
         remove(copied, plan_removal(copied, channels, round_to=round_to).edits)
+    round_vectors(copied)
     return file_nbytes(copied)

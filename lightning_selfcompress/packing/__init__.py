@@ -13,6 +13,7 @@ from lightning_selfcompress.packing.content import (
     to_rows,
 )
 from lightning_selfcompress.packing.estimate import estimated_size
+from lightning_selfcompress.packing.narrow_floats import is_vector, rounded
 from lightning_selfcompress.packing.reading import from_bytes, from_file
 from lightning_selfcompress.packing.structure import MAGIC, VERSION
 from lightning_selfcompress.packing.writing import PackedSize, packed_size, stored_dtype, to_bytes
@@ -32,8 +33,10 @@ __all__ = [
     "from_file",
     "from_rows",
     "is_half",
+    "is_vector",
     "kept_number",
     "packed_size",
+    "rounded",
     "stored_dtype",
     "to_bytes",
     "to_rows",

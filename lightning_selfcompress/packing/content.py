@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightning_selfcompress.packing.storages import CODED, RAW, storage_of
+from lightning_selfcompress.packing.structure import EXPONENT_LIMIT
 from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, codes, step_size
 from lightning_selfcompress.quantize.layers import ChannelAxis
 from lightning_selfcompress.quantize.parameters import learned_tensors, quantized_parameters
 from lightning_selfcompress.tensors import is_bare_norm, name_of, stored_tensors, whole
 
 _WIDEST = 2147483520.0  # the largest float32 number that is within the range of tokens
-
-
-EXPONENT_LIMIT = 128 * EXPONENT_STEPS  # exponents go from -limit to limit - 1 sixteenths, as in ``step_size``
 
 
 DTYPES = (
@@ -74,8 +74,7 @@ class PackedTensor:
         name: Path of the tensor in the model.
         dtype: Dtype of the tensor in the model.
         shape: Shape of the tensor in the model.
-        values: The values; None if the tensor is coded.
-        half: Whether the values are stored in float16.
+        values: The values, which may share memory among entries; None if the tensor is coded.
         codes: The codes; None if the tensor is not coded.
     """
 
@@ -83,14 +82,18 @@ class PackedTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
     values: Tensor | None = None
-    half: bool = False
     codes: Codes | None = None
+
+    @cached_property
+    def storage(self) -> int:
+        """The storage in which a file holds the tensor."""
+        return CODED if self.values is None else storage_of(self.values)
 
     def tensor(self) -> Tensor:
         """Returns the tensor, dequantized if it is coded."""
         if self.codes is None:
             assert self.values is not None
-            return self.values
+            return self.values.contiguous()
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         step = step_size(torch.from_numpy(self.codes.exponents).to(wide) / EXPONENT_STEPS)
         rows = torch.from_numpy(self.codes.rows).to(wide) * step[:, None]
@@ -181,7 +184,9 @@ def as_codes(
 
 
 def as_it_is(name: str, tensor: Tensor, *, half: bool = False) -> PackedTensor:
-    """Stores a tensor without codes; float32 values become float16 if this loses nothing, or little if ``half`` is set.
+    """Stores a tensor without codes; float32 values are rounded to float16 if ``half`` is set and this loses little.
+
+    Values that a file holds exactly in at most two bytes each are not rounded.
 
     Raises:
         ValueError: If the format has no number for the dtype, or the tensor is not dense.
@@ -192,11 +197,9 @@ def as_it_is(name: str, tensor: Tensor, *, half: bool = False) -> PackedTensor:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"Expected {name!r} of one of the types {known}, got {tensor.dtype}. Convert it first.")
     values = tensor.contiguous().resolve_conj().resolve_neg()
-    if values.dtype == torch.float32:
+    if half and values.dtype == torch.float32 and storage_of(values) == RAW:
         rounded = values.half().float()
-        close = torch.allclose(rounded, values, rtol=1e-3, atol=0) if half else torch.equal(rounded, values)
-        if close:
-            return PackedTensor(name, values.dtype, tuple(values.shape), rounded, half=True)
+        values = rounded if torch.allclose(rounded, values, rtol=1e-3, atol=0) else values
     return PackedTensor(name, values.dtype, tuple(values.shape), values)
 
 

@@ -10,6 +10,7 @@ Source: Duda, "Asymmetric numeral systems", 2013, arXiv 1311.2540; interleaved a
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,19 @@ TABLE_BITS = 14  # the frequencies of a context add up to 2^14
 WORD_BITS = 16  # a lane's state lies in [2^16, 2^32) and is refilled with words of 16 bits
 
 
-STEPS, MANY_STEPS = 2048, 16384  # symbols per lane up to FEW_LANES lanes, and per lane beyond; a lane costs 3 bytes
+STEPS, MANY_STEPS = (
+    2048,
+    16384,
+)  # symbols per lane up to FEW_LANES lanes, and per lane beyond; a lane costs a byte
 
 
 FEW_LANES = 64  # the first step of all lanes has untrained tables; more lanes than this only add speed
 
 
-INCREMENT = 3  # a symbol adds this to its count, which starts at 1
+INCREMENT = 16  # a symbol adds this to its count
+
+
+EVEN = 10  # the count at which a symbol starts where nothing is known of its frequency
 
 
 SINGLY = 16  # fewer lanes than this are faster with Python integers than with arrays
@@ -58,78 +65,110 @@ class Part:
         tables: Number of tables.
         alphabet: Number of possible symbols, from 1 to 2^13, so that at least half of a table depends on the counts.
         symbols: The symbols, ``(n,)``, each from 0 to ``alphabet - 1``; None before they are decoded.
+        start: The counts at the start, ``(tables, alphabet)``, int64, each at least 1; None if they are all the same.
     """
 
     contexts: Integers
     tables: int
     alphabet: int
     symbols: Integers | None = None
+    start: Integers | None = None
+
+    @property
+    def counts(self) -> Integers:
+        """The counts at the start, in a new array, ``(tables, alphabet)``."""
+        return np.full((self.tables, self.alphabet), EVEN, np.int64) if self.start is None else self.start.copy()
 
 
-def encode(parts: Sequence[Part]) -> bytes:
+def encode(groups: Sequence[Sequence[Part]], rest: bytes = b"") -> bytes:
     """Encodes the symbols of all parts, one part after another.
 
+    The number of symbols of a group may depend on the symbols of earlier groups, and so may the number of lanes, which
+    grows from group to group. The lanes end in states that hold the first bytes of ``rest``, two bytes each.
+
     Args:
-        parts: The parts, with their symbols.
+        groups: The parts of each group, with their symbols.
+        rest: The bytes that follow the parts in a file.
 
     Returns:
-        The states of all lanes, then the words, little-endian.
+        For each group, the states of the lanes that begin with it, and the words of its symbols, little-endian; then
+        the rest without the bytes that the lanes hold.
     """
-    lanes = lane_count(sum(len(part.contexts) for part in parts))
-    state = np.full(lanes, _LOWEST, np.uint32)
-    put = _put_singly if lanes < SINGLY else _put
-    words = [put(*_intervals(part, lanes), state) for part in reversed(parts)]
-    stream = np.concatenate([*words[::-1], np.zeros(0, np.uint16)])
-    return state.astype("<u4").tobytes() + stream.astype("<u2").tobytes()
+    lanes = lanes_of([sum(len(part.contexts) for part in parts) for parts in groups])
+    count = lanes[-1]
+    state = np.frombuffer(rest[: 2 * count].ljust(2 * count, b"\0"), "<u2").astype(np.uint32) + _LOWEST
+    words: list[Integers] = []  # in reverse order
+    for parts, kept, used in zip(reversed(groups), reversed([0, *lanes[:-1]]), reversed(lanes), strict=True):
+        put = _put_singly if used < SINGLY else _put
+        words += [put(*_intervals(part, used), state) for part in reversed(parts)]
+        words.append(state[kept:].astype("<u4").view("<u2"))
+        state = state[:kept]
+    return np.concatenate(words[::-1]).astype("<u2").tobytes() + rest[2 * count :]
 
 
-def decode(data: bytes, parts: Sequence[Part]) -> list[Integers]:
-    """Decodes the symbols of all parts from the bytes that :func:`encode` returned.
+class Decoder:
+    """Decodes the bytes that :func:`encode` returned, group by group.
 
     Args:
         data: These bytes, with nothing before or after them.
-        parts: The parts that were encoded, without their symbols.
-
-    Returns:
-        The symbols of each part, ``(n,)``, uint8 if the alphabet has at most 2^8 symbols and otherwise uint16.
-
-    Raises:
-        DamagedStreamError: If the bytes do not decode to this number of symbols.
     """
-    lanes = lane_count(sum(len(part.contexts) for part in parts))
-    check_length(data, lanes)
-    state = np.frombuffer(data, "<u4", lanes).astype(np.uint32)
-    words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.uint32)
-    used, found = 0, []
-    for part in parts:
-        symbols, used = _decode_part(part, state, words, used)
-        found.append(symbols)
-    if used != len(words) or (state != _LOWEST).any():
-        raise DamagedStreamError("Expected all words to be used and all lanes to end where they began.")
-    return found
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data, self._words, self._used = data, np.frombuffer(data, "<u2", len(data) // 2), 0
+        self._state: Integers = np.zeros(0, np.uint32)
+
+    def begin(self, symbols: int) -> None:
+        """Reads the states of the lanes that begin with a group, before memory is allocated for its symbols.
+
+        Args:
+            symbols: Number of symbols of the group.
+
+        Raises:
+            DamagedStreamError: If the data ends before these states.
+        """
+        more = max(lane_count(symbols) - len(self._state), 0)
+        if 2 * more > len(self._words) - self._used:
+            raise DamagedStreamError(f"Expected {more} more states, got {len(self._words) - self._used} words.")
+        states = self._words[self._used : self._used + 2 * more].copy().view("<u4").astype(np.uint32)
+        self._state, self._used = np.concatenate([self._state, states]), self._used + 2 * more
+
+    def decode(self, parts: Sequence[Part]) -> list[Integers]:
+        """Decodes the symbols of a group, or of the next parts of a group, after :meth:`begin`.
+
+        Args:
+            parts: The parts that were encoded, without their symbols.
+
+        Returns:
+            The symbols of each part, ``(n,)``, uint8 if the alphabet has at most 2^8 symbols and otherwise uint16.
+
+        Raises:
+            DamagedStreamError: If the data ends before the last symbol.
+        """
+        found = []
+        for part in parts:
+            symbols, self._used = _decode_part(part, self._state, self._words, self._used)
+            found.append(symbols)
+        return found
+
+    def end(self) -> tuple[bytes, bytes]:
+        """Returns the rest that followed the parts: the bytes that the lanes held, and the bytes after the last word.
+
+        Raises:
+            DamagedStreamError: If no lane can have begun in the state in which one ends.
+        """
+        if (self._state >> WORD_BITS != 1).any():
+            raise DamagedStreamError("Expected all lanes to end where they began.")
+        return self._state.astype("<u2").tobytes(), bytes(self._data[2 * self._used :])
 
 
-def check_length(data: bytes, lanes: int) -> None:
-    """Checks that data holds the states of all lanes and whole words, before memory is allocated for the symbols.
-
-    Args:
-        data: The bytes to decode.
-        lanes: Number of lanes for all symbols, by :func:`lane_count`.
-
-    Raises:
-        DamagedStreamError: If the data is too short, or ends within a word.
-    """
-    if len(data) < 4 * lanes or len(data) % 2:
-        raise DamagedStreamError(f"Expected at least {4 * lanes} bytes, an even number, got {len(data)}.")
-
-
-def code_bits(parts: Sequence[Part]) -> list[float]:
-    """Returns the bits of each part; their sum is about the size that :func:`encode` writes without the lanes' states.
+def code_bits(parts: Sequence[Part], least: int = 1) -> list[float]:
+    """Returns the bits of each part of a group; their sum is about that of its words, without the lanes' states.
 
     Args:
         parts: The parts, with their symbols.
+        least: The number of lanes of the group before.
     """
-    lanes = lane_count(sum(len(part.contexts) for part in parts))
+    lanes = max(least, lane_count(sum(len(part.contexts) for part in parts)))
     frequencies = (_intervals(part, lanes)[1] for part in parts)
     return [float((TABLE_BITS - np.log2(frequency, dtype=np.float64)).sum()) for frequency in frequencies]
 
@@ -137,6 +176,11 @@ def code_bits(parts: Sequence[Part]) -> list[float]:
 def lane_count(symbols: int) -> int:
     """Returns the number of lanes for this number of symbols, at least one."""
     return max(1, min(symbols // STEPS, FEW_LANES + symbols // MANY_STEPS))
+
+
+def lanes_of(symbols: Sequence[int]) -> list[int]:
+    """Returns the number of lanes of each group of so many symbols: never fewer than an earlier group has."""
+    return list(accumulate(map(lane_count, symbols), max))
 
 
 def _put(
@@ -262,7 +306,8 @@ def _intervals(part: Part, lanes: int) -> tuple[Integers, Integers]:
     seen = np.zeros((len(stretches), size), np.int64)  # counts before each stretch, so that all tables are made at once
     for i, stretch in enumerate(stretches[:-1]):
         seen[i + 1] = np.bincount(places(*stretch), minlength=size)
-    lengths = _frequencies(1 + INCREMENT * seen.cumsum(0).reshape(-1, part.alphabet))
+    counts = part.counts.reshape(-1) + INCREMENT * seen.cumsum(0)
+    lengths = _frequencies(counts.reshape(-1, part.alphabet))
     starts = (lengths.cumsum(1) - lengths).reshape(-1, size)
     start, frequency = np.zeros((2, len(symbols)), np.uint32)
     for i, (first, last) in enumerate(stretches):
@@ -288,7 +333,7 @@ class _Tables:
     """
 
     def __init__(self, part: Part) -> None:
-        self._counts = np.ones((part.tables, part.alphabet), np.int64)
+        self._counts = part.counts
         self._bases = np.arange(part.tables)[:, None] << TABLE_BITS
         self._make()
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lightning_selfcompress.packing import rans
+from lightning_selfcompress.packing.levels import Classes
+from lightning_selfcompress.quantize.formula import EXPONENT_STEPS
 
 MAGIC = b"SCNN"
 
@@ -16,18 +17,10 @@ MAGIC = b"SCNN"
 VERSION = 1
 
 
-RAW, HALF, CODED, INT8, INT16, INT32 = range(6)  # storages of a tensor: unchanged, as codes, or in a narrower type
+EXPONENT_LIMIT = 128 * EXPONENT_STEPS  # exponents go from -limit to limit - 1 sixteenths, as in ``step_size``
 
 
-NARROW = {HALF: torch.float16, INT8: torch.int8, INT16: torch.int16, INT32: torch.int32}
-
-
-WIDER = {
-    HALF: (torch.float32,),
-    INT8: (torch.int16, torch.int32, torch.int64),
-    INT16: (torch.int32, torch.int64),
-    INT32: (torch.int64,),
-}
+EXPONENT_BEFORE = -64  # the first exponent of a coded tensor is written as a difference; this stands before all of them
 
 
 LEAVES = (
@@ -45,7 +38,19 @@ LEAVES = (
 )
 
 
-MOST_CLASSES = 64
+WEIGHT, BIAS = LEAVES.index("weight"), LEAVES.index("bias")
+
+
+LEAF_MASK, SAME_PATH, FORM_SHIFT = 15, 16, 5  # of the first byte of a tensor head
+
+
+DROPPED = 7  # bytes of the earlier path that are left out in a new path; this and more take another number
+
+
+GENERAL, PLAIN_CODED, WITH_BIAS = 0, 1, 7  # forms of a tensor head; the other forms are those of VECTOR_FORMS
+
+
+CHANNELS_BEFORE, SQUARE = 32, 64  # added to the number of dimensions in a plain head, where they hold for the shape
 
 
 MOST_DIMS = 16
@@ -61,27 +66,30 @@ Integers = NDArray[Any]
 
 
 class Alphabets(NamedTuple):
-    """The numbers of possible classes, exponents, bounds and symbols of weights in a coded tensor."""
+    """The kinds of a coded tensor's classes, and the numbers of possible exponents, bounds and symbols."""
 
-    classes: int = 1
+    classes: Classes = Classes()
     exponents: int = 1
     bounds: int = 1
     symbols: int = 1
 
 
-PARTS = 3  # parts that each coded tensor has in the channel stream
+def class_part(alphabets: Alphabets, channels: int) -> rans.Part:
+    """Returns the part of the classes of a tensor's channels."""
+    return rans.Part(np.zeros(channels, np.uint8), 1, alphabets.classes.number)
 
 
-def channel_parts(alphabets: Alphabets, channels: int) -> list[rans.Part]:
-    """Returns the parts of a tensor in the channel stream: its classes, its exponents and its bounds."""
-    contexts = np.zeros(channels, np.uint8)
-    return [rans.Part(contexts, 1, alphabet) for alphabet in alphabets[:PARTS]]
+def channel_parts(alphabets: Alphabets, living: int) -> list[rans.Part]:
+    """Returns the parts of the exponents and the bounds of the channels that are not of class 0."""
+    contexts = np.zeros(living, np.uint8)
+    return [rans.Part(contexts, 1, alphabet) for alphabet in (alphabets.exponents, alphabets.bounds)]
 
 
 def weight_part(alphabets: Alphabets, classes: Integers, row: int) -> rans.Part:
-    """Returns the part of a tensor in the weight stream, which has one table for each class other than 0."""
+    """Returns the part of a tensor's symbols, which has one table for each class other than 0."""
     contexts = np.tile((classes[classes > 0] - 1).astype(np.uint8), row)
-    return rans.Part(contexts, max(alphabets.classes - 1, 1), alphabets.symbols)
+    start = alphabets.classes.start_counts(alphabets.symbols)
+    return rans.Part(contexts, len(start), alphabets.symbols, start=start)
 
 
 def entries(shape: Sequence[int]) -> int:

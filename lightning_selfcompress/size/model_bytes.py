@@ -49,17 +49,19 @@ class ModelBytes:
     float_bits: float = 32.0
 
     @classmethod
-    def of(cls, model: nn.Module) -> "ModelBytes":
+    def of(cls, model: nn.Module, *, float_bits: float = 32.0) -> "ModelBytes":
         """Makes the rate of a converted model.
 
         Args:
             model: A module. Its quantized weights are looked up once, in this call.
+            float_bits: Bits of a value that is left in float.
         """
         parameters = tuple(quantized_parameters(model))
         if not parameters:
             return cls((), torch.zeros(0), 0, None)
         n = [p.raw_depth.new_full((p.channels,), p.weights_per_channel, requires_grad=False) for p in parameters]
-        return cls(parameters, torch.cat(n), sum(p.spec.original_numel for p in parameters), Coupling.of(parameters))
+        numel = sum(p.spec.original_numel for p in parameters)
+        return cls(parameters, torch.cat(n), numel, Coupling.of(parameters), float_bits=float_bits)
 
     def part(self, parameters: Sequence[QuantizedParameter]) -> "ModelBytes":
         """Returns the share of some of the weights, over the same N: the shares of all weights add up to the price."""

@@ -13,11 +13,12 @@ from lightning_selfcompress.size.price import ModelSize
 PRICES: dict[str, type[ModelSize] | type[ModelBytes]] = {"bits": ModelSize, "bytes": ModelBytes}
 
 
-def price_of(price: str | Callable[[nn.Module], Tensor]) -> Callable[[nn.Module], Any]:
+def price_of(price: str | Callable[[nn.Module], Tensor], *, narrow: bool = False) -> Callable[[nn.Module], Any]:
     """Returns the function that makes the price of a converted model.
 
     Args:
         price: The name of a price, or a function of the model that returns a price of the user's own.
+        narrow: Whether vectors in float will take one byte a value.
 
     Raises:
         ValueError: If there is no price of this name.
@@ -29,7 +30,7 @@ def price_of(price: str | Callable[[nn.Module], Tensor]) -> Callable[[nn.Module]
                 f"Expected price to be one of {', '.join(map(repr, PRICES))}, or a function of the module, got "
                 f"{price!r}."
             )
-        return PRICES[price].of
+        return partial(ModelBytes.of, float_bits=8.0) if narrow and price == "bytes" else PRICES[price].of
     if not callable(price):
         raise TypeError(f"Expected price to be a name or a function of the module, got {price!r}.")
     return partial(OwnPrice.of, price)

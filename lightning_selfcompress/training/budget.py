@@ -1,6 +1,7 @@
 """A budget of bytes while a Trainer runs: gamma follows a falling set point, and the end is exact."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -8,7 +9,7 @@ from torch import nn
 
 from lightning_selfcompress.budget.controller import Controller
 from lightning_selfcompress.budget.forecast import forecast
-from lightning_selfcompress.budget.landing import Landing, curvatures, file_nbytes, land
+from lightning_selfcompress.budget.landing import curvatures, file_nbytes, land, round_vectors
 from lightning_selfcompress.budget.set_point import set_point
 from lightning_selfcompress.budget.smallest import smallest_nbytes
 from lightning_selfcompress.budget.target import target_nbytes
@@ -19,6 +20,7 @@ from lightning_selfcompress.training.lightning_private import batches_that_stepp
 
 _STEPS = 10  # from one update of gamma to the next
 _LEAST_EPOCHS, _LEAST_STEPS = 3, 100
+_LANDINGS = 4
 _ABOVE = 1.02  # the set point ends this far above the target, so that the landing takes off what is cheapest
 
 
@@ -81,7 +83,7 @@ class Budget:
             f"SelfCompression: a target of {self.target:,} bytes, {self.target / floats:.2%} of the float network's "
             f"{floats:,}. This network can have {smallest:,} to {largest:,} bytes."
         )
-        self._start = largest
+        self._start = forecast(module, None).nbytes
 
     def update(self, trainer: Any, module: nn.Module, channels: Channels | None, batch_idx: int) -> None:
         """Moves gamma after a step, if it is time."""
@@ -96,14 +98,32 @@ class Budget:
 
     def correct(self, module: nn.Module, nbytes: int) -> None:
         """Takes up the exact size of a module, which the estimate is measured by."""
-        self._correction = nbytes / forecast(module, None).nbytes
+        self._correction = nbytes / forecast(module, None, narrow=False).nbytes
 
-    def land(self, trainer: Any, module: nn.Module) -> Landing:
-        """Moves codes until the packed file is within the target, and says so."""
-        landing = land(module, self.target, curvatures(module, trainer.optimizers))
-        over = " The target was not reached: no code is left to be moved." if landing.after > self.target else ""
-        rank_zero_info(f"SelfCompression: the target is {self.target:,} bytes; {landing}.{over}")
-        return landing
+    def land(self, trainer: Any, module: nn.Module, refresh: Callable[[], None]) -> None:
+        """Rounds vectors and moves codes until the packed file is within the target, and says so.
+
+        Args:
+            trainer: The Trainer.
+            module: The module in training.
+            refresh: Estimates statistics of normalization anew, for the codes as they are.
+        """
+        before, moved, wanted = file_nbytes(module), 0, self.target
+        for _ in range(_LANDINGS):
+            round_vectors(module)
+            landing = land(module, wanted, curvatures(module, trainer.optimizers))
+            moved += landing.moved
+            refresh()
+            round_vectors(module)
+            after = file_nbytes(module)
+            if after <= self.target or not landing.moved:
+                break
+            wanted -= after - self.target  # the statistics of other codes may take another byte
+        over = "" if after <= self.target else " The target was not reached, since no code is left to be moved."
+        rank_zero_info(
+            f"SelfCompression: {before:,} bytes -> {after:,} bytes, with a target of {self.target:,}: vectors rounded to "
+            f"a byte a value, {moved:,} of {landing.weights:,} codes moved.{over}"
+        )
 
 
 def is_last_batch(trainer: Any, batch_idx: int) -> bool:

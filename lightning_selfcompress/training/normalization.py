@@ -47,14 +47,20 @@ class Normalization:
         """Forgets the batches of the last epoch, so that a run resumed there goes on as the straight one."""
         self._steps.clear()
 
-    def refresh(self, trainer: Any, module: nn.Module) -> None:
-        """Estimates the statistics of the layers that were trained since the last estimate."""
+    def refresh(self, trainer: Any, module: nn.Module, *, again: bool = False) -> None:
+        """Estimates the statistics of the layers that were trained since the last estimate.
+
+        Args:
+            trainer: The Trainer.
+            module: The module in training.
+            again: Whether to estimate the statistics of all layers, since weights were changed otherwise.
+        """
         counts = self._count(module)
-        trained = [name for name, count in counts.items() if count != self._counts.get(name)]
+        trained = [name for name, count in counts.items() if again or count != self._counts.get(name)]
         interval = trainer.val_check_batch if isinstance(trainer.val_check_batch, int) else self._batch
         wanted = min(_MOST, max(_LEAST, min(self._batch, interval) // 2))
         steps = [s for s, versions in self._steps if _versions(s) == versions][-wanted:]
-        if not trained or not steps or self._is_fresh:
+        if not trained or not steps or (self._is_fresh and not again):
             return
         copied = copy_module(module)
         try:

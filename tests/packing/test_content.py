@@ -18,7 +18,7 @@ from lightning_selfcompress.files.export import export
 from lightning_selfcompress.packing import Packed, from_bytes, packed_size, to_bytes, varint
 from lightning_selfcompress.packing.bounds import at_bounds, bounds_of, put_bounds, to_symbols, to_tokens
 from lightning_selfcompress.packing.content import from_rows, to_rows
-from lightning_selfcompress.packing.structure import MOST_CLASSES
+from lightning_selfcompress.packing.levels import LEVELS, SHARES
 from lightning_selfcompress.packing.tokens import extra_bits, join_tokens, tokens_of
 from lightning_selfcompress.packing.writing import classes_of
 from lightning_selfcompress.quantize.formula import step_size
@@ -48,7 +48,7 @@ def assert_same(one, other):
     assert dict(one.attributes) == dict(other.attributes)
     assert [t.name for t in one.tensors] == [t.name for t in other.tensors]
     for a, b in zip(one.tensors, other.tensors, strict=True):
-        assert (a.dtype, a.shape, a.half) == (b.dtype, b.shape, b.half)
+        assert (a.dtype, a.shape, a.storage) == (b.dtype, b.shape, b.storage)
         if a.codes is None:
             assert b.codes is None
             assert_same_bits(array(a.values), array(b.values))
@@ -109,10 +109,10 @@ def test_the_second_reader_reads_the_same(model):
 
 
 def test_the_second_reader_is_short_and_on_its_own():
-    """At most 150 lines, of NumPy and the standard library."""
+    """At most 220 lines, of NumPy and the standard library."""
     text = READER.read_text(encoding="utf-8")
     imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert len(text.splitlines()) <= 150
+    assert len(text.splitlines()) <= 220
     assert [name.name for node in imports for name in node.names] == ["math", "zlib", "numpy"]
 
 
@@ -281,13 +281,13 @@ def test_rows_of_channels(shape, data):
 
 @given(st.lists(st.integers(0, 1 << 20), max_size=100), st.integers(1, 5))
 def test_classes(scales, row):
-    """Channels of one class have means within an octave, 0 is for zeros, and none below the largest is left out."""
+    """Channels of one class have means within an octave, 0 is for zeros, and the first class has a channel."""
     codes = np.array(scales, np.int32)[:, None] * np.array([1, -1, 0, 1, 2])[:row]
     classes = classes_of(codes, np.zeros(len(codes), np.int64))
     mean = np.abs(codes).mean(1)
     assert ((classes == 0) == (mean == 0)).all()
-    assert set(range(1, classes.max(initial=0) + 1)) <= set(classes.tolist())
-    assert classes.max(initial=0) < MOST_CLASSES
+    assert classes.max(initial=0) <= 0 or (classes == 1).any()
+    assert classes.max(initial=0) <= LEVELS + SHARES
     for c in set(classes[classes > 0].tolist()):
         assert mean[classes == c].max() <= 2**0.51 * mean[classes == c].min()
 
@@ -300,4 +300,4 @@ def test_classes_of_bounds():
     bounds = bounds_of(codes)
     assert bounds.tolist() == [3, 9, 2, 7, 5, 5, 0, 0]
     classes = classes_of(codes, bounds).tolist()
-    assert classes == [2, 2, 3, 4, 5, 5, 1, 0]
+    assert classes == [2, 2, 3, 4, 6, 6, 1, 0]

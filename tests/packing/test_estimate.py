@@ -11,22 +11,22 @@ from hypothesis import strategies as st
 from layer_kinds import KINDS
 from torch import nn
 
-from lightning_selfcompress.packing import estimate
+from lightning_selfcompress.packing import Packed, estimate
 from lightning_selfcompress.packing.bounds import at_bounds, bounds_of
 from lightning_selfcompress.packing.content import to_rows
 from lightning_selfcompress.packing.estimate import estimated_size, table_bits
-from lightning_selfcompress.packing.rans import INCREMENT
+from lightning_selfcompress.packing.levels import kinds_of, number_classes
+from lightning_selfcompress.packing.rans import EVEN, INCREMENT, lane_count
 from lightning_selfcompress.packing.tokens import tokens_of
-from lightning_selfcompress.packing.writing import classes_of
 from lightning_selfcompress.quantize.formula import bit_depth, codes
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 
 
-def bits_of_counts(counts):
-    """Bits of symbols with these counts, zeros included, in one adaptive table."""
-    prior, total = 1 / INCREMENT, sum(counts)
-    bits = math.lgamma(prior * len(counts) + total) - math.lgamma(prior * len(counts))
-    return (bits - sum(math.lgamma(prior + n) - math.lgamma(prior) for n in counts)) / math.log(2)
+def bits_of_counts(counts, starts=None):
+    """Bits of symbols with these counts, zeros included, in one adaptive table that starts with these counts."""
+    priors = [start / INCREMENT for start in ([EVEN] * len(counts) if starts is None else starts)]
+    bits = math.lgamma(sum(priors) + sum(counts)) - math.lgamma(sum(priors))
+    return (bits - sum(math.lgamma(p + n) - math.lgamma(p) for p, n in zip(priors, counts, strict=True))) / math.log(2)
 
 
 def sampled_codes(p):
@@ -42,7 +42,7 @@ def bits_alone(p):
     """The estimated bits of the codes and of the channels of one weight, in plain loops over tables and codes."""
     found, scale = sampled_codes(p)
     bounds = bounds_of(found)
-    classes = classes_of(found, bounds)
+    classes, (kinds,) = number_classes(kinds_of(found, bounds), np.zeros(len(found), int), 1)
     ends = at_bounds(found, bounds)
     shifted = tokens_of(found.reshape(-1)).reshape(found.shape) + 2 * (bounds > 0)[:, None]
     symbols = np.where(ends, found > 0, shifted)
@@ -50,13 +50,13 @@ def bits_alone(p):
     of_codes = scale * sum(
         int(code).bit_length() - 1 for code in abs(found[~ends & (classes > 0)[:, None]]).tolist() if code >= 8
     )
-    for c in range(1, classes.max() + 1):
+    for c, start in enumerate(kinds.start_counts(alphabet).tolist(), 1):
         counts = np.bincount(symbols[classes == c].reshape(-1), minlength=alphabet)
-        of_codes += bits_of_counts((scale * counts).tolist())
-    sixteenths = np.round(16 * p.exponent.detach().double().numpy()).astype(int)
-    first = sixteenths[classes > 0].min(initial=1 << 30)
-    kinds = (classes, np.where(classes > 0, sixteenths - first, 0), bounds)
-    return of_codes, sum(bits_of_counts(np.bincount(kind).tolist()) for kind in kinds)
+        of_codes += bits_of_counts((scale * counts).tolist(), start)
+    sixteenths = np.round(16 * p.exponent.detach().double().numpy()).astype(int)[classes > 0]
+    exponents = np.bincount(sixteenths - sixteenths.min(initial=1 << 30), minlength=1)
+    of_classes = np.bincount(classes, minlength=kinds.number)
+    return of_codes, sum(map(bits_of_counts, (of_classes, exponents, np.bincount(bounds[classes > 0], minlength=1))))
 
 
 def clipped():
@@ -113,8 +113,10 @@ def test_all_layers_at_once_are_each_layer_alone(name, batch, monkeypatch):
     for key, (of_codes, of_channels) in expected.items():
         assert size.codes[key] == pytest.approx(of_codes / 8, abs=half, rel=0)
         assert size.channels[key] == pytest.approx(of_channels / 8, abs=half, rel=0)
-    of_codes, of_channels = (sum(bits) / 8 + 4 for bits in zip((0, 0), *expected.values(), strict=True))
-    assert size.code_nbytes == pytest.approx(of_codes, abs=half, rel=0)
+    of_codes, of_channels = (sum(bits) / 8 for bits in zip((0, 0), *expected.values(), strict=True))
+    symbols = sum(t.codes.living.size for t in Packed.of(net, measured=True).coded)
+    lanes = estimate.LANE_NBYTES * lane_count(symbols) if expected else 0
+    assert size.code_nbytes == pytest.approx(of_codes + lanes, abs=half, rel=0)
     assert size.channel_nbytes == pytest.approx(of_channels, abs=half, rel=0)
 
 
