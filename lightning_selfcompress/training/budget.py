@@ -121,8 +121,8 @@ class Budget:
             wanted -= after - self.target  # the statistics of other codes may take another byte
         over = "" if after <= self.target else " The target was not reached, since no code is left to be moved."
         rank_zero_info(
-            f"SelfCompression: {before:,} bytes -> {after:,} bytes, with a target of {self.target:,}: vectors rounded to "
-            f"a byte a value, {moved:,} of {landing.weights:,} codes moved.{over}"
+            f"SelfCompression: {before:,} bytes -> {after:,} bytes, with a target of {self.target:,}: vectors rounded "
+            f"to a byte a value, {moved:,} of {landing.weights:,} codes moved.{over}"
         )
 
 

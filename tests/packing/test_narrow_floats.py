@@ -146,3 +146,11 @@ def test_a_normalization_takes_a_byte_for_a_value():
     assert kinds["running_mean"] == torch.int8
     assert kinds["running_var"] in (torch.int8, torch.uint8)
     assert len(to_bytes(packed)) < 200
+
+
+def test_a_tiny_value_does_not_decide():
+    """Variances over many octaves stay positive although one of them, of a constant, is next to zero."""
+    variances = torch.tensor([3.6e-20, 0.003, 0.02, 0.4, 1.19])
+    found = rounded(variances)
+    assert bool((found > 0).all())
+    torch.testing.assert_close(found[1:], variances[1:], rtol=0.022, atol=0)
