@@ -3,16 +3,13 @@
 import math
 from dataclasses import dataclass
 
-FIRST = 0.02  # gamma at the start, below what presses on a network
+FIRST = 0.1  # gamma at the start, below what presses on a network
 
 
-PROPORTIONAL = 5.0  # what an error adds to log gamma as long as it is there
+PROPORTIONAL = 4.0  # what an error adds to log gamma as long as it is there
 
 
-LAG = 100.0  # steps after which a size has followed a change of gamma for the greater part
-
-
-AHEAD = 30.0  # steps that the error is foreseen over
+LAG = 80.0  # steps in which a lasting error adds as much again
 
 
 FASTEST = 0.1  # most that log gamma changes in a step
@@ -26,21 +23,18 @@ LEAST, MOST = 1e-3, 1e6  # of gamma
 
 @dataclass
 class Controller:
-    """A proportional-integral law in log gamma on a foreseen error, with limits on its slew and its integral.
+    """A proportional-integral law in log gamma, with limits on its slew and its integral.
 
-    With the error ``e = log(size / set point)`` and steps s, ``log gamma = P (f + integral of f ds / LAG)`` where
-    ``f = e + AHEAD de/ds``, times :data:`RELEASE` if it is below 0. Where a limit holds gamma, the
-    integral waits (anti-windup).
+    With the error ``e = log(size / set point)``, larger where it is below 0 (:data:`RELEASE` times), and steps s,
+    ``log gamma = P (e + integral of e ds / LAG)``. Where a limit holds gamma, the integral waits (anti-windup).
 
     Args:
         integral: The part of log gamma that has built up.
         log_gamma: The logarithm of gamma.
-        error: The error at the last update.
     """
 
     integral: float = math.log(FIRST)
     log_gamma: float = math.log(FIRST)
-    error: float = 0.0
 
     @property
     def gamma(self) -> float:
@@ -54,12 +48,11 @@ class Controller:
             steps: Steps since the last update, > 0.
             error: ``log(size / set point)``; above 0 the network is too large.
         """
-        foreseen = error + AHEAD * (error - self.error) / steps
-        foreseen = max(-1.0, min(1.0, foreseen if foreseen > 0 else RELEASE * foreseen))
-        integral = self.integral + PROPORTIONAL * foreseen * steps / LAG
-        wanted, most = integral + PROPORTIONAL * foreseen, FASTEST * steps
+        error = max(-1.0, min(1.0, error if error > 0 else RELEASE * error))
+        integral = self.integral + PROPORTIONAL * error * steps / LAG
+        wanted, most = integral + PROPORTIONAL * error, FASTEST * steps
         held = max(self.log_gamma - most, min(self.log_gamma + most, wanted))
         held = max(math.log(LEAST), min(math.log(MOST), held))
-        if held == wanted or (wanted > held) != (foreseen > 0):
+        if held == wanted or (wanted > held) != (error > 0):
             self.integral = integral
-        self.log_gamma, self.error = held, error
+        self.log_gamma = held

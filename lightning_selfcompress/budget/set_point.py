@@ -2,27 +2,33 @@
 
 import math
 
-BEGIN, END = 0.02, 0.7  # shares of the training
+BEGIN, END = 0.02, 0.7  # shares of the training between which the size falls
+
+
+MARGIN = 0.06  # how far above the target, in log bytes, the size still is then: it falls by itself while rates cool down
 
 
 def set_point(progress: float, start: float, target: float) -> float:
-    """Returns the size that is wanted now: it falls along a cosine in log bytes, then stays at the target.
+    """Returns the size that is wanted now: it falls along a cosine in log bytes, then creeps up to the target.
 
-    ``log s(t) = log target + (log start - log target) * (1 + cos(pi u)) / 2`` with u from 0 at :data:`BEGIN` to 1 at
-    :data:`END`.
+    With u from 0 at :data:`BEGIN` to 1 at :data:`END`, and v from 0 there to 1 at the end of the training::
+
+        log s = log end + (log start - log end) (1 + cos(pi u)) / 2,    log end = log target + MARGIN (1 - v)
 
     >>> from lightning_selfcompress.budget.set_point import set_point
-    >>> [round(set_point(t, 1e6, 1e4)) for t in (0.0, 0.35, 0.6, 1.0)]
-    [1000000, 100000, 10000, 10000]
+    >>> [round(set_point(t, 1e6, 1e4)) for t in (0.0, 0.36, 0.7, 1.0)]
+    [1000000, 103045, 10618, 10000]
 
     Args:
         progress: Share of the training that is done, from 0 to 1.
         start: Bytes at the start, > 0.
-        target: Bytes at the end, > 0.
+        target: Bytes at the end, > 0, at most ``start``.
 
     Returns:
-        Bytes; never above ``start`` or the target, whichever is larger.
+        Bytes.
     """
     u = min(1.0, max(0.0, (progress - BEGIN) / (END - BEGIN)))
-    share = (1 + math.cos(math.pi * u)) / 2
-    return math.exp(math.log(target) + (math.log(start) - math.log(target)) * share)
+    v = min(1.0, max(0.0, (progress - END) / (1 - END)))
+    high = math.log(start)
+    end = min(high, math.log(target) + MARGIN * (1 - v))
+    return math.exp(end + (high - end) * (1 + math.cos(math.pi * u)) / 2)

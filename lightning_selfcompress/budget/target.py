@@ -41,5 +41,5 @@ def target_nbytes(size: int | float | str, float_nbytes: int) -> int:
     else:
         raise ValueError(f'{_EXPECTED} network, above 0 and at most 100% ("3%"), got {size!r}.')
     if nbytes < 1:
-        raise ValueError(f"{_EXPECTED} network, at least one byte, got {size!r}, which is {nbytes:g} bytes.")
+        raise ValueError(f'{_EXPECTED} network ("3%"), at least one byte, got {size!r}.')
     return int(nbytes)
