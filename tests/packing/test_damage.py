@@ -163,11 +163,11 @@ def tensor(kind, shape, *coded, called=None):
     return (called or name("x")) + bytes([kind]) + numbers(len(shape), *shape) + b"".join(coded)
 
 
-def alphabets(first_level=0, levels=0, exponents=1, first=-64, symbols=1, shares=0, bounds=1, flag=None):
+def alphabets(first_level=0, levels=0, exponents=1, first=-64, symbols=1, share=0, shares=0, bounds=1, flag=None):
     """The alphabets of a coded tensor that is the first one of its file."""
     flag = shares > 0 if flag is None else flag
     content = numbers(flag + 2 * (first_level + 79 * levels), exponents, varint.zigzag(first + 64), symbols)
-    return content + (numbers(shares, bounds) if flag else b"")
+    return content + (numbers(share + 15 * shares, bounds) if flag else b"")
 
 
 def coded(shape, dim=0, groups=1, called=None, kind=CODED, **more):
@@ -242,6 +242,7 @@ CLAIMS = {
     "levels too high": coded((2, 3), first_level=78, levels=2),
     "no shares": coded((2, 3), shares=0, flag=1),
     "many shares": coded((2, 3), shares=16),
+    "shares too high": coded((2, 3), share=14, shares=2),
     "no exponents": coded((2, 3), exponents=0),
     "many exponents": coded((2, 3), exponents=4097),
     "exponents too large": coded((2, 3), exponents=2, first=2047),
@@ -359,10 +360,15 @@ def coded_file(alive, row, symbols, alphabet=73, bound=0, rest=b""):
     """A file with one coded tensor of so many living channels of one level, or of one share if they have a bound."""
     n, shares = len(alive), int(bound > 0)
     living = np.zeros(sum(alive), np.uint8)
+    Classes(0, 1 - shares, 0, shares).start_counts(alphabet)
     groups = [
         [rans.Part(np.zeros(n, np.uint8), 1, 2, np.array(alive))],
         [rans.Part(living, 1, 1, living), rans.Part(living, 1, bound + 1, np.full(len(living), bound))],
-        [rans.Part(np.tile(living, row), 1, alphabet, symbols, Classes(0, 1 - shares, shares).start_counts(alphabet))],
+        [
+            rans.Part(
+                np.tile(living, row), 1, alphabet, symbols, Classes(0, 1 - shares, 0, shares).start_counts(alphabet)
+            )
+        ],
     ]
     head = coded((n, row), levels=1 - shares, symbols=alphabet, shares=shares, bounds=bound + 1)
     return crafted(head, stream=rans.encode(groups, rest))

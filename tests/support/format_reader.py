@@ -77,7 +77,8 @@ def read(data):
             h["exponents"] = file.varint()
             exponent = h["first"] = exponent + file.zigzag()
             h["symbols"] = file.varint()
-            h["shares"], h["bounds"] = (file.varint(), file.varint()) if shares else (0, 1)
+            h["shares"], h["share"] = divmod(file.varint(), 15) if shares else (0, 0)
+            h["bounds"] = file.varint() if shares else 1
             size = h["shape"][h["dim"]] * h["groups"]
         if form == 7:
             heads.append({"name": path.decode() + ".bias", "type": "<f4", "storage": SCALED, "shape": (size,)})
@@ -107,8 +108,11 @@ def read_codes(coded, file):
         h["row"], h["alive"], h["e"] = others // h["groups"], c > 0, np.zeros(len(c), int)
         h["e"][h["alive"]], h["k"] = exponents + h["first"], np.tile(bounds, others // h["groups"])
         start = [level_counts(h["level"] + i)[: h["symbols"]] for i in range(h["levels"])]
-        start += [[10] * h["symbols"]] * max(h["shares"], 1 - h["levels"])
-        parts.append((np.tile(c[c > 0] - 1, h["row"]), np.array(start)))
+        for i in range(h["shares"]):
+            w = 128 >> (14 - h["share"] - i)
+            others = [1 + w // max(h["symbols"] - 2, 1)] * h["symbols"]
+            start.append(([1 + (128 - w) // 2] * 2 + others)[: h["symbols"]])
+        parts.append((np.tile(c[c > 0] - 1, h["row"]), np.array(start or [[1] * h["symbols"]])))
     symbols = stream.group(parts)
     if (stream.x >> 16 != 1).any():
         raise ValueError("Expected a stream that ends where it began.")
