@@ -72,13 +72,7 @@ def read(data):
                 shape.append(size if flags & 32 and d == 1 else shape[-1] if last else file.varint())
             h["shape"] = tuple(shape)
         if h["storage"] == CODED:
-            classes, shares = divmod(file.varint(), 2)
-            h["levels"], h["level"] = divmod(classes, 79)
-            h["exponents"] = file.varint()
-            exponent = h["first"] = exponent + file.zigzag()
-            h["symbols"] = file.varint()
-            h["shares"], h["share"] = divmod(file.varint(), 15) if shares else (0, 0)
-            h["bounds"] = file.varint() if shares else 1
+            exponent = read_alphabets(h, file, exponent)
             size = h["shape"][h["dim"]] * h["groups"]
         if form == 7:
             heads.append({"name": path.decode() + ".bias", "type": "<f4", "storage": SCALED, "shape": (size,)})
@@ -92,6 +86,18 @@ def read(data):
     if len(file.data) > max(file.at, held) or any(file.data[file.at :]):
         raise ValueError("Expected the end of the file.")
     return values, attributes
+
+
+def read_alphabets(h, file, exponent):
+    """Gives a head its alphabets and its first exponent, which it returns, by that of the coded tensor before."""
+    classes, shares = divmod(file.varint(), 2)
+    h["levels"], h["level"] = divmod(classes, 79)
+    h["exponents"] = file.varint()
+    h["first"] = exponent + file.zigzag()
+    h["symbols"] = file.varint()
+    h["shares"], h["share"] = divmod(file.varint(), 15) if shares else (0, 0)
+    h["bounds"] = file.varint() if shares else 1
+    return h["first"]
 
 
 def read_codes(coded, file):
