@@ -224,15 +224,18 @@ class Reader:
         exponents = self.number(2 * EXPONENT_LIMIT)
         first = self._exponent + self.signed(2 * EXPONENT_LIMIT)
         symbols = self.number(TOKENS + WITHIN)
-        shares, bounds = (self.number(SHARES), self.number(LARGEST_BOUND + 1)) if has_shares else (0, 1)
-        if first_level + levels > LEVELS or (has_shares and not shares) or not min(exponents, symbols, bounds):
+        shares, first_share = divmod(self.number(SHARES * (SHARES + 1)), SHARES) if has_shares else (0, 0)
+        bounds = self.number(LARGEST_BOUND + 1) if has_shares else 1
+        classes = Classes(first_level, levels, first_share, shares)
+        possible = first_level + levels <= LEVELS and first_share + shares <= SHARES and shares >= has_shares
+        if not possible or not min(exponents, symbols, bounds):
             raise PackedFileError(f"Expected possible classes, exponents, bounds and symbols of {name!r}. {ADVICE}")
         if not -EXPONENT_LIMIT <= first <= EXPONENT_LIMIT - exponents:
             raise PackedFileError(
                 f"Expected exponents of {name!r} from {-EXPONENT_LIMIT} to {EXPONENT_LIMIT - 1}, got {exponents} from "
                 f"{first} on. {ADVICE}"
             )
-        alphabets = Alphabets(Classes(first_level, levels, shares), exponents, bounds, symbols)
+        alphabets = Alphabets(classes, exponents, bounds, symbols)
         head = Head(name, dtype, CODED, shape, axis, alphabets, first)
         self._exponent, self._channels = first, head.channels
         return head

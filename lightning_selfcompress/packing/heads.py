@@ -6,7 +6,7 @@ import torch
 
 from lightning_selfcompress.packing import varint
 from lightning_selfcompress.packing.content import DTYPES, Packed, PackedTensor
-from lightning_selfcompress.packing.levels import LEVELS
+from lightning_selfcompress.packing.levels import LEVELS, SHARES
 from lightning_selfcompress.packing.storages import SCALED, VECTOR_FORMS
 from lightning_selfcompress.packing.structure import (
     BIAS,
@@ -63,7 +63,7 @@ class HeadWriter:
         self._numbers(bool(classes.shares) + 2 * (classes.first_level + LEVELS * classes.levels), alphabets.exponents)
         self._numbers(varint.zigzag(first_exponent - self._exponent), alphabets.symbols)
         if classes.shares:
-            self._numbers(classes.shares, alphabets.bounds)
+            self._numbers(classes.first_share + SHARES * classes.shares, alphabets.bounds)
         self._exponent, self._channels = first_exponent, tensor.shape[axis.dim] * axis.groups
 
     def plain(self, tensor: PackedTensor) -> None:

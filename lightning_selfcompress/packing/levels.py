@@ -5,6 +5,7 @@ rounded. The table of such a class starts with the frequencies of a two-sided ge
 magnitude, which codes of weights roughly follow. All arithmetic is in integers, so all machines have the same tables.
 
 A channel with a bound is of the class of its *share*: the binary logarithm of the share of its codes within the bounds.
+The table of such a class starts with this share.
 """
 
 from functools import lru_cache
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_selfcompress.packing import rans
 from lightning_selfcompress.packing.bounds import at_bounds
 from lightning_selfcompress.packing.tokens import DIRECT, TOKENS
 
@@ -30,6 +30,9 @@ SHARES = 15  # shares from 2^-14 to 1
 # The counts of a level's table add up to about this at the start, besides one for each symbol. Weights of many bits are
 # less often distributed geometrically.
 SURE, UNSURE, WIDE_LEVEL = 1024, 256, 4
+
+
+ENDS = 128  # the counts of a share's table add up to about this at the start, besides one for each symbol
 
 
 BITS = 64  # bits of the fractions of fixed-point numbers
@@ -70,12 +73,14 @@ class Classes(NamedTuple):
 
     Args:
         first_level: The kind of class 1, less one, if there are classes of levels.
-        levels: The number of classes of levels, which are the classes from 1 on, in the order of levels.
-        shares: The number of classes of shares, which follow.
+        levels: The number of classes of levels, which are the classes from 1 on, in the order of kinds.
+        first_share: The kind of the first class of a share, less the 80 of the smallest share, if there are any.
+        shares: The number of classes of shares, which follow, in the order of kinds.
     """
 
     first_level: int = 0
     levels: int = 0
+    first_share: int = 0
     shares: int = 0
 
     @property
@@ -85,9 +90,9 @@ class Classes(NamedTuple):
 
     def start_counts(self, alphabet: int) -> Integers:
         """Returns the counts with which the tables of all classes but 0 start, int64, ``(at least 1, alphabet)``."""
-        even = [np.full(alphabet, rans.EVEN, np.int64)] * max(self.shares, 1 - self.levels)
-        kinds = range(self.first_level + 1, self.first_level + self.levels + 1)
-        return np.array([*(_level_counts(kind)[:alphabet] for kind in kinds), *even])
+        levels = [_level_counts(self.first_level + i)[:alphabet] for i in range(self.levels)]
+        shares = [_share_counts(self.first_share + i, alphabet) for i in range(self.shares)]
+        return np.array([*levels, *shares] or [np.ones(alphabet, np.int64)])
 
 
 def number_classes(
@@ -112,19 +117,21 @@ def number_classes(
     np.maximum.at(most, (of_share[alive], tensors[alive]), kinds[alive])
     sizes = np.where(most > 0, most - least + 1, 0)
     first = least - 1 - np.stack([np.zeros(count, np.int64), sizes[0]])
-    firsts = np.where(sizes[0] > 0, least[0] - 1, 0).tolist()
+    firsts = np.where(sizes > 0, least - [[1], [LEVELS + 1]], 0).tolist()
     classes = np.where(alive, kinds - first[of_share, tensors], 0)
-    return classes, [Classes(*numbers) for numbers in zip(firsts, *sizes.tolist(), strict=True)]
+    return classes, [
+        Classes(*numbers) for numbers in zip(firsts[0], sizes[0].tolist(), firsts[1], sizes[1].tolist(), strict=True)
+    ]
 
 
 @lru_cache
-def _level_counts(kind: int) -> Integers:
+def _level_counts(place: int) -> Integers:
     """Returns the counts at the start of a level's table, for all tokens and two more symbols, int64.
 
     With ratio r, a code k has the mass ``r^|k|``, and a token the mass of its codes, in units of 2^-64. Two tokens, one
     of either sign, have the same mass.
     """
-    level = LOWEST_LEVEL + kind - 1
+    level = LOWEST_LEVEL + place
     ratio, mass = geometric_ratio(level), [1 << BITS]
     for _ in range(1, 8):
         mass.append(mass[-1] * ratio >> BITS)
@@ -137,6 +144,16 @@ def _level_counts(kind: int) -> Integers:
     counts = np.array([1 + trust * m // total for m in masses], np.int64)
     counts.flags.writeable = False
     return counts
+
+
+def _share_counts(place: int, alphabet: int) -> Integers:
+    """Returns the counts at the start of a share's table, int64, ``(alphabet,)``.
+
+    Both bounds have the same count, and all other symbols have another one. These have ``2^(place - 14)`` of the sum.
+    """
+    within = ENDS >> SHARES - 1 - place
+    counts = [1 + (ENDS - within) // 2] * 2 + [1 + within // max(alphabet - 2, 1)] * alphabet
+    return np.array(counts[:alphabet], np.int64)
 
 
 def geometric_ratio(level: int) -> int:

@@ -114,7 +114,8 @@ class Decoder:
     """
 
     def __init__(self, data: bytes | memoryview) -> None:
-        self._data, self._words, self._used = data, np.frombuffer(data, "<u2", len(data) // 2), 0
+        self._data, self._used = data, 0
+        self._words: Integers = np.frombuffer(data, "<u2", len(data) // 2).astype(np.uint32)
         self._state: Integers = np.zeros(0, np.uint32)
 
     def begin(self, symbols: int) -> None:
@@ -129,8 +130,8 @@ class Decoder:
         more = max(lane_count(symbols) - len(self._state), 0)
         if 2 * more > len(self._words) - self._used:
             raise DamagedStreamError(f"Expected {more} more states, got {len(self._words) - self._used} words.")
-        states = self._words[self._used : self._used + 2 * more].copy().view("<u4").astype(np.uint32)
-        self._state, self._used = np.concatenate([self._state, states]), self._used + 2 * more
+        low, high = self._words[self._used : self._used + 2 * more].reshape(more, 2).T
+        self._state, self._used = np.concatenate([self._state, low | high << WORD_BITS]), self._used + 2 * more
 
     def decode(self, parts: Sequence[Part]) -> list[Integers]:
         """Decodes the symbols of a group, or of the next parts of a group, after :meth:`begin`.

@@ -109,10 +109,10 @@ def test_the_second_reader_reads_the_same(model):
 
 
 def test_the_second_reader_is_short_and_on_its_own():
-    """At most 220 lines, of NumPy and the standard library."""
+    """At most 230 lines, of NumPy and the standard library."""
     text = READER.read_text(encoding="utf-8")
     imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert len(text.splitlines()) <= 220
+    assert len(text.splitlines()) <= 230
     assert [name.name for node in imports for name in node.names] == ["math", "zlib", "numpy"]
 
 

@@ -72,12 +72,7 @@ def read(data):
                 shape.append(size if flags & 32 and d == 1 else shape[-1] if last else file.varint())
             h["shape"] = tuple(shape)
         if h["storage"] == CODED:
-            classes, shares = divmod(file.varint(), 2)
-            h["levels"], h["level"] = divmod(classes, 79)
-            h["exponents"] = file.varint()
-            exponent = h["first"] = exponent + file.zigzag()
-            h["symbols"] = file.varint()
-            h["shares"], h["bounds"] = (file.varint(), file.varint()) if shares else (0, 1)
+            exponent = read_alphabets(h, file, exponent)
             size = h["shape"][h["dim"]] * h["groups"]
         if form == 7:
             heads.append({"name": path.decode() + ".bias", "type": "<f4", "storage": SCALED, "shape": (size,)})
@@ -91,6 +86,18 @@ def read(data):
     if len(file.data) > max(file.at, held) or any(file.data[file.at :]):
         raise ValueError("Expected the end of the file.")
     return values, attributes
+
+
+def read_alphabets(h, file, exponent):
+    """Gives a head its alphabets and its first exponent, which it returns, by that of the coded tensor before."""
+    classes, shares = divmod(file.varint(), 2)
+    h["levels"], h["level"] = divmod(classes, 79)
+    h["exponents"] = file.varint()
+    h["first"] = exponent + file.zigzag()
+    h["symbols"] = file.varint()
+    h["shares"], h["share"] = divmod(file.varint(), 15) if shares else (0, 0)
+    h["bounds"] = file.varint() if shares else 1
+    return h["first"]
 
 
 def read_codes(coded, file):
@@ -107,8 +114,11 @@ def read_codes(coded, file):
         h["row"], h["alive"], h["e"] = others // h["groups"], c > 0, np.zeros(len(c), int)
         h["e"][h["alive"]], h["k"] = exponents + h["first"], np.tile(bounds, others // h["groups"])
         start = [level_counts(h["level"] + i)[: h["symbols"]] for i in range(h["levels"])]
-        start += [[10] * h["symbols"]] * max(h["shares"], 1 - h["levels"])
-        parts.append((np.tile(c[c > 0] - 1, h["row"]), np.array(start)))
+        for i in range(h["shares"]):
+            w = 128 >> (14 - h["share"] - i)
+            others = [1 + w // max(h["symbols"] - 2, 1)] * h["symbols"]
+            start.append(([1 + (128 - w) // 2] * 2 + others)[: h["symbols"]])
+        parts.append((np.tile(c[c > 0] - 1, h["row"]), np.array(start or [[1] * h["symbols"]])))
     symbols = stream.group(parts)
     if (stream.x >> 16 != 1).any():
         raise ValueError("Expected a stream that ends where it began.")

@@ -1,4 +1,7 @@
-"""Networks of every kind that a packed file may hold, with random depths and exponents."""
+"""Networks of every kind that a packed file may hold, with random depths and exponents; files that may be damaged."""
+
+import time
+import zlib
 
 import torch
 from depths import mixed_net, with_depths
@@ -6,6 +9,8 @@ from killing import randomize
 from torch import nn
 from zoo import ZOO
 
+from lightning_selfcompress.errors import PackedFileError
+from lightning_selfcompress.packing import from_bytes
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 
 
@@ -152,3 +157,19 @@ SPECIAL = {
     "very many codes": lambda: with_random_codes(nn.Linear(600, 400)),  # more lanes than 64
 }
 NETWORKS = {**SPECIAL, **{name: lambda entry=entry: with_random_codes(entry.make()) for name, entry in ZOO.items()}}
+
+
+def sealed(content):
+    """A file of this content, with the checksum that belongs to it."""
+    return content + zlib.crc32(content).to_bytes(4, "little")
+
+
+def read_or_refuse(data):
+    """What is read, or None where the file is refused; it takes no longer than some seconds."""
+    start = time.perf_counter()
+    try:
+        return from_bytes(data)
+    except PackedFileError:
+        return None
+    finally:
+        assert time.perf_counter() - start < 5
