@@ -11,7 +11,7 @@ from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.files.checkpoint import couple_as_saved
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.size.prices import price_of
-from lightning_selfcompress.size.report import size_report
+from lightning_selfcompress.size.report import SizeReport, size_report
 from lightning_selfcompress.training.arguments import check_gamma, check_goal, check_numbers, check_skip
 from lightning_selfcompress.training.budget import Budget, is_last_batch
 from lightning_selfcompress.training.depth_training import DepthTraining, let_train, loss_scale
@@ -257,14 +257,12 @@ class SelfCompression(pl.Callback):
             self._normalization.refresh(trainer, pl_module)
         if self._removal is not None and self._removal.is_due(trainer.current_epoch):
             self._depths.resize(self._removal.carry_out(trainer, pl_module))
-        if self._budget is not None and trainer.should_stop:
-            self._land(trainer, pl_module)
         report = size_report(pl_module)
         if self._budget is not None:
             self._budget.correct(pl_module, report.nbytes)
         for text in self._depths.problems(self._gamma_now(trainer), report):
             rank_zero_warn(f"SelfCompression: {text}")
-        log(trainer, total_scalars(report, self._gamma_now(trainer)) | layer_scalars(report))
+        log(trainer, self._scalars(trainer, report) | layer_scalars(report))
         log_histogram(trainer.loggers, pl_module, batches_that_stepped(trainer))
 
     def _land(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -308,6 +306,12 @@ class SelfCompression(pl.Callback):
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Forgets the weights that were validated, which a moving average may have lent."""
         _forget_quantized(_quantized_layers(pl_module))
+
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Ends within the budget where another callback has stopped the training before its time."""
+        if self._budget is not None and not self._budget.landed:
+            self._land(trainer, pl_module)
+            make_known(trainer, self._totals(trainer, pl_module))
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Lets go of the user's optimizers; depths are held from now on, as no size presses on them."""
@@ -380,11 +384,15 @@ class SelfCompression(pl.Callback):
     def _gamma_now(self, trainer: "pl.Trainer") -> float:
         return self._gamma_at(trainer.global_step) if self._depths is None else self._depths.gamma(trainer)
 
+    def _scalars(self, trainer: "pl.Trainer", report: SizeReport) -> dict[str, float]:
+        values = total_scalars(report, self._gamma_now(trainer), self.size_loss(trainer))
+        return values if self._budget is None else values | {f"{PREFIX}/target": float(self._budget.target)}
+
     def _totals(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *, exact: bool = True
     ) -> dict[str, float]:
         """What is logged of the size, and of the loss that goes with it."""
-        values = total_scalars(size_report(pl_module, exact=exact), self._gamma_now(trainer))
+        values = self._scalars(trainer, size_report(pl_module, exact=exact))
         if self._loss is not None and self._loss.numel() == 1:
             accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             values[f"{PREFIX}/loss"] = float(self._loss) * accumulated / loss_scale(trainer)

@@ -5,7 +5,9 @@ import math
 BEGIN, END = 0.02, 0.7  # shares of the training between which the size falls
 
 
-MARGIN = 0.06  # how far above the target, in log bytes, the size still is then: it falls by itself while rates cool down
+MARGIN = (
+    0.06  # how far above the target, in log bytes, the size still is then: it falls by itself while rates cool down
+)
 
 
 def set_point(progress: float, start: float, target: float) -> float:

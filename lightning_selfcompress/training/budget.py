@@ -35,6 +35,7 @@ class Budget:
 
     Attributes:
         target: The largest packed file that is allowed, in bytes.
+        landed: Whether the module is within the target, as far as it can be.
 
     Raises:
         ValueError: If the size cannot be read, or the training has no end or is too short.
@@ -42,6 +43,7 @@ class Budget:
 
     def __init__(self, trainer: Any, module: nn.Module, target_size: int | float | str, state: Any = None) -> None:
         self.target = target_nbytes(target_size, float_nbytes_of(module))
+        self.landed = False
         _check_length(trainer)
         self._controller = Controller()
         self._start = 0  # bytes at the beginning of the training
@@ -108,7 +110,7 @@ class Budget:
             module: The module in training.
             refresh: Estimates statistics of normalization anew, for the codes as they are.
         """
-        before, moved, wanted = file_nbytes(module), 0, self.target
+        before, moved, wanted, self.landed = file_nbytes(module), 0, self.target, True
         for _ in range(_LANDINGS):
             round_vectors(module)
             landing = land(module, wanted, curvatures(module, trainer.optimizers))

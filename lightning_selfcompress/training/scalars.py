@@ -14,17 +14,18 @@ from lightning_selfcompress.training.lightning_private import batches_that_stepp
 PREFIX = "selfcompress"
 
 
-def total_scalars(report: SizeReport, gamma: float) -> dict[str, float]:
+def total_scalars(report: SizeReport, gamma: float, size_loss: float) -> dict[str, float]:
     """The totals of a network that is being trained.
 
     Args:
         report: Its sizes.
-        gamma: The price of the average weight's bit.
+        gamma: The weight of the price in the loss.
+        size_loss: Gamma times the price.
 
     Returns:
-        ``selfcompress/bits_per_weight``: the Q that is minimized; ``nbytes``: bytes of the packed file;
+        ``selfcompress/bits_per_weight``: Q; ``nbytes``: bytes of the packed file;
         ``percent_of_float``: of the float network's bytes; ``channels``: channels alive; ``weights_left``: share of the
-        weights, from 0 to 1; ``gamma``; ``size_loss``: ``gamma * Q``.
+        weights, from 0 to 1; ``gamma``; ``size_loss``.
     """
     values = {
         "bits_per_weight": report.bits_per_weight,
@@ -33,7 +34,7 @@ def total_scalars(report: SizeReport, gamma: float) -> dict[str, float]:
         "channels": float(report.channels),
         "weights_left": report.weights_left,
         "gamma": gamma,
-        "size_loss": gamma * report.bits_per_weight,
+        "size_loss": size_loss,
     }
     return {f"{PREFIX}/{name}": value for name, value in values.items()}
 

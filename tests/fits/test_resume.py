@@ -16,6 +16,7 @@ from fits import GAN, SCHEDULE, Kill, RecordingGan
 from lightning.pytorch.callbacks import ModelCheckpoint
 from networks import Lit, batches, make_trainer
 from packaging.version import Version
+from resumable import Resumable
 
 from lightning_selfcompress import SelfCompression
 
@@ -24,33 +25,6 @@ counts_steps = pytest.mark.skipif(
     Version(lightning.__version__) < Version("2.5.5"),
     reason="this lightning counts a batch less after it went on in mid-epoch, and bits_lr cools down by batches",
 )
-
-
-class Resumable:
-    """A loader that shuffles, and goes on in the middle of an epoch, as torchdata's StatefulDataLoader does."""
-
-    def __init__(self, n=60, size=4):
-        self.batches = list(batches(n, size))
-        self.epoch, self.position = 0, 0
-        self.sampler = self
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.epoch)).tolist()
-        for i in range(self.position % len(self), len(self)):
-            self.position = i + 1
-            yield self.batches[order[i]]
-
-    def state_dict(self):
-        return {"position": self.position}
-
-    def load_state_dict(self, state):
-        self.position = state["position"]
 
 
 def train(folder, *callbacks, make=Lit, schedule=SCHEDULE, ckpt_path=None, compression=None, **kwargs):
