@@ -332,7 +332,7 @@ class SelfCompression(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers of depths and exponents, in the user's optimizers' order, and of the removal."""
-        depths = {"depth_optimizers": [], "skipped_steps": self.skipped_steps, "empty": []}
+        depths = {"depth_optimizers": [], "skipped_steps": self.skipped_steps}
         depths = depths if self._depths is None else self._depths.state_dict()
         return depths | {
             "removal": self._removal.state_dict() if self._removal is not None else None,

@@ -2,7 +2,7 @@
 
 import math
 
-BEGIN, END = 0.02, 0.7  # shares of the training between which the size falls
+BEGIN, END = 0.02, 0.45  # shares of the training between which the size falls
 
 
 MARGIN = (
@@ -18,7 +18,7 @@ def set_point(progress: float, start: float, target: float) -> float:
         log s = log end + (log start - log end) (1 + cos(pi u)) / 2,    log end = log target + MARGIN (1 - v)
 
     >>> from lightning_selfcompress.budget.set_point import set_point
-    >>> [round(set_point(t, 1e6, 1e4)) for t in (0.0, 0.36, 0.7, 1.0)]
+    >>> [round(set_point(t, 1e6, 1e4)) for t in (0.0, 0.235, 0.45, 1.0)]
     [1000000, 103045, 10618, 10000]
 
     Args:

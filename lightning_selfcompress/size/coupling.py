@@ -132,6 +132,7 @@ class Coupling:
             the placeholder stands for a missing factor.
         slot: The index of each entry's factor in the concatenation of ``rounds``.
         floats: How many values left in float go with each bit depth's channel, ``(channels of all weights,)``.
+        positions: For each weight, the channel at each position of the dimensions that have factors, by dimension.
     """
 
     produced: Tensor
@@ -146,6 +147,7 @@ class Coupling:
     rounds: tuple[Tensor, ...]
     slot: Tensor
     floats: Tensor
+    positions: tuple[Mapping[int, Tensor], ...]
 
     @classmethod
     def of(cls, parameters: Sequence[QuantizedParameter]) -> "Coupling":
@@ -168,13 +170,16 @@ class Coupling:
             found = np.append(known, -2)[places] == numbers
             return np.where(found, places, count)
 
-        produced, inputs = [compact(numbers) for numbers in made], []
+        produced: list[NDArray[np.int64]] = [compact(numbers) for numbers in made]
+        inputs: list[NDArray[np.int64]] = []
         owners: list[int] = []  # the weight of each factor
+        positions: list[dict[int, Tensor]] = []
         for i, note in enumerate(notes):
-            for along in map(compact, note.inputs.values()) if note is not None else ():
-                if (along < count).any():
-                    inputs.append(along)
-                    owners.append(i)
+            found = {dim: compact(along) for dim, along in (note.inputs if note is not None else {}).items()}
+            found = {dim: along for dim, along in found.items() if (along < count).any()}
+            inputs += found.values()
+            owners += [i] * len(found)
+            positions.append({dim: torch.from_numpy(along) for dim, along in found.items()})
         rounds = _rounds(owners, len(parameters))
         entries = [np.unique(along[along < count], return_counts=True) for along in inputs]
         factor = np.repeat(np.arange(len(owners)), [len(found) for found, _ in entries])
@@ -197,6 +202,7 @@ class Coupling:
             rounds=tuple(to(r) for r in rounds),
             slot=to(slots[factor]),
             floats=torch.from_numpy(np.concatenate(floats)).to(like),
+            positions=tuple({dim: to(along) for dim, along in found.items()} for found in positions),
         )
 
     def live_share(self, b: Tensor) -> Tensor:
@@ -236,15 +242,32 @@ class Coupling:
         own = n * math.prod(factors[1:], start=factors[0])[self.weight]
         return own.addcmul_((pull * dead)[self.produced] / missing, (b <= 1).to(b))
 
-    def input_cost(self, z: Tensor) -> Tensor:
+    def alive(self, b: Tensor) -> Tensor:
+        """Returns which channels have a producer with a bit depth above 0, ``(count + 1,)``; the last one is true.
+
+        Args:
+            b: Bit depths, ``(channels of all weights,)``.
+        """
+        alive = torch.zeros(self.count + 1, dtype=torch.bool, device=b.device)
+        alive[self.produced[b > 0]] = True
+        alive[self.count] = True
+        return alive
+
+    def shares(self, alive: Tensor) -> list[Tensor]:
+        """Returns the shares of inputs that are alive, ``(weights,)``: of all first factors, of all second ones and so on."""
+        return self._factors(alive.to(self.times)[: self.count])
+
+    def input_cost(self, z: Tensor, shares: Sequence[Tensor]) -> Tensor:
         """Returns what the inputs that are each channel cost their consumers, ``(count + 1,)``.
 
         Args:
-            z: The cost of all inputs of each weight together, ``(weights,)``, each input counted as much as any other.
+            z: The cost of all living inputs of each weight together, ``(weights,)``, each counted as much as any other.
+            shares: The shares of inputs that are alive.
         """
         cost = z.new_zeros(self.count + 1)
         if self.rounds:
-            by_factor = torch.cat([z / self.sizes.to(z)[which] for which in self.rounds])
+            pairs = zip(self.rounds, shares, strict=True)
+            by_factor = torch.cat([z / (self.sizes.to(z)[which] * share).clamp(min=1) for which, share in pairs])
             cost.index_add_(0, self.channel, by_factor[self.slot] * self.times.to(z))
         return cost
 

@@ -1,12 +1,13 @@
 """The price in bytes: a differentiable rate of the codes of a network, as a packed file codes them."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.quantize.formula import Range
+from lightning_selfcompress.quantize.formula import Range, bit_depth
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.size.coupling import Coupling
 from lightning_selfcompress.size.price import Pull
@@ -76,19 +77,14 @@ class ModelBytes:
         coupling = whole.coupling
         if not own or coupling is None:
             return torch.zeros(())
-        m = whole.magnitudes()
-        bits = whole.n * code_rate(m) + CHANNEL_BITS * (m > 0)
+        m, n, _ = whole._living(whole._values())
+        bits = n * code_rate(m) + CHANNEL_BITS * (m > 0)
         first = torch.full((coupling.count + 1,), len(m), device=m.device)  # of the weights that make a channel
         rows = torch.arange(len(m), device=m.device)
         first.scatter_reduce_(0, torch.where(m > 0, coupling.produced, coupling.count), rows, "amin")
         bits = bits + whole.float_bits * coupling.floats * (first[coupling.produced] == rows)
         of_weights = zip(whole.parameters, bits.split([p.channels for p in whole.parameters]), strict=True)
         return torch.stack([b.sum() for p, b in of_weights if id(p.latent) in own]).sum() / self.original_numel
-
-    @torch.no_grad()
-    def magnitudes(self) -> Tensor:
-        """Returns the mean magnitude of the codes of each channel, ``(channels,)``."""
-        return torch.cat([_magnitudes(*p.quantized()) for p in self.parameters])
 
     @torch.no_grad()
     def pulls(self, factor: float) -> tuple[Pull, ...]:
@@ -99,10 +95,10 @@ class ModelBytes:
         whole = self.whole or self
         if not self.parameters or whole.coupling is None:
             return ()
-        values = [p.quantized() for p in whole.parameters]
-        m = torch.cat([_magnitudes(*value) for value in values])
-        slope = (rate_slope(m) + whole.channel_slope(m)) * (factor / self.original_numel)
-        exponent = -LN2 * whole.n * m * slope
+        values = whole._values()
+        m, n, shares = whole._living(values)
+        slope = (rate_slope(m) + whole._channel_slope(m, n, shares)) * (factor / self.original_numel)
+        exponent = -LN2 * n * m * slope
         sizes, own = [p.channels for p in whole.parameters], {id(p.latent) for p in self.parameters}
         by_weight = zip(
             whole.parameters, values, slope.split(sizes), exponent.split(sizes), m.split(sizes), strict=True
@@ -113,21 +109,36 @@ class ModelBytes:
             if id(p.latent) in own
         )
 
-    def channel_slope(self, m: Tensor) -> Tensor:
-        """Returns what one more step of magnitude costs a channel as a whole, ``(channels,)``, in bits.
+    def _values(self) -> list[tuple[Tensor, Range]]:
+        return [p.quantized() for p in self.parameters]
 
-        Args:
-            m: Mean magnitudes of the codes of all channels, ``(channels,)``.
+    def _living(self, values: Sequence[tuple[Tensor, Range]]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Returns what channels' codes at living inputs are: mean magnitude and number, and the inputs' shares.
+
+        An input that is dead is about to go, so that its codes cost nothing any more.
         """
         coupling = self.coupling
         assert coupling is not None
-        zeros = m.new_zeros(coupling.weights).index_add_(0, coupling.weight, self.n * zero_rate(m))
-        total = m.new_zeros(coupling.count + 1).index_add_(0, coupling.produced, m)
-        cost = coupling.input_cost(zeros) * torch.exp(total / -EMPTY)
-        cost[coupling.count] = 0
-        own = (CHANNEL_BITS + coupling.floats * self.float_bits) * torch.exp(total / -EMPTY)[coupling.produced]
-        own = own * (coupling.produced < coupling.count)
-        return (cost[coupling.produced] + own) / (EMPTY * self.n.clamp(min=1))
+        alive = coupling.alive(bit_depth(torch.cat([p.raw_depth for p in self.parameters])))
+        shares = coupling.shares(alive)
+        n = self.n * math.prod(shares, start=self.n.new_ones(coupling.weights))[coupling.weight]
+        if not bool(alive.all()):
+            values = [
+                (_at_living(p, value, positions, alive), known)
+                for p, (value, known), positions in zip(self.parameters, values, coupling.positions, strict=True)
+            ]
+        sums = torch.cat([_sums(*value) for value in values]).to(n)
+        return sums / n.clamp(min=1), n, shares
+
+    def _channel_slope(self, m: Tensor, n: Tensor, shares: Sequence[Tensor]) -> Tensor:
+        """Returns what one more step of magnitude costs a channel as a whole, ``(channels,)``, in bits."""
+        coupling = self.coupling
+        assert coupling is not None
+        zeros = m.new_zeros(coupling.weights).index_add_(0, coupling.weight, n * zero_rate(m))
+        there = torch.exp(m.new_zeros(coupling.count + 1).index_add_(0, coupling.produced, m) / -EMPTY)
+        cost = coupling.input_cost(zeros, shares)[coupling.produced]
+        cost = cost + CHANNEL_BITS + coupling.floats * self.float_bits
+        return cost * there[coupling.produced] * (coupling.produced < coupling.count) / (EMPTY * n.clamp(min=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,11 +193,22 @@ def _within(known: Range) -> tuple[int, ...]:
     return tuple(d for d, size in enumerate(known.scale.shape) if size == 1)
 
 
-def _magnitudes(value: Tensor, known: Range) -> Tensor:
-    """Returns the mean magnitude of the codes of each channel, ``(channels,)``."""
+def _sums(value: Tensor, known: Range) -> Tensor:
+    """Returns the sum of the magnitudes of the codes of each channel, ``(channels,)``."""
     within = _within(known)
     total = torch.linalg.vector_norm(value, 1, within, dtype=known.scale.dtype) if within else value.abs()
-    return (total.flatten() / known.scale.flatten()).mul_(known.scale.numel() / max(value.numel(), 1))
+    return total.flatten() / known.scale.flatten()
+
+
+def _at_living(p: QuantizedParameter, value: Tensor, positions: Mapping[int, Tensor], alive: Tensor) -> Tensor:
+    """Returns a split weight with zeros at the inputs that are dead."""
+    axis = p.spec.axis
+    for dim, channels in positions.items():
+        living = alive[channels]
+        if not bool(living.all()):
+            shape = [-1 if d == dim else 1 for d in range(p.latent.dim())]
+            value = axis.split(axis.join(value) * living.view(shape))
+    return value
 
 
 def _outside(p: QuantizedParameter, value: Tensor, known: Range) -> Tensor | None:

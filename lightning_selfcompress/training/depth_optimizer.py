@@ -17,6 +17,9 @@ from lightning_selfcompress.tensors import put_on
 EMPTY_STEPS = 50  # after which a channel without codes is dead
 
 
+_EMPTY = "empty_steps"  # in Adam's state of bit depths: steps for which all codes of each channel have been zero
+
+
 def cooldown_factor(progress: float, share: float) -> float:
     """Factor of a learning rate that is held, then falls to zero in a straight line.
 
@@ -96,7 +99,6 @@ class DepthOptimizer:
         self._held: tuple[tuple[int, ...], set[int]] = (), set()
         self.stepped = self.reached = self.overflows = False
         self._take_off: list[Callable[[], None]] = []
-        self.empty: Tensor | None = None  # steps for which all codes of each channel have been zero
 
     def attach(self) -> None:
         """Steps and clears along with the user's optimizer from now on."""
@@ -195,20 +197,33 @@ class DepthOptimizer:
 
     @torch.no_grad()
     def _end_empty(self, learning: Sequence[bool]) -> None:
-        """Sets the depths of channels to zero whose codes have all been zero for :data:`EMPTY_STEPS` steps."""
-        staged = self._staged or ()
-        if not staged or staged[0].magnitude is None:
+        """Sets the depths of channels to zero whose codes have all been zero for :data:`EMPTY_STEPS` steps.
+
+        The steps are counted in Adam's state, which is sliced and saved along.
+        """
+        assert self.adam is not None
+        counted = [
+            (parameter.raw_depth, pull.magnitude)
+            for parameter, pull, trained in zip(self.size.parameters, self._staged or (), learning, strict=True)
+            if trained and pull.magnitude is not None
+        ]
+        if not counted:
             return
-        kept = [pull.magnitude for pull in staged if pull.magnitude is not None]
-        empty = torch.cat([(m == 0) & trained for m, trained in zip(kept, learning, strict=True)])
-        if self.empty is None or self.empty.shape != empty.shape:
-            self.empty = torch.zeros_like(empty, dtype=torch.int32)
-        self.empty = self.empty.to(empty.device).add_(1).mul_(empty)
-        if not bool((self.empty == EMPTY_STEPS).any()):
-            return
-        sizes = [p.channels for p in self.size.parameters]
-        for parameter, ended in zip(self.size.parameters, (self.empty >= EMPTY_STEPS).split(sizes), strict=True):
-            parameter.raw_depth.masked_fill_(ended, 0)
+        states = [self.adam.state[depth] for depth, _ in counted]
+        before = [
+            state.get(_EMPTY, depth.new_zeros(depth.shape)) for state, (depth, _) in zip(states, counted, strict=True)
+        ]
+        empty = torch.cat([m for _, m in counted]) == 0
+        steps = torch.cat(before).add_(1).mul_(empty)
+        ended = steps >= EMPTY_STEPS
+        some = empty.device.type != "cpu" or bool(ended.any())  # on other devices this check would wait for the device
+        sizes = [depth.numel() for depth, _ in counted]
+        for (depth, _), state, count, at_end in zip(
+            counted, states, steps.split(sizes), ended.split(sizes), strict=True
+        ):
+            state[_EMPTY] = count
+            if some:
+                depth.masked_fill_(at_end, 0)
 
     @torch.no_grad()
     def _average_gradients(self, average: Callable[[Tensor], Tensor]) -> None:

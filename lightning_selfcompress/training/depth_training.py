@@ -72,8 +72,7 @@ class DepthTraining:
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers of depths and exponents, in the order of the user's optimizers."""
         states = [None if d.adam is None else d.adam.state_dict() for d in self._optimizers]
-        empty = [d.empty for d in self._optimizers]
-        return {"depth_optimizers": states, "skipped_steps": self.skipped_steps, "empty": empty}
+        return {"depth_optimizers": states, "skipped_steps": self.skipped_steps}
 
     def before_batch(self, trainer: Any, batch_idx: int) -> None:
         """Follows optimizers that were made anew, and sets the learning rate of the batch's steps."""
@@ -174,10 +173,9 @@ class DepthTraining:
                 f"Expected the {len(saved)} optimizer(s) of the checkpoint, got {len(self._optimizers)}. Resume "
                 f"with the configure_optimizers that the checkpoint was made with."
             )
-        for depth_optimizer, one, empty in zip(self._optimizers, saved, state["empty"], strict=False):
+        for depth_optimizer, one in zip(self._optimizers, saved, strict=False):
             if depth_optimizer.adam is not None and one is not None:
                 depth_optimizer.adam.load_state_dict(one)
-            depth_optimizer.empty = empty
 
     def _unstage(self) -> None:
         """A step of one optimizer moves depths and the global step, on which the gradients of all depend."""

@@ -58,6 +58,15 @@ def test_two_processes_stay_alike(how, two):
         assert difference < 1e-5
 
 
+@pytest.mark.case("Strategies", "DDP with two processes: a budget of bytes")
+def test_two_processes_within_a_budget(two):
+    """Both processes end with the same file, to the byte, at or just under the target."""
+    one, other = two["budget"]
+    assert one["file"] == other["file"]
+    assert 0.9 * 1500 <= one["nbytes"] <= 1500
+    assert one["losses"] != other["losses"]
+
+
 @needs_fsdp2
 @pytest.mark.case("Strategies", "FSDP2 (ModelParallelStrategy with fully_shard), quantization")
 def test_sharded_weights_are_quantized(two):

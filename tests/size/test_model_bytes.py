@@ -65,7 +65,7 @@ def surrogate(price):
     coupling = price.coupling
     m = torch.cat([magnitude(p) for p in price.parameters])
     zeros = m.new_zeros(coupling.weights).index_add(0, coupling.weight, price.n * zero_rate(m))
-    cost = coupling.input_cost(zeros).detach()
+    cost = coupling.input_cost(zeros, coupling.shares(coupling.alive(m + 1))).detach()
     cost = cost + CHANNEL_BITS
     floats = m.new_zeros(coupling.count + 1)
     floats[coupling.produced] = coupling.floats.to(m)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from fits import NEVER, Widths, assert_only_living, fit
+from fits import NEVER, Widths, assert_only_living, data, fit
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from networks import Lit, trained_tensors
+from networks import Lit, batches, make_trainer, trained_tensors
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_selfcompress import convert
+from lightning_selfcompress import SelfCompression, convert
+from lightning_selfcompress.packing import Packed, to_bytes
 from lightning_selfcompress.quantize.parameters import learned_tensors
 
 try:
@@ -112,7 +113,19 @@ def refused(make, **options):
     raise AssertionError("it was not refused")
 
 
+def budget():
+    """A training that is to end within a size; the bytes of its file."""
+    torch.manual_seed(1)
+    model = Lit()
+    compression = SelfCompression(target_size=1500)
+    trainer = make_trainer(compression, max_epochs=4, devices=2, strategy=DDPStrategy())
+    trainer.fit(model, data(torch.float32, 120), batches(4))
+    content = to_bytes(Packed.of(model))
+    return {"file": content.hex(), "nbytes": len(content), "losses": model.losses}
+
+
 TRAININGS = {
+    "budget": budget,
     "plain": train,
     "kept": partial(train, NEVER),
     "find_unused_parameters": partial(train, make=Sometimes, find_unused_parameters=True),
