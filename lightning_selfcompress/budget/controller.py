@@ -6,10 +6,16 @@ from dataclasses import dataclass
 FIRST = 0.1  # gamma at the start, below what presses on a network
 
 
-PROPORTIONAL = 4.0  # what an error adds to log gamma as long as it is there
+PROPORTIONAL = 3.0  # what an error adds to log gamma as long as it is there
 
 
-LAG = 80.0  # steps in which a lasting error adds as much again
+LAG = 40.0  # steps in which a lasting error adds as much again
+
+
+AHEAD = 20.0  # steps that the error is foreseen over: a size goes on falling for a while
+
+
+SMOOTH = 0.7  # share of the earlier rate of change in its running mean
 
 
 FASTEST = 0.1  # most that log gamma changes in a step
@@ -23,18 +29,23 @@ LEAST, MOST = 1e-3, 1e6  # of gamma
 
 @dataclass
 class Controller:
-    """A proportional-integral law in log gamma, with limits on its slew and its integral.
+    """A proportional-integral law in log gamma on a foreseen error, with limits on its slew and its integral.
 
-    With the error ``e = log(size / set point)``, larger where it is below 0 (:data:`RELEASE` times), and steps s,
-    ``log gamma = P (e + integral of e ds / LAG)``. Where a limit holds gamma, the integral waits (anti-windup).
+    With the error ``e = log(size / set point)`` and its rate of change r, a running mean, the foreseen error is
+    ``f = e + AHEAD r``, times :data:`RELEASE` where it is below 0. With steps s,
+    ``log gamma = P (f + integral of f ds / LAG)``. Where a limit holds gamma, the integral waits (anti-windup).
 
     Args:
         integral: The part of log gamma that has built up.
         log_gamma: The logarithm of gamma.
+        error: The error at the last update.
+        rate: The rate of change of the error, by step.
     """
 
     integral: float = math.log(FIRST)
     log_gamma: float = math.log(FIRST)
+    error: float = 0.0
+    rate: float = 0.0
 
     @property
     def gamma(self) -> float:
@@ -48,11 +59,14 @@ class Controller:
             steps: Steps since the last update, > 0.
             error: ``log(size / set point)``; above 0 the network is too large.
         """
-        error = max(-1.0, min(1.0, error if error > 0 else RELEASE * error))
-        integral = self.integral + PROPORTIONAL * error * steps / LAG
-        wanted, most = integral + PROPORTIONAL * error, FASTEST * steps
+        self.rate = SMOOTH * self.rate + (1 - SMOOTH) * (error - self.error) / steps
+        self.error = error
+        foreseen = error + AHEAD * self.rate
+        foreseen = max(-1.0, min(1.0, foreseen if foreseen > 0 else RELEASE * foreseen))
+        integral = self.integral + PROPORTIONAL * foreseen * steps / LAG
+        wanted, most = integral + PROPORTIONAL * foreseen, FASTEST * steps
         held = max(self.log_gamma - most, min(self.log_gamma + most, wanted))
         held = max(math.log(LEAST), min(math.log(MOST), held))
-        if held == wanted or (wanted > held) != (error > 0):
+        if held == wanted or (wanted > held) != (foreseen > 0):
             self.integral = integral
         self.log_gamma = held

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_selfcompress.budget.controller import Controller
 from lightning_selfcompress.budget.forecast import forecast
 from lightning_selfcompress.budget.landing import curvatures, file_nbytes, land, round_vectors
-from lightning_selfcompress.budget.set_point import set_point
+from lightning_selfcompress.budget.set_point import fallen, set_point
 from lightning_selfcompress.budget.smallest import smallest_nbytes
 from lightning_selfcompress.budget.target import target_nbytes
 from lightning_selfcompress.channels.channels import Channels
@@ -18,7 +18,7 @@ from lightning_selfcompress.size.report import float_nbytes_of
 from lightning_selfcompress.training.depth_training import progress
 from lightning_selfcompress.training.lightning_private import batches_that_stepped
 
-_STEPS = 10  # from one update of gamma to the next
+_STEPS = 5  # from one update of gamma to the next
 _LEAST_EPOCHS, _LEAST_STEPS = 3, 100
 _LANDINGS = 4
 _ABOVE = 1.02  # the set point ends this far above the target, so that the landing takes off what is cheapest
@@ -95,7 +95,8 @@ class Budget:
         passed, self._step = steps - self._step, steps
         done = progress(trainer, batch_idx + 1)
         now = trainer.strategy.broadcast(forecast(module, channels).nbytes * self._correction)
-        wanted = set_point(done, self._start, min(self.target * _ABOVE, self._start))
+        target = min(self.target * _ABOVE, self._start)
+        wanted = set_point(done, self._start, target, fallen(steps / done, self._start, target))
         self._controller.update(passed, math.log(now / wanted))
 
     def correct(self, module: nn.Module, nbytes: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_selfcompress.budget.controller import FASTEST, Controller
-from lightning_selfcompress.budget.set_point import BEGIN, END, MARGIN, set_point
+from lightning_selfcompress.budget.set_point import BEGIN, EARLIEST, MARGIN, set_point
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(10, 1e9), st.floats(0.001, 1))
@@ -18,16 +18,16 @@ def test_the_set_point_falls(early, late, start, share):
     assert set_point(late, start, target) <= set_point(early, start, target) * (1 + 1e-9)
     assert set_point(BEGIN, start, target) == pytest.approx(start)
     assert set_point(1.0, start, target) == pytest.approx(target)
-    assert target <= set_point(END, start, target) * (1 + 1e-9) <= target * math.exp(MARGIN) * (1 + 2e-9)
+    assert target <= set_point(EARLIEST, start, target) * (1 + 1e-9) <= target * math.exp(MARGIN) * (1 + 2e-9)
 
 
 def run(gain, lag, start, target, steps=4000):
     """A size that follows log gamma with a lag, ``log size = log start - gain * max(0, log gamma + 4)``, steered."""
     controller, size, seen = Controller(), math.log(start), []
-    for step in range(10, steps + 1, 10):
+    for step in range(5, steps + 1, 5):
         settled = math.log(start) - gain * max(0.0, controller.log_gamma + 4)
-        size += (settled - size) * (1 - math.exp(-10 / lag))
-        controller.update(10, size - math.log(set_point(step / steps, start, target)))
+        size += (settled - size) * (1 - math.exp(-5 / lag))
+        controller.update(5, size - math.log(set_point(step / steps, start, target)))
         seen.append(math.exp(size))
     return seen
 
@@ -38,8 +38,8 @@ def run(gain, lag, start, target, steps=4000):
 def test_a_size_that_follows_with_a_lag_is_held(gain, lag, share):
     """Whatever gain and lag a network has, the size stays within 3% of the set point in the last quarter."""
     seen = run(gain, lag, 1e6, 1e6 * share)
-    wanted = [set_point(step / 4000, 1e6, 1e6 * share) for step in range(10, 4001, 10)]
-    assert all(abs(math.log(size / point)) < 0.03 for size, point in zip(seen[-100:], wanted[-100:], strict=True))
+    wanted = [set_point(step / 4000, 1e6, 1e6 * share) for step in range(5, 4001, 5)]
+    assert all(abs(math.log(size / point)) < 0.03 for size, point in zip(seen[-200:], wanted[-200:], strict=True))
 
 
 def test_gamma_changes_slowly():
