@@ -23,6 +23,7 @@ import torch
 from size_peers.brevitas_lsq import BrevitasLsq
 from size_peers.diffq_peer import DiffQ
 from size_peers.float_network import FloatNetwork
+from size_peers.hgq_peer import Hgq
 from size_peers.method import Method, Setting
 from size_peers.nncodec_peer import NNCodec
 from size_peers.post_training import PostTraining
@@ -40,6 +41,7 @@ METHODS: tuple[Method, ...] = (
     DiffQ(),
     BrevitasLsq(),
     TorchPruning(),
+    Hgq(),
 )
 DEFAULT_EPOCHS = {"mnist": 20, "cifar": 30}
 

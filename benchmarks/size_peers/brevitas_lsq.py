@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from size_peers.codes import Coded, pack, unpack
 from size_peers.method import Setting, folded
@@ -59,13 +59,13 @@ class BrevitasLsq:
 
     @torch.no_grad()
     def pack(self, trained: Any, run: Run, setting: Setting, path: Path) -> None:
-        plain, codes = run.task.network(), {}
+        plain, codes = run.task.network(), dict[str, Tensor]()
         state = trained.state_dict()
         plain.load_state_dict({name: state[name] for name in plain.state_dict()})
         for layer in layers(plain):
             quant = trained.get_submodule(layer).quant_weight()
             codes[f"{layer}.weight"] = (quant.value / quant.scale).round()
-            plain.get_submodule(layer).weight.copy_(quant.value)
+            plain.get_parameter(f"{layer}.weight").copy_(quant.value)
         net = folded(plain, run.task)
         coded = {}
         for name, weight in net.state_dict().items():

@@ -137,12 +137,16 @@ def _range_coded(tables: list[bytes], codes: list[Codes]) -> bytes:
     return words
 
 
+def _best_table(codes: Codes) -> bytes:
+    return min(_tables(codes), key=lambda table: len(table) + len(_range_coded([table], [codes])))
+
+
 def encode(codes: list[Codes]) -> bytes:
     """Codes of some tensors as bytes."""
     flat = [c.reshape(-1).astype(np.int32) for c in codes]
-    tables = [min(_tables(c), key=lambda table, c=c: len(table) + len(_range_coded([table], [c]))) for c in flat]
+    tables = [_best_table(c) for c in flat]
     coded = joined([squeeze(b"".join(tables)), _range_coded(tables, flat)])
-    narrow = all(-128 <= c.min(initial=0) and c.max(initial=0) < 128 for c in flat)
+    narrow = all(c.min(initial=0) >= -128 and c.max(initial=0) < 128 for c in flat)
     plain = squeeze(b"".join(c.astype(np.int8 if narrow else "<i2").tobytes() for c in flat))
     return min(b"\0" + coded, bytes([1 if narrow else 2]) + plain, key=len)
 

@@ -1,4 +1,4 @@
-"""NNCodec (Becking et al. 2023), the ISO/IEC 15938-17 coder: DeepCABAC and dependent quantization of the float network."""
+"""NNCodec (Becking et al. 2023), the coder of ISO/IEC 15938-17: DeepCABAC and dependent quantization."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from size_peers.training import Run, trained_float
 
 
 def nncodec() -> Any:
-    """NNCodec's coder. Its import asks for torchvision, for data sets of its examples: without it, a stand-in will do."""
+    """NNCodec's coder. Its import asks for torchvision, which only its examples need: a stand-in will do."""
     try:
         import_module("torchvision")
     except (ImportError, RuntimeError):  # a build for another torch raises a RuntimeError

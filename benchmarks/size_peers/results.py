@@ -87,10 +87,10 @@ def plot(rows: Iterable[Row], task: str, path: Path) -> None:
 
     points: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     for (_, epochs, quick, method, _), found in grouped(row for row in rows if row["task"] == task).items():
-        sizes, accuracies = ([float(row[name]) for row in found] for name in ("nbytes", "accuracy"))
-        error = stdev(accuracies) if len(found) > 1 else 0.0
+        measured = [row["accuracy"] for row in found]
+        error = stdev(measured) if len(found) > 1 else 0.0
         label = f"{method}, {epochs} epochs{', quick' if quick else ''}"
-        points[label].append((mean(sizes), mean(accuracies), error))
+        points[label].append((mean(row["nbytes"] for row in found), mean(measured), error))
     figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
     for label, found_points in sorted(points.items()):
         sizes, accuracies, errors = zip(*sorted(found_points), strict=True)

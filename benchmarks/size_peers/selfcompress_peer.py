@@ -159,7 +159,9 @@ class SelfCompress:
             )
             path = folder / "last.ckpt"
             trainer.fit(module, ckpt_path=path if path.exists() else None, weights_only=False)
-        trained = load_from_checkpoint(Classifier, folder / "chosen.ckpt", map_location="cpu", run=run, weights_only=False)
+        trained = load_from_checkpoint(
+            Classifier, folder / "chosen.ckpt", map_location="cpu", weights_only=False, run=run
+        )
         return trained.net, clock.seconds
 
     def pack(self, trained: Any, run: Run, setting: Setting, path: Path) -> None:

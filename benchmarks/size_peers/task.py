@@ -51,7 +51,9 @@ class Task:
 
     def to(self, device: torch.device) -> "Task":
         """The same task with its images on a device."""
-        train, val, test = (tuple(t.to(device) for t in split) for split in (self.train, self.val, self.test))
+        train, val, test = (
+            (images.to(device), labels.to(device)) for images, labels in (self.train, self.val, self.test)
+        )
         return replace(self, train=train, val=val, test=test)
 
 

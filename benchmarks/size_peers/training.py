@@ -82,7 +82,7 @@ def train(
     prepare: Prepare = lambda optimizer: None,
     extra_loss: Callable[[], Tensor] | None = None,
 ) -> tuple[nn.Module, float]:
-    """Trains a network, or the rest of it, and takes the epoch of the last fifth that does best on the validation split.
+    """Trains a network, or the rest of it, and takes the epoch of the last fifth with the best validation accuracy.
 
     Args:
         run: The task, epochs and seed.
