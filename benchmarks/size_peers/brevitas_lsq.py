@@ -37,10 +37,20 @@ def with_quantizers(net: nn.Module, bits: int) -> nn.Module:
             made = qnn.QuantConv2d(*sizes, stride=layer.stride, padding=layer.padding, **known)
         else:
             made = qnn.QuantLinear(layer.in_features, layer.out_features, **known)
-        made.load_state_dict(layer.state_dict(), strict=False)  # its scales come from the weights
+        made.load_state_dict(layer.state_dict(), strict=False)
+        start_scales(made)
         parent, _, name = path.rpartition(".")
         setattr(net.get_submodule(parent), name, made)
     return net
+
+
+@torch.no_grad()
+def start_scales(layer: Any) -> None:
+    """Sets the scales of a new layer as the paper does: ``2 * mean(abs(weight)) / sqrt(largest code)``, by channel."""
+    layer.quant_weight()  # lets Brevitas set them, once and for all, to the largest weight's
+    value = layer.weight_quant.tensor_quant.scaling_impl.value  # scale * largest code
+    largest = 2.0 ** (layer.weight_quant.bit_width().item() - 1) - 1
+    value.copy_((2 * layer.weight.flatten(1).abs().mean(1) * largest**0.5).reshape(value.shape))
 
 
 class BrevitasLsq:

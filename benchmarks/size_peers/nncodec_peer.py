@@ -52,18 +52,15 @@ class NNCodec:
         state = folded(trained, run.task).state_dict().values()
         content = {str(i): value.numpy().astype(np.float32) for i, value in enumerate(state)}
         compress = nncodec().compress
-        streams = [
-            compress(
-                dict(content),
-                bitstream_path=str(path),
-                qp=setting["qp"],
-                nonweight_qp=nonweight,
-                row_skipping=True,
-                return_bitstream=True,
-            )
-            for nonweight in (-75, -38)
-        ]
-        path.write_bytes(streams[-1])
+        stream = compress(
+            content,
+            bitstream_path=str(path),
+            qp=setting["qp"],
+            nonweight_qp=-38,
+            row_skipping=True,
+            return_bitstream=True,
+        )  # biases at qp -38: NNCodec's own -75 takes more bytes for them than float16
+        path.write_bytes(stream)
 
     def load(self, path: Path, task: Task, setting: Setting) -> nn.Module:
         net = folded(task.network(), task)

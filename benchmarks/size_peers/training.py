@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,16 @@ def copied(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in net.state_dict().items()}
 
 
+@torch.no_grad()
+def restore(net: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Puts values into the tensors that a network has, which its optimizer knows: Brevitas' loading makes new ones."""
+    state = net.state_dict()
+    if state.keys() != values.keys():
+        raise ValueError(f"Expected values of {sorted(state)}, got {sorted(values)}. Delete the checkpoint.")
+    for name, value in values.items():
+        state[name].copy_(value)
+
+
 def train(
     run: Run,
     name: str,
@@ -103,7 +113,7 @@ def train(
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["epoch"] < run.epochs:
-            net.load_state_dict(state["net"])
+            restore(net, state["net"])
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
     for epoch in range(state["epoch"], run.epochs):
@@ -126,7 +136,7 @@ def train(
             for unneeded in ("net", "optimizer", "schedule"):
                 del state[unneeded]
         write(state, path)
-    net.load_state_dict(state["best"])
+    restore(net, state["best"])
     return net.cpu().eval(), state["seconds"]
 
 
