@@ -92,17 +92,20 @@ def plot(rows: Iterable[Row], task: str, path: Path) -> None:
         label = f"{method}, {epochs} epochs{', quick' if quick else ''}"
         points[label].append((mean(row["nbytes"] for row in found), mean(measured), error))
     figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
+    best = max([*(p[1] for found in points.values() for p in found), *(p.accuracy for p in PUBLISHED[task])])
+    bottom = best - (2.0 if task == "mnist" else 12.0)
     for label, found_points in sorted(points.items()):
         sizes, accuracies, errors = zip(*sorted(found_points), strict=True)
-        axes.errorbar(sizes, accuracies, errors, marker="o", markersize=4, capsize=2, linewidth=1, label=label)
+        below = sum(accuracy < bottom for accuracy in accuracies)
+        known = label + (f" ({below} below the picture)" if below else "")
+        axes.errorbar(sizes, accuracies, errors, marker="o", markersize=4, capsize=2, linewidth=1, label=known)
     stars = PUBLISHED[task]
     label = "published, as reported" + (" on the original CIFAR-10" if task == "cifar" else "")
     axes.scatter([p.nbytes for p in stars], [p.accuracy for p in stars], marker="*", s=90, c="black", label=label)
     for point in stars:
         axes.annotate(point.source, (point.nbytes, point.accuracy), (4, 4), textcoords="offset points", fontsize=7)
     axes.set(xscale="log", xlabel="bytes of the file", ylabel="test accuracy, %", title=DATA[task])
-    best = max([*(row["accuracy"] for row in rows if row["task"] == task), *(p.accuracy for p in stars)])
-    axes.set_ylim(best - (2.0 if task == "mnist" else 12.0), best + (0.1 if task == "mnist" else 1.0))
+    axes.set_ylim(bottom, best + (0.1 if task == "mnist" else 1.0))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)

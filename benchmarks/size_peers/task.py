@@ -74,7 +74,11 @@ def load_task(name: str, data_dir: Path | None, *, quick: bool) -> Task:
         raise ValueError(f"Expected a task of {', '.join(TASKS)}, got {name!r}.")
     data.setup("fit")
     limits = {"train": 4096, "val": 1000, "test": 1000} if quick else {}
-    train, val, test = (thinned(*data.splits[split].tensors, limits.get(split)) for split in ("train", "val", "test"))
+    train, val, test = (
+        thinned(images, labels, limits.get(split))
+        for split in ("train", "val", "test")
+        for images, labels in (data.splits[split].tensors,)
+    )
     if name == "mnist":
         return Task(name, lambda: LeNet5().net, train, val, test, batch_size=64, shift=2, mirror=False)
     return Task(name, lambda: resnet("resnet20"), train, val, test, batch_size=128, shift=4, mirror=True)
