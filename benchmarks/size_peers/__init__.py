@@ -1,0 +1,1 @@
+"""The methods that benchmarks/sizes.py compares, a file each."""
