@@ -24,8 +24,9 @@ from lightning_selfcompress.training.lightning_private import (
 )
 from lightning_selfcompress.training.module_setup import ModuleSetup, tell_frozen
 from lightning_selfcompress.training.normalization import Normalization
+from lightning_selfcompress.training.operation_uses import note_uses_of_step, uses_are_known
 from lightning_selfcompress.training.other_callbacks import refuse
-from lightning_selfcompress.training.removal_schedule import RemovalSchedule
+from lightning_selfcompress.training.removal_schedule import RemovalSchedule, start_removal
 from lightning_selfcompress.training.scalars import (
     PREFIX,
     layer_scalars,
@@ -164,7 +165,13 @@ class SelfCompression(pl.Callback):
         let_train(pl_module)
         if self.target_size is not None:
             self._budget = Budget(trainer, pl_module, self.target_size, state.get("budget"))
-        self._removal = self._start_removal(trainer, pl_module, state.get("removal"))
+        self._removal = start_removal(
+            trainer,
+            pl_module,
+            every_n_epochs=self.prune_every_n_epochs,
+            round_to=self.round_to,
+            state=state.get("removal"),
+        )
         self._normalization = None if shards_parameters(trainer.strategy) else Normalization(pl_module)
         self._depths = DepthTraining(
             trainer,
@@ -202,6 +209,9 @@ class SelfCompression(pl.Callback):
         self._depths.before_batch(trainer, batch_idx)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             _forget_quantized(self._layers)
+        if self.price == "operations" and not uses_are_known(pl_module):
+            note_uses_of_step(trainer, pl_module, batch, batch_idx)
+            self._depths.resize()
         if self._budget is not None and not self._budget.begun:
             channels = self._removal.look_ahead(trainer, pl_module, batch, batch_idx) if self._removal else None
             self._budget.begin(pl_module, channels, self.round_to)
@@ -342,20 +352,6 @@ class SelfCompression(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a state for the next ``fit``, whose optimizers do not exist yet."""
         self._restored = state_dict
-
-    def _start_removal(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", state: Any
-    ) -> RemovalSchedule | None:
-        if not self.prune_every_n_epochs:
-            return None
-        if shards_parameters(trainer.strategy):
-            rank_zero_warn(
-                f"SelfCompression: {type(trainer.strategy).__name__} shards parameters, so no channels are removed; "
-                f"bit depths are learned all the same. To remove channels, train with one device or DDP; "
-                f"prune_every_n_epochs=0 hides this."
-            )
-            return None
-        return RemovalSchedule(pl_module, every_n_epochs=self.prune_every_n_epochs, round_to=self.round_to, state=state)
 
     def _detach(self) -> None:
         self._layers, self._loss = (), None

@@ -16,7 +16,7 @@ from lightning_selfcompress.quantize.layers import (
     QuantizedSpec,
     _QuantizedRNN,
 )
-from lightning_selfcompress.quantize.parameters import learned_names, quantized_parameters
+from lightning_selfcompress.quantize.parameters import USES, learned_names, quantized_parameters
 from lightning_selfcompress.quantize.quantized_class import quantized_class
 from lightning_selfcompress.tensors import is_sharded, name_of
 
@@ -100,7 +100,7 @@ def revert(model: nn.Module | ConversionPlan) -> nn.Module:
     for layer in list(model.modules()):
         if isinstance(layer, Quantized):
             _swap_out(layer)
-            for name in ("release_after_backward", "depths_loaded", "pristine", "sharded", COUPLING):
+            for name in ("release_after_backward", "depths_loaded", "pristine", "sharded", COUPLING, USES):
                 layer.__dict__.pop(name, None)
     return model
 

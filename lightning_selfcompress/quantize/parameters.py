@@ -90,7 +90,17 @@ def weight_name_of(depth_name: str) -> str | None:
     return depth_name.removesuffix("_bit_depth") if name.endswith("_bit_depth") else None
 
 
-_OF_THE_LIBRARIES = frozenset(vars(nn.Module())) | {"_quantized", "_quantized_values", COUPLING, "_trainer", "_fabric"}
+USES = "_uses"  # the layer attribute in which ``size.operations`` notes how often weights are used
+
+
+_OF_THE_LIBRARIES = frozenset(vars(nn.Module())) | {
+    "_quantized",
+    "_quantized_values",
+    COUPLING,
+    USES,
+    "_trainer",
+    "_fabric",
+}
 
 
 def attributes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:

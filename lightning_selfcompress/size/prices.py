@@ -7,10 +7,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_selfcompress.size.model_bytes import ModelBytes
+from lightning_selfcompress.size.operations import model_operations
 from lightning_selfcompress.size.own_price import OwnPrice
 from lightning_selfcompress.size.price import ModelSize
 
-PRICES: dict[str, type[ModelSize] | type[ModelBytes]] = {"bits": ModelSize, "bytes": ModelBytes}
+PRICES: dict[str, Callable[[nn.Module], Any]] = {
+    "bits": ModelSize.of,
+    "bytes": ModelBytes.of,
+    "operations": model_operations,
+}
 
 
 def price_of(price: str | Callable[[nn.Module], Tensor], *, narrow: bool = False) -> Callable[[nn.Module], Any]:
@@ -30,7 +35,7 @@ def price_of(price: str | Callable[[nn.Module], Tensor], *, narrow: bool = False
                 f"Expected price to be one of {', '.join(map(repr, PRICES))}, or a function of the module, got "
                 f"{price!r}."
             )
-        return partial(ModelBytes.of, float_bits=8.0) if narrow and price == "bytes" else PRICES[price].of
+        return partial(ModelBytes.of, float_bits=8.0) if narrow and price == "bytes" else PRICES[price]
     if not callable(price):
         raise TypeError(f"Expected price to be a name or a function of the module, got {price!r}.")
     return partial(OwnPrice.of, price)

@@ -16,6 +16,7 @@ from lightning_selfcompress.packing import Packed, PackedSize, estimated_size, i
 from lightning_selfcompress.quantize.formula import bit_depth, codes, integer_bits
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, learned_tensors, quantized_parameters
+from lightning_selfcompress.size.operations import uses_of
 from lightning_selfcompress.size.price import ModelSize
 from lightning_selfcompress.tables import table
 from lightning_selfcompress.tensors import stored_tensors
@@ -65,6 +66,8 @@ class LayerSize:
         code_bits: Sum over all weights of the whole bits of their codes.
         code_nbytes: Bytes of the codes in the packed file, rounded.
         scale_nbytes: Bytes of the channels' exponents, bounds and classes in the packed file, rounded.
+        macs_before: Multiply-accumulates of one inference with these weights before compression; 0 if not known.
+        macs: Multiply-accumulates of one inference with the weights in live channels; 0 if not known.
     """
 
     name: str
@@ -77,6 +80,8 @@ class LayerSize:
     code_bits: int
     code_nbytes: int
     scale_nbytes: int
+    macs_before: int = 0
+    macs: int = 0
 
     @property
     def mean_bits(self) -> float:
@@ -139,7 +144,11 @@ class SizeReport:
         )
         share = f"; now {self.nbytes / self.float_nbytes:.1%} of it" if self.float_nbytes else ""
         whole = f"the float network: {self.float_nbytes:,} bytes{share}"
-        return "\n".join([table(_HEAD, map(_row, self.layers), _row(self.total)), "", parts, whole])
+        macs = []
+        if self.total.macs_before:
+            left = self.total.macs / self.total.macs_before
+            macs = [f"multiply-accumulates: {self.total.macs:,} of {self.total.macs_before:,}, {left:.1%}"]
+        return "\n".join([table(_HEAD, map(_row, self.layers), _row(self.total)), "", parts, whole, *macs])
 
 
 _HEAD = ("layer", "channels", "of", "weights", "of", "mean bits", "max bits", "whole bits", "code B", "scale B")
@@ -187,6 +196,8 @@ def layer_sizes(
                 code_bits=n * int(whole.sum()),
                 code_nbytes=packed.codes.get(p.name, 0),  # an empty weight has no codes
                 scale_nbytes=packed.channels.get(p.name, 0),
+                macs_before=round(p.spec.original_numel * (uses_of(p) or 0)),
+                macs=round(alive * n * (uses_of(p) or 0)),
             )
         )
     return tuple(found)

@@ -20,7 +20,7 @@ from lightning_selfcompress.tensors import is_a
 from lightning_selfcompress.training.intercept import intercept
 from lightning_selfcompress.training.lightning_private import averaged_models
 from lightning_selfcompress.training.sandbox import Sandbox, proves_nothing
-from lightning_selfcompress.training.strategies import unwrapped
+from lightning_selfcompress.training.strategies import shards_parameters, unwrapped
 from lightning_selfcompress.training.watched_steps import WatchedSteps, step_arguments
 
 _PATIENCE = 3  # epochs, where no end of the training is known
@@ -292,3 +292,27 @@ def _is_last_epoch(trainer: Any) -> bool:
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         return bool(trainer.current_epoch + 1 >= trainer.max_epochs)
     return bool(trainer.max_steps <= 0 and trainer.current_epoch + 1 >= _PATIENCE)
+
+
+def start_removal(
+    trainer: Any, module: nn.Module, *, every_n_epochs: int, round_to: int, state: Mapping[str, Any] | None
+) -> RemovalSchedule | None:
+    """Returns the removal of a training; None if nothing is to be removed, or the strategy does not allow it.
+
+    Args:
+        trainer: The Trainer.
+        module: The converted module.
+        every_n_epochs: Epochs from one removal to the next; 0 for none.
+        round_to: Widths are kept at multiples of this.
+        state: What :meth:`RemovalSchedule.state_dict` of an earlier training returned.
+    """
+    if not every_n_epochs:
+        return None
+    if shards_parameters(trainer.strategy):
+        rank_zero_warn(
+            f"SelfCompression: {type(trainer.strategy).__name__} shards parameters, so no channels are removed; bit "
+            f"depths are learned all the same. To remove channels, train with one device or DDP; "
+            f"prune_every_n_epochs=0 hides this."
+        )
+        return None
+    return RemovalSchedule(module, every_n_epochs=every_n_epochs, round_to=round_to, state=state)
