@@ -1,6 +1,6 @@
 """The Lightning callback: every hook calls one stage of the package."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.files.checkpoint import couple_as_saved
 from lightning_selfcompress.quantize.layers import Quantized
+from lightning_selfcompress.quantize.parameters import forget_quantized, quantized_layers
 from lightning_selfcompress.size.prices import price_of
 from lightning_selfcompress.size.report import SizeReport, size_report
 from lightning_selfcompress.training.arguments import check_gamma, check_goal, check_numbers, check_skip
@@ -188,12 +189,12 @@ class SelfCompression(pl.Callback):
         """Makes the size known to callbacks that monitor it, and frees quantized weights early where none is needed."""
         make_known(trainer, self._totals(trainer, pl_module))
         step_each_backward = pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1
-        for layer in _quantized_layers(pl_module):
+        for layer in quantized_layers(pl_module):
             layer.release_after_backward = step_each_backward
 
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Looks for the layers there are, should any have been replaced since the last epoch."""
-        self._layers = tuple(_quantized_layers(pl_module))
+        self._layers = tuple(quantized_layers(pl_module))
         if self._removal is not None:
             self._removal.begin_epoch(pl_module)
         if self._normalization is not None:
@@ -208,7 +209,7 @@ class SelfCompression(pl.Callback):
         self._module_setup.recalibrate()
         self._depths.before_batch(trainer, batch_idx)
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            _forget_quantized(self._layers)
+            forget_quantized(self._layers)
         if self.price == "operations" and not uses_are_known(pl_module):
             note_uses_of_step(trainer, pl_module, batch, batch_idx)
             self._depths.resize()
@@ -315,7 +316,7 @@ class SelfCompression(pl.Callback):
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Forgets the weights that were validated, which a moving average may have lent."""
-        _forget_quantized(_quantized_layers(pl_module))
+        forget_quantized(quantized_layers(pl_module))
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Ends within the budget where another callback has stopped the training before its time."""
@@ -393,12 +394,3 @@ class SelfCompression(pl.Callback):
             accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             values[f"{PREFIX}/loss"] = float(self._loss) * accumulated / loss_scale(trainer)
         return values
-
-
-def _quantized_layers(pl_module: "pl.LightningModule") -> Iterator[Quantized]:
-    return (layer for layer in pl_module.modules() if isinstance(layer, Quantized))
-
-
-def _forget_quantized(layers: Any) -> None:
-    for layer in layers:
-        layer.forget_quantized()

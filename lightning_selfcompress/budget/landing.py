@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.packing import Packed, is_vector, packed_size, rounded
-from lightning_selfcompress.quantize.parameters import QuantizedParameter, learned_tensors, quantized_parameters
+from lightning_selfcompress.packing import Packed, packed_size
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.size.rate import rate_slope
-from lightning_selfcompress.tensors import stored_tensors, whole
+from lightning_selfcompress.tensors import whole
 
 _ROUNDS = 40  # of moves by one step each
 _HALVINGS = 24
@@ -41,19 +41,6 @@ class Landing:
 def file_nbytes(model: nn.Module) -> int:
     """Returns the bytes of a model's packed file."""
     return packed_size(Packed.of(model, measured=True)).nbytes
-
-
-@torch.no_grad()
-def round_vectors(model: nn.Module) -> None:
-    """Rounds biases, normalization and other vectors left in float to values that a packed file holds in a byte each.
-
-    Args:
-        model: A converted module.
-    """
-    learned = learned_tensors(model)
-    for tensor in stored_tensors(model, transient=False).values():
-        if id(tensor) not in learned and is_vector(tensor):
-            tensor.copy_(rounded(tensor))
 
 
 @torch.no_grad()

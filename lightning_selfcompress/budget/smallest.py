@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from lightning_selfcompress.budget.landing import file_nbytes, round_vectors
+from lightning_selfcompress.budget.landing import file_nbytes
+from lightning_selfcompress.budget.vectors import round_vectors
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.quantize.parameters import learned_tensors
 from lightning_selfcompress.removal.plan import plan_removal

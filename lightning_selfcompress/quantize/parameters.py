@@ -1,6 +1,6 @@
 """The quantized weights of a model, each with its raw bit depths and its exponents."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,3 +132,14 @@ def quantized_parameters(model: nn.Module) -> Iterator[QuantizedParameter]:
                 if id(layer.latent(name)) not in seen:
                     seen.add(id(layer.latent(name)))
                     yield QuantizedParameter(name_of(path, name), layer, name)
+
+
+def quantized_layers(model: nn.Module) -> Iterator[Quantized]:
+    """Yields the quantized layers of a model, each once."""
+    return (layer for layer in model.modules() if isinstance(layer, Quantized))
+
+
+def forget_quantized(layers: Iterable[Quantized]) -> None:
+    """Has layers compute their quantized weights anew at the next access."""
+    for layer in layers:
+        layer.forget_quantized()

@@ -1,7 +1,7 @@
 """Coupling: a weight counts as far as its inputs are alive, so a channel pays for all weights removed with it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,17 +171,11 @@ class Coupling:
             return np.where(found, places, count)
 
         produced: list[NDArray[np.int64]] = [compact(numbers) for numbers in made]
-        inputs: list[NDArray[np.int64]] = []
-        owners: list[int] = []  # the weight of each factor
-        positions: list[dict[int, Tensor]] = []
-        for i, note in enumerate(notes):
-            found = {dim: compact(along) for dim, along in (note.inputs if note is not None else {}).items()}
-            found = {dim: along for dim, along in found.items() if (along < count).any()}
-            inputs += found.values()
-            owners += [i] * len(found)
-            positions.append({dim: torch.from_numpy(along) for dim, along in found.items()})
+        along = [_along(note, compact, count) for note in notes]
+        inputs = [numbers for found in along for numbers in found.values()]
+        owners = [i for i, found in enumerate(along) for _ in found]  # the weight of each factor
         rounds = _rounds(owners, len(parameters))
-        entries = [np.unique(along[along < count], return_counts=True) for along in inputs]
+        entries = [np.unique(numbers[numbers < count], return_counts=True) for numbers in inputs]
         factor = np.repeat(np.arange(len(owners)), [len(found) for found, _ in entries])
         slots = np.argsort(np.concatenate([*rounds, []]), kind="stable")[: len(owners)]  # the placeholder sorts last
         like = parameters[0].raw_depth.detach()
@@ -197,12 +191,12 @@ class Coupling:
             channel=to(np.concatenate([[], *(found for found, _ in entries)])),
             factor=to(factor),
             times=to(np.concatenate([[], *(times for _, times in entries)])).to(like),
-            fixed=to([*((along == count).sum() for along in inputs), 1]).to(like),
+            fixed=to([*((numbers == count).sum() for numbers in inputs), 1]).to(like),
             sizes=to([*map(len, inputs), 1]).to(like),
             rounds=tuple(to(r) for r in rounds),
             slot=to(slots[factor]),
             floats=torch.from_numpy(np.concatenate(floats)).to(like),
-            positions=tuple({dim: to(along) for dim, along in found.items()} for found in positions),
+            positions=tuple({dim: to(numbers) for dim, numbers in found.items()} for found in along),
         )
 
     def live_share(self, b: Tensor) -> Tensor:
@@ -276,6 +270,14 @@ class Coupling:
         live = self.fixed.to(alive).index_add(0, self.factor, alive[self.channel] * self.times.to(alive))
         shares = live / self.sizes.to(alive)
         return [shares[which] for which in self.rounds]
+
+
+def _along(
+    note: CoupledWeight | None, compact: Callable[[NDArray[np.int64]], NDArray[np.int64]], count: int
+) -> dict[int, NDArray[np.int64]]:
+    """Returns the channels along the dimensions of a weight that have any, numbered anew."""
+    found = {dim: compact(numbers) for dim, numbers in note.inputs.items()} if note is not None else {}
+    return {dim: numbers for dim, numbers in found.items() if (numbers < count).any()}
 
 
 def _input_dims(p: QuantizedParameter) -> list[int]:

@@ -1,18 +1,20 @@
 """A budget of bytes while a Trainer runs: gamma follows a falling set point, and the end is exact."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_selfcompress.budget.controller import Controller
 from lightning_selfcompress.budget.forecast import forecast
-from lightning_selfcompress.budget.landing import curvatures, file_nbytes, land, round_vectors
+from lightning_selfcompress.budget.landing import curvatures, file_nbytes, land
 from lightning_selfcompress.budget.set_point import fallen, set_point
 from lightning_selfcompress.budget.smallest import smallest_nbytes
 from lightning_selfcompress.budget.target import target_nbytes
+from lightning_selfcompress.budget.vectors import round_vectors, vectors_of
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.size.report import float_nbytes_of
 from lightning_selfcompress.training.depth_training import progress
@@ -112,21 +114,30 @@ class Budget:
             refresh: Estimates statistics of normalization anew, for the codes as they are.
         """
         before, moved, wanted, self.landed = file_nbytes(module), 0, self.target, True
+        vectors = [(tensor, tensor.detach().clone()) for tensor in vectors_of(module)]
         for _ in range(_LANDINGS):
             round_vectors(module)
             landing = land(module, wanted, curvatures(module, trainer.optimizers))
             moved += landing.moved
+            _put_back(vectors)
             refresh()
             round_vectors(module)
             after = file_nbytes(module)
             if after <= self.target or not landing.moved:
                 break
             wanted -= after - self.target  # the statistics of other codes may take another byte
+            _put_back(vectors)
         over = "" if after <= self.target else " The target was not reached, since no code is left to be moved."
         rank_zero_info(
             f"SelfCompression: {before:,} bytes -> {after:,} bytes, with a target of {self.target:,}: vectors rounded "
             f"to a byte a value, {moved:,} of {landing.weights:,} codes moved.{over}"
         )
+
+
+@torch.no_grad()
+def _put_back(vectors: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for tensor, before in vectors:
+        tensor.copy_(before)
 
 
 def is_last_batch(trainer: Any, batch_idx: int) -> bool:
