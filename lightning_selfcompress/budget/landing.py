@@ -1,18 +1,21 @@
 """The exact landing: codes are moved until a network's packed file is as small as it is to be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.packing import Packed, packed_size
+from lightning_selfcompress.quantize.formula import EXPONENT_STEPS
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.size.rate import rate_slope
 from lightning_selfcompress.tensors import whole
 
 _ROUNDS = 40  # of moves by one step each
 _HALVINGS = 24
+_COARSEST = 24  # octaves
+_FAR = 1.1  # times the target: from further above, steps are made coarser before single codes are moved
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def land(
 ) -> Landing:
     """Moves codes towards zero, the cheapest first, until the packed file is at or just under a size.
 
-    A code moves by one step. What that costs is taken to be ``importance * step^2 * (2 (|y| - |c|) + 1)`` with y the
+    Where the file is far larger, as after a very short training, the steps of all channels are made coarser first. Then
+    a code moves by one step. What that costs is taken to be ``importance * step^2 * (2 (|y| - |c|) + 1)`` with y the
     latent weight in steps and c its code: nothing for a weight at the edge to the smaller code. What it gains is
     :func:`rate_slope`, in bits. Codes are moved in the order of cost over gain, as many as it takes; a moved weight
     becomes exactly its new code.
@@ -69,6 +73,8 @@ def land(
     """
     before = now = measure(model)
     weights = list(quantized_parameters(model))
+    if before > _FAR * target:
+        now = _coarsen(model, weights, int(_FAR * target), measure)
     moved: dict[int, Tensor] = {}
     for _ in range(_ROUNDS):
         if now <= target:
@@ -83,6 +89,24 @@ def land(
             moved[key] = changed | moved[key] if key in moved else changed
     count = sum(int(flags.sum()) for flags in moved.values())
     return Landing(before, now, count, sum(p.latent.numel() for p in weights))
+
+
+def _coarsen(
+    model: nn.Module, weights: Sequence[QuantizedParameter], limit: int, measure: Callable[[nn.Module], int]
+) -> int:
+    """Multiplies all steps by the smallest power of 2^(1/16) that brings the file within a limit. Returns its bytes."""
+    starts = [p.exponent.detach().clone() for p in weights]
+
+    def at(sixteenths: int) -> int:
+        for p, start in zip(weights, starts, strict=True):
+            p.exponent.copy_(start + sixteenths / EXPONENT_STEPS)
+        return measure(model)
+
+    low, high = 0, _COARSEST * EXPONENT_STEPS  # too fine, and coarse enough if anything is
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if at(middle) <= limit else (middle, high)
+    return at(high)
 
 
 def _round(model: nn.Module, candidates: "list[_Candidates]", target: int, measure: Callable[[nn.Module], int]) -> int:
