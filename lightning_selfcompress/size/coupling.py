@@ -254,7 +254,7 @@ class Coupling:
         return alive
 
     def shares(self, alive: Tensor) -> list[Tensor]:
-        """Returns the shares of inputs that are alive, ``(weights,)``: of all first factors, of all second ones and so on."""
+        """Returns the shares of inputs that are alive, ``(weights,)``: of all first factors, then of all second."""
         return self._factors(alive.to(self.times)[: self.count])
 
     def input_cost(self, z: Tensor, shares: Sequence[Tensor]) -> Tensor:

@@ -77,7 +77,7 @@ class ModelBytes:
         coupling = whole.coupling
         if not own or coupling is None:
             return torch.zeros(())
-        m, n, _ = whole._living(whole._values())
+        _, m, n, _ = whole._living()
         bits = n * code_rate(m) + CHANNEL_BITS * (m > 0)
         first = torch.full((coupling.count + 1,), len(m), device=m.device)  # of the weights that make a channel
         rows = torch.arange(len(m), device=m.device)
@@ -95,8 +95,7 @@ class ModelBytes:
         whole = self.whole or self
         if not self.parameters or whole.coupling is None:
             return ()
-        values = whole._values()
-        m, n, shares = whole._living(values)
+        values, m, n, shares = whole._living()
         slope = (rate_slope(m) + whole._channel_slope(m, n, shares)) * (factor / self.original_numel)
         exponent = -LN2 * n * m * slope
         sizes, own = [p.channels for p in whole.parameters], {id(p.latent) for p in self.parameters}
@@ -109,26 +108,25 @@ class ModelBytes:
             if id(p.latent) in own
         )
 
-    def _values(self) -> list[tuple[Tensor, Range]]:
-        return [p.quantized() for p in self.parameters]
+    def _living(self) -> tuple[list[tuple[Tensor, Range]], Tensor, Tensor, list[Tensor]]:
+        """Returns the weights with zeros at dead inputs, their codes' mean magnitude and number, and inputs' shares.
 
-    def _living(self, values: Sequence[tuple[Tensor, Range]]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Returns what channels' codes at living inputs are: mean magnitude and number, and the inputs' shares.
-
-        An input that is dead is about to go, so that its codes cost nothing any more.
+        The magnitudes and numbers are those of each channel; the shares are those of the inputs that are alive. An
+        input that is dead is about to go, so that its codes cost nothing any more and feel no price.
         """
         coupling = self.coupling
         assert coupling is not None
         alive = coupling.alive(bit_depth(torch.cat([p.raw_depth for p in self.parameters])))
         shares = coupling.shares(alive)
         n = self.n * math.prod(shares, start=self.n.new_ones(coupling.weights))[coupling.weight]
+        values = [p.quantized() for p in self.parameters]
         if not bool(alive.all()):
             values = [
                 (_at_living(p, value, positions, alive), known)
                 for p, (value, known), positions in zip(self.parameters, values, coupling.positions, strict=True)
             ]
         sums = torch.cat([_sums(*value) for value in values]).to(n)
-        return sums / n.clamp(min=1), n, shares
+        return values, sums / n.clamp(min=1), n, shares
 
     def _channel_slope(self, m: Tensor, n: Tensor, shares: Sequence[Tensor]) -> Tensor:
         """Returns what one more step of magnitude costs a channel as a whole, ``(channels,)``, in bits."""
