@@ -11,7 +11,7 @@ from lightning_selfcompress.quantize.formula import Range, bit_depth
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.size.coupling import Coupling
 from lightning_selfcompress.size.price import Pull
-from lightning_selfcompress.size.rate import LN2, code_rate, rate_slope, zero_rate
+from lightning_selfcompress.size.rate import LN2, counted_rate, rate_slope, zero_rate
 from lightning_selfcompress.tensors import add_whole, is_sharded, whole
 
 EMPTY = 0.1  # mean magnitude of a channel's codes at which it begins to be paid for as one that may go
@@ -31,7 +31,8 @@ class ModelBytes:
 
     A channel that goes takes more with it: the zeros among its consumers' codes, its values in float, its exponent.
     With P_c the bits of all these, channel c costs ``P_c (1 - prod_k exp(-m_k / m_0))`` over its producers k, m_0 =
-    :data:`EMPTY`, in the gradient; the value counts P_c as long as a code is left.
+    :data:`EMPTY`, in the gradient; the value counts P_c as long as a code is left. The value counts zeros apart, see
+    :func:`counted_rate`, so that it is nearer to the file; the gradient is that of H, which is smooth.
 
     Args:
         parameters: The quantized weights.
@@ -77,8 +78,9 @@ class ModelBytes:
         coupling = whole.coupling
         if not own or coupling is None:
             return torch.zeros(())
-        m, n, _ = whole._living(whole._values())
-        bits = n * code_rate(m) + CHANNEL_BITS * (m > 0)
+        values, m, n, _ = whole._living()
+        nonzero = torch.cat([_counts(*value) for value in values]).to(n)
+        bits = counted_rate(n, nonzero, n * m) + CHANNEL_BITS * (m > 0)
         first = torch.full((coupling.count + 1,), len(m), device=m.device)  # of the weights that make a channel
         rows = torch.arange(len(m), device=m.device)
         first.scatter_reduce_(0, torch.where(m > 0, coupling.produced, coupling.count), rows, "amin")
@@ -95,8 +97,7 @@ class ModelBytes:
         whole = self.whole or self
         if not self.parameters or whole.coupling is None:
             return ()
-        values = whole._values()
-        m, n, shares = whole._living(values)
+        values, m, n, shares = whole._living()
         slope = (rate_slope(m) + whole._channel_slope(m, n, shares)) * (factor / self.original_numel)
         exponent = -LN2 * n * m * slope
         sizes, own = [p.channels for p in whole.parameters], {id(p.latent) for p in self.parameters}
@@ -109,26 +110,25 @@ class ModelBytes:
             if id(p.latent) in own
         )
 
-    def _values(self) -> list[tuple[Tensor, Range]]:
-        return [p.quantized() for p in self.parameters]
+    def _living(self) -> tuple[list[tuple[Tensor, Range]], Tensor, Tensor, list[Tensor]]:
+        """Returns the weights with zeros at dead inputs, their codes' mean magnitude and number, and inputs' shares.
 
-    def _living(self, values: Sequence[tuple[Tensor, Range]]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Returns what channels' codes at living inputs are: mean magnitude and number, and the inputs' shares.
-
-        An input that is dead is about to go, so that its codes cost nothing any more.
+        The magnitudes and numbers are those of each channel; the shares are those of the inputs that are alive. An
+        input that is dead is about to go, so that its codes cost nothing any more and feel no price.
         """
         coupling = self.coupling
         assert coupling is not None
         alive = coupling.alive(bit_depth(torch.cat([p.raw_depth for p in self.parameters])))
         shares = coupling.shares(alive)
         n = self.n * math.prod(shares, start=self.n.new_ones(coupling.weights))[coupling.weight]
+        values = [p.quantized() for p in self.parameters]
         if not bool(alive.all()):
             values = [
                 (_at_living(p, value, positions, alive), known)
                 for p, (value, known), positions in zip(self.parameters, values, coupling.positions, strict=True)
             ]
         sums = torch.cat([_sums(*value) for value in values]).to(n)
-        return sums / n.clamp(min=1), n, shares
+        return values, sums / n.clamp(min=1), n, shares
 
     def _channel_slope(self, m: Tensor, n: Tensor, shares: Sequence[Tensor]) -> Tensor:
         """Returns what one more step of magnitude costs a channel as a whole, ``(channels,)``, in bits."""
@@ -198,6 +198,12 @@ def _sums(value: Tensor, known: Range) -> Tensor:
     within = _within(known)
     total = torch.linalg.vector_norm(value, 1, within, dtype=known.scale.dtype) if within else value.abs()
     return total.flatten() / known.scale.flatten()
+
+
+def _counts(value: Tensor, known: Range) -> Tensor:
+    """Returns how many codes of each channel are not zero, ``(channels,)``."""
+    within = _within(known)
+    return ((value != 0).sum(within) if within else value != 0).flatten()
 
 
 def _at_living(p: QuantizedParameter, value: Tensor, positions: Mapping[int, Tensor], alive: Tensor) -> Tensor:

@@ -66,3 +66,37 @@ def zero_rate(m: Tensor) -> Tensor:
         Bits, of the shape of ``m``.
     """
     return torch.asinh(m) / LN2
+
+
+def counted_rate(
+    n: Tensor,  # (channels,)
+    nonzero: Tensor,  # (channels,)
+    total: Tensor,  # (channels,)
+) -> Tensor:
+    """Returns the bits of the codes of channels whose zeros are counted apart, ``(channels,)``.
+
+    With k of n codes that are not zero, of mean magnitude mu = S / k, and magnitudes that are geometric from 1 on::
+
+        n h(k / n) + k (1 + mu log2(mu) - (mu - 1) log2(mu - 1)),    h(p) = -p log2(p) - (1 - p) log2(1 - p)
+
+    For two-sided geometric codes it is ``n H(S / n)``; it is less where zeros are more than their share, as in a
+    convolution some of whose kernel never meets an image.
+
+    >>> import torch
+    >>> from lightning_selfcompress.size.rate import counted_rate
+    >>> counted_rate(torch.tensor([100.0]), torch.tensor([10.0]), torch.tensor([10.0])).round().tolist()
+    [57.0]
+
+    Args:
+        n: Number of codes.
+        nonzero: Number k of codes that are not zero.
+        total: Sum S of the magnitudes.
+    """
+    mean = total / nonzero.clamp(min=1)
+    share = nonzero / n.clamp(min=1)
+    places = -n * (_x_log2(share) + _x_log2(1 - share))
+    return places + nonzero * (1 + _x_log2(mean) - _x_log2((mean - 1).clamp(min=0)))
+
+
+def _x_log2(x: Tensor) -> Tensor:
+    return torch.xlogy(x, x) / LN2

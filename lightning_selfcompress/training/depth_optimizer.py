@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import count
 from typing import Any
 
 import torch
@@ -96,7 +97,8 @@ class DepthOptimizer:
         settings: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.99), "eps": 1e-16, "fused": fused}
         self.adam = torch.optim.Adam(self._trained, **settings) if lr and self._trained else None
         self._handles: list[RemovableHandle] = []
-        self._held: tuple[tuple[int, ...], set[int]] = (), set()
+        self._held: dict[int, tuple[tuple[int, ...], set[int]]] = {}
+        self._in_a_step: set[int] = set()
         self.stepped = self.reached = self.overflows = False
         self._take_off: list[Callable[[], None]] = []
 
@@ -128,7 +130,7 @@ class DepthOptimizer:
         """
         self.size = size
         self._trained = [t for p in size.parameters for t in p.learned]
-        self._held = (), set()
+        self._held = {}
         self.unstage()
         if self.adam is not None:
             shrink_optimizer(self.adam, shrunk)
@@ -145,15 +147,16 @@ class DepthOptimizer:
 
     def unheld(self) -> list[str]:
         """Returns the names of the weights that no group of the user's optimizer holds."""
-        held = self._held_ids()
+        held = self._held_by(self.owner)
         return [p.name for p in self.size.parameters if id(p.latent) not in held]
 
-    def _held_ids(self) -> set[int]:
-        groups = [group["params"] for group in self.owner.param_groups]
+    def _held_by(self, optimizer: Optimizer) -> set[int]:
+        groups = [group["params"] for group in optimizer.param_groups]
         sizes = tuple(map(len, groups))
-        if self._held[0] != sizes or not sizes:
-            self._held = sizes, {id(p) for group in groups for p in group}
-        return self._held[1]
+        kept = self._held.get(id(optimizer))
+        if kept is None or kept[0] != sizes:
+            kept = self._held[id(optimizer)] = sizes, {id(p) for group in groups for p in group}
+        return kept[1]
 
     def stage(self) -> None:
         """Evaluates the size's gradient for the step to come, unless it was evaluated since the last step."""
@@ -172,7 +175,7 @@ class DepthOptimizer:
             finite, which is counted in ``skipped_steps``. A weight without gradient (frozen, a target network, an
             expert not chosen) keeps its depths and exponents, and so does a weight that the owner does not hold.
         """
-        held = self._held_ids()
+        held = self._held_by(self.owner)
         for parameter in self.size.parameters:
             if id(parameter.latent) not in held:
                 for tensor in parameter.learned:
@@ -191,7 +194,7 @@ class DepthOptimizer:
             self._end_empty(learning)
         else:
             self.skipped_steps += 1
-            self.overflows |= not all(bool(pull.depth.isfinite().all()) for pull in self._staged or ())
+            self.overflows |= not self._price_is_finite()
         self.zero_grad()
         return finite
 
@@ -218,10 +221,10 @@ class DepthOptimizer:
         ended = steps >= EMPTY_STEPS
         some = empty.device.type != "cpu" or bool(ended.any())  # on other devices this check would wait for the device
         sizes = [depth.numel() for depth, _ in counted]
-        for (depth, _), state, count, at_end in zip(
+        for (depth, _), state, so_far, at_end in zip(
             counted, states, steps.split(sizes), ended.split(sizes), strict=True
         ):
-            state[_EMPTY] = count
+            state[_EMPTY] = so_far
             if some:
                 depth.masked_fill_(at_end, 0)
 
@@ -259,20 +262,32 @@ class DepthOptimizer:
         if learning:
             torch._foreach_add_(*map(list, zip(*learning, strict=True)))
 
-    @torch.no_grad()
     def _is_finite(self) -> bool:
         """Whether all gradients are finite."""
-        # 0 times what is not finite is NaN; one sum takes fewer operations than a test of every element
-        return float(torch.cat(self._gradients).mul_(0).sum()) == 0
+        return _are_finite(self._gradients)
+
+    def _price_is_finite(self) -> bool:
+        """Whether the staged gradient is finite."""
+        return _are_finite([t for pull in self._staged or () for t in (pull.depth, pull.exponent) if t is not None])
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Adds the price's gradient to those of weights, after the closure of the step if it has one."""
+        """Adds the price's gradient to those of weights, after the closure of the step if it has one.
+
+        Torch calls this hook again where the step of a class calls that of its base class.
+        """
+        if self.adam is None or id(optimizer) in self._in_a_step:
+            return None
+        self._in_a_step.add(id(optimizer))
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._pull_weights(optimizer)
             return None
 
+        calls = count()
+
         def closure_with_price() -> Any:
+            if next(calls):
+                self.unstage()  # weights have moved since, as in LBFGS
             loss = closure()
             self._pull_weights(optimizer)
             return loss
@@ -282,17 +297,19 @@ class DepthOptimizer:
         return args, {**kwargs, "closure": closure_with_price}
 
     def _pull_weights(self, optimizer: Optimizer) -> None:
-        if self.adam is None:
-            return
+        """Adds the price's gradient to those of the weights that an optimizer is about to move."""
         self.stage()
         assert self._staged is not None
-        held = self._held_ids()
+        if all(pull.weight is None for pull in self._staged) or not self._price_is_finite():
+            return
+        held = self._held_by(optimizer)
         scale = float(getattr(optimizer, "grad_scale", None) or 1.0)  # set where a fused step unscales by itself
         for parameter, pull in zip(self.size.parameters, self._staged, strict=True):
             if pull.weight is not None and parameter.latent.grad is not None and id(parameter.latent) in held:
                 pull.weight(scale)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._in_a_step.discard(id(optimizer))
         self.stepped = True
         found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler where the optimizer itself skips the step
         if found_inf is not None and bool(found_inf):
@@ -309,3 +326,9 @@ class DepthOptimizer:
             zero_grad(*args, **kwargs)
 
         return zero_grad_with_depths
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    """Returns whether all elements of vectors are finite; true for no vector."""
+    # 0 times what is not finite is NaN; one sum takes fewer operations than a test of every element
+    return not tensors or float(torch.cat(list(tensors)).mul_(0).sum()) == 0

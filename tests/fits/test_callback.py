@@ -20,10 +20,18 @@ from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.size.price import ModelSize
 from lightning_selfcompress.training.depth_optimizer import DepthOptimizer
 
+PRICES = ["bytes", "bits"]
+
 
 def learned(model):
     """Copies of all raw depths and exponents."""
     return [t.detach().clone() for p in quantized_parameters(model) for t in (p.raw_depth, p.exponent)]
+
+
+def all_learning(model, before):
+    """Whether something of what is learned has moved for every weight, since what :func:`learned` returned."""
+    moved = [not torch.equal(a, b) for a, b in zip(before, learned(model), strict=True)]
+    return all(depth or exponent for depth, exponent in zip(moved[::2], moved[1::2], strict=True))
 
 
 def fp16_on_cpu():
@@ -89,7 +97,7 @@ def test_size_gradient_is_what_gamma_says(case, monkeypatch):
 
     monkeypatch.setattr(DepthOptimizer, "_add_size_gradient", record)
     model = make()
-    make_trainer(SelfCompression(gamma=gamma), **settings).fit(model, batches())
+    make_trainer(SelfCompression(gamma=gamma, price="bits"), **settings).fit(model, batches())
 
     ratios = torch.cat(recorded)
     assert len(recorded) >= 2 * len(list(quantized_parameters(model))) or case.startswith("acc")
@@ -164,9 +172,10 @@ def _reference(model, images, noise):
 
 
 class TestConversion:
-    def test_is_idempotent_over_the_trainers_runs(self):
+    @pytest.mark.parametrize("price", PRICES)
+    def test_is_idempotent_over_the_trainers_runs(self, price):
         """Validate, fit, fit again and test keep the same parameters and go on from where the depths were."""
-        model, callback = Lit(), SelfCompression(gamma=1.0)
+        model, callback = Lit(), SelfCompression(gamma=1.0, price=price)
         weights = dict(model.named_parameters())
         make_trainer(callback).validate(model, batches(), verbose=False)
         depths = {p.name: p.raw_depth for p in quantized_parameters(model)}
@@ -177,12 +186,15 @@ class TestConversion:
 
         assert {p.name: p.raw_depth for p in quantized_parameters(model)} == depths
         assert all(dict(model.named_parameters())[name] is p for name, p in weights.items())
-        for before, after in zip(after_first[::2], learned(model)[::2], strict=True):
-            assert bool((after < before).any())
-            assert float((before - after).max()) < 8 * 0.03
+        assert all_learning(model, after_first)
+        for before, after in zip(after_first, learned(model), strict=True):
+            assert float((before - after).abs().max()) < 8 * 0.03
+        if price == "bits":
+            assert all(bool((a < b).any()) for a, b in zip(learned(model)[::2], after_first[::2], strict=True))
 
+    @pytest.mark.parametrize("price", PRICES)
     @pytest.mark.parametrize("hook", ["setup", "configure_model"])
-    def test_reaches_layers_built_by_the_module_itself(self, hook):
+    def test_reaches_layers_built_by_the_module_itself(self, hook, price):
         """Layers made in the module's setup or configure_model are compressed and trained as well."""
 
         class Late(Lit):
@@ -196,10 +208,14 @@ class TestConversion:
 
         setattr(Late, hook, build)
         model = Late()
-        make_trainer(SelfCompression(gamma=1.0, skip="net.6")).fit(model, batches())
+        start = []
+        model.on_train_start = lambda: start.extend(learned(model))
+        make_trainer(SelfCompression(gamma=1.0, skip="net.6", price=price)).fit(model, batches())
 
         assert [p.name for p in quantized_parameters(model)] == ["net.0.weight", "net.4.weight"]
-        assert all(bool((p.raw_depth < 8).all()) for p in quantized_parameters(model))
+        assert all_learning(model, start)
+        if price == "bits":
+            assert all(bool((p.raw_depth < 8).all()) for p in quantized_parameters(model))
         assert hook not in model.__dict__
 
     def test_leaves_no_trace_in_the_module_but_its_layers(self):
@@ -336,8 +352,9 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"something to compress in Bare, found nothing.*Conv2d(.|\n)*BatchNorm1d"):
             make_trainer(SelfCompression(gamma=1.0)).fit(Bare(), batches())
 
+    @pytest.mark.parametrize("price", PRICES)
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
-    def test_gradient_that_is_not_finite_is_skipped_and_counted(self, bad):
+    def test_gradient_that_is_not_finite_is_skipped_and_counted(self, bad, price):
         """A loss that is not finite leaves depths and exponents bit for bit, and the count says so."""
 
         class Broken(Lit):
@@ -346,13 +363,16 @@ class TestBadInput:
                 return self.loss(batch) * (bad if batch_idx == 5 else 1.0)
 
         history = []
-        callback = SelfCompression(gamma=1.0)
+        callback = SelfCompression(gamma=1.0, price=price)
         model = Broken(lambda m: torch.optim.SGD(m.parameters(), lr=0.0))
         make_trainer(callback).fit(model, batches(6))
 
         assert callback.skipped_steps == 1
         assert all(torch.equal(a, b) for a, b in zip(history[5], learned(model), strict=True))
-        assert not any(torch.equal(a, b) for a, b in zip(history[4], history[5], strict=True))
+        for now, then in zip(history[4][1::2], history[5][1::2], strict=True):
+            assert not torch.equal(now, then)
+        if price == "bits":
+            assert not any(torch.equal(a, b) for a, b in zip(history[4], history[5], strict=True))
 
 
 def decay_or_not(module):
@@ -450,15 +470,18 @@ def test_parameters_that_another_callback_adds_later_are_taken_out():
     assert torch.equal(model.net[0].bit_depth, torch.full((6,), 8.0))
 
 
-def test_depths_stay_float32_in_bf16_and_move():
+@pytest.mark.parametrize("price", PRICES)
+def test_depths_stay_float32_in_bf16_and_move(price):
     """Under bf16-true the weights are bfloat16, depths and exponents float32, and steps of 0.02 bits add up."""
-    model = Lit()
-    make_trainer(SelfCompression(gamma=10.0), precision="bf16-true").fit(model, batches())
+    model, start = Lit(), []
+    model.on_train_start = lambda: start.extend(learned(model))
+    make_trainer(SelfCompression(gamma=10.0, price=price), precision="bf16-true").fit(model, batches())
 
-    for p in quantized_parameters(model):
+    for p, exponent in zip(quantized_parameters(model), start[1::2], strict=True):
         assert p.latent.dtype == torch.bfloat16
         assert p.raw_depth.dtype == p.exponent.dtype == torch.float32
-        assert bool((p.raw_depth < 7.95).all())
+        moved = 8 - p.raw_depth if price == "bits" else p.exponent - exponent
+        assert bool((moved > 0.05).all())
 
 
 def test_gamma_function_gets_the_global_step():
@@ -588,17 +611,20 @@ class TestLogging:
         assert trainer.global_step == 2
         assert calls == [3, 7]
 
-    def test_sizes_can_be_monitored(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("price", "monitor", "threshold"), [("bits", "bits_per_weight", 7.9), ("bytes", "nbytes", 3500)]
+    )
+    def test_sizes_can_be_monitored(self, price, monitor, threshold, tmp_path):
         """ModelCheckpoint and EarlyStopping take the sizes that the callback keeps in callback_metrics."""
         checkpoint = ModelCheckpoint(tmp_path, monitor="selfcompress/nbytes", mode="min")
-        stopping = EarlyStopping("selfcompress/bits_per_weight", stopping_threshold=7.9, mode="min")
+        stopping = EarlyStopping(f"selfcompress/{monitor}", stopping_threshold=threshold, mode="min")
         model = Lit()
         trainer = make_trainer(
-            SelfCompression(gamma=10.0), stopping, checkpoint, max_epochs=20, enable_checkpointing=True
+            SelfCompression(gamma=10.0, price=price), stopping, checkpoint, max_epochs=20, enable_checkpointing=True
         )
         trainer.fit(model, batches(), batches())
 
-        assert size_report(model).bits_per_weight < 7.9
+        assert getattr(size_report(model), monitor) < threshold
         assert trainer.current_epoch < 20
         assert float(checkpoint.best_model_score) == size_report(model).nbytes
 
@@ -636,19 +662,29 @@ class Student(Lit):
         return nn.functional.mse_loss(self.net(batch[0]), goal)
 
 
-def test_networks_that_are_not_trained_keep_their_depths(caplog):
+@pytest.mark.parametrize("price", PRICES)
+def test_networks_that_are_not_trained_keep_their_depths(price, caplog):
     """A frozen teacher and a target network feel no pressure on their size; the frozen one is named in advance."""
-    model = Student()
+    model, start = Student(), []
+    model.on_train_start = lambda: start.append({n: t.clone() for n, t in model.state_dict().items()})
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
-        make_trainer(SelfCompression(gamma=10.0)).fit(model, batches())
-    for network in (model.teacher, model.target):
-        assert all(bool((p.raw_depth == 8).all()) for p in quantized_parameters(network))
-    assert all(bool((p.raw_depth < 8).all()) for p in quantized_parameters(model.net))
+        make_trainer(SelfCompression(gamma=10.0, price=price)).fit(model, batches())
+    for name, tensor in model.state_dict().items():
+        if name.startswith(("teacher.", "target.")) and ".1." not in name:  # statistics of normalization move
+            assert torch.equal(tensor, start[0][name])
+    for p in quantized_parameters(model.net):
+        moved = (
+            8 - p.raw_depth
+            if price == "bits"
+            else p.exponent - start[0][f"net.{p.name.removesuffix('weight')}exponent"]
+        )
+        assert bool((moved > 0).all())
     text = "\n".join(r.getMessage() for r in caplog.records)
     assert "Frozen, so kept at their bit depths: teacher.0.weight, teacher.4.weight, teacher.6.weight (3 w" in text
 
 
-def test_toggled_off_weights_take_their_depths_along():
+@pytest.mark.parametrize("price", PRICES)
+def test_toggled_off_weights_take_their_depths_along(price):
     """With toggle_optimizer, the generator's loss leaves no gradient in the discriminator's depths."""
     left = []
 
@@ -668,10 +704,13 @@ def test_toggled_off_weights_take_their_depths_along():
             two.zero_grad()
             self.untoggle_optimizer(two)
 
-    model = Toggling()
-    make_trainer(SelfCompression(gamma=1000.0)).fit(model, batches())
+    model, start = Toggling(), []
+    model.on_train_start = lambda: start.extend(learned(model))
+    make_trainer(SelfCompression(gamma=1000.0, price=price)).fit(model, batches())
     assert left == [None] * len(left) != []
-    assert all(bool((p.raw_depth < 8).all()) for p in quantized_parameters(model))
+    assert all_learning(model, start)
+    if price == "bits":
+        assert all(bool((p.raw_depth < 8).all()) for p in quantized_parameters(model))
 
 
 @pytest.mark.parametrize("hook", ["setup", "configure_model"])

@@ -21,6 +21,8 @@ from lightning_selfcompress import SelfCompression
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 ARGUMENTS = {
     "gamma": 0.02,
+    "target_size": None,
+    "price": "bytes",
     "initial_bits": 7.0,
     "bits_lr": 0.02,
     "cooldown": 0.5,

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from networks import Lit, batches, make_trainer
 
 from lightning_selfcompress import Objective, SelfCompression, load_from_checkpoint, size_report
+from lightning_selfcompress.size.model_bytes import ModelBytes
 
 
 class Late(Lit):
@@ -23,10 +24,10 @@ class Late(Lit):
         self.seen = []
 
 
-def run(*callbacks, model=None, gamma=0.5, **settings):
+def run(*callbacks, model=None, gamma=0.5, price="bytes", **settings):
     torch.manual_seed(1)
     model = Lit() if model is None else model
-    compression = [SelfCompression(gamma=gamma)] if gamma is not None else []
+    compression = [SelfCompression(gamma=gamma, price=price)] if gamma is not None else []
     trainer = make_trainer(*compression, *callbacks, Kill(SCHEDULE), max_epochs=3, **settings)
     if gamma is None:
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Kill)]
@@ -34,31 +35,36 @@ def run(*callbacks, model=None, gamma=0.5, **settings):
     return model, trainer
 
 
+def price_of(price, model):
+    """The bits per weight that training minimizes."""
+    return size_report(model).bits_per_weight if price == "bits" else float(ModelBytes.of(model).bits_per_weight())
+
+
+@pytest.mark.parametrize("price", ["bytes", "bits"])
 @pytest.mark.parametrize("make", [Lit, Late])
-def test_is_the_loss_plus_gamma_times_q(make, tmp_path):
-    """At every validation's end it is the validation loss plus gamma times the Q that is minimized, in all loggers."""
+def test_is_the_loss_plus_gamma_times_the_price(make, price, tmp_path):
+    """At every validation's end it is the validation loss plus gamma times the price that is minimized."""
     logger = CSVLogger(tmp_path, name="", version="")
-    model, trainer = run(Objective("val_loss"), model=make(), logger=logger)
+    model, trainer = run(Objective("val_loss"), model=make(), price=price, logger=logger)
     known = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    assert known["selfcompress/objective"] == pytest.approx(
-        known["val_loss"] + 0.5 * size_report(model).bits_per_weight, rel=1e-6
-    )
+    assert known["selfcompress/objective"] == pytest.approx(known["val_loss"] + 0.5 * price_of(price, model), rel=1e-6)
     with (tmp_path / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("selfcompress/objective")]
     assert len(rows) == 3
     assert float(rows[-1]["selfcompress/objective"]) == pytest.approx(known["selfcompress/objective"], rel=1e-6)
 
 
-def test_chooses_the_best_checkpoint(tmp_path):
+@pytest.mark.parametrize("price", ["bytes", "bits"])
+def test_chooses_the_best_checkpoint(price, tmp_path):
     """ModelCheckpoint keeps the epoch with the least objective, and the file's own objective is the recorded one."""
     saved = ModelCheckpoint(tmp_path, monitor="selfcompress/objective", save_top_k=-1, filename="{epoch}")
-    run(Objective("val_loss"), saved, enable_checkpointing=True)
+    run(Objective("val_loss"), saved, price=price, enable_checkpointing=True)
     assert len(saved.best_k_models) == 3
     for path, recorded in saved.best_k_models.items():
         model = load_from_checkpoint(Lit, path).eval()
         with torch.no_grad():
             losses = [model.loss(batch) for batch in batches(4)]
-        expected = torch.stack(losses).mean().item() + 0.5 * size_report(model).bits_per_weight
+        expected = torch.stack(losses).mean().item() + 0.5 * price_of(price, model)
         assert recorded.item() == pytest.approx(expected, rel=1e-5)
     assert saved.best_model_score == min(saved.best_k_models.values())
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from fits import GAN, NEVER, RecordingGan, Widths, assert_only_living, data, fit, largest_difference
+from fits import GAN, NEVER, RecordingGan, Widths, assert_learning, assert_only_living, data, fit, largest_difference
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from networks import Lit
 from torch import nn
@@ -93,7 +93,7 @@ def assert_no_loss_changes(callbacks=list, **kwargs):
     print(f"{difference:.2e}")
     assert difference < 1e-5
     assert len(set(model.losses[-30:])) > 15
-    assert all(bool((p.raw_depth != 8).any()) for p in quantized_parameters(model))
+    assert_learning(trainer)
 
 
 @pytest.mark.case("Optimization", "{how}")

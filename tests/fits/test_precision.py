@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from fits import NEVER, Widths, assert_only_living, fit, largest_difference
+from fits import NEVER, Widths, assert_learning, assert_only_living, fit, largest_difference
 from lightning.pytorch.plugins import MixedPrecision
 from networks import Lit
 
@@ -55,6 +55,6 @@ def test_removal_in_every_precision(precision):
     print(f"{precision}: {difference:.2e}, all: {largest_difference(model.losses, kept.losses):.2e}")
     assert difference < tolerance
     assert all(map(math.isfinite, model.losses))
+    assert_learning(trainer)
     for p in quantized_parameters(model):
         assert torch.finfo(p.raw_depth.dtype).bits >= 32
-        assert bool((p.raw_depth != 8).any())

@@ -30,11 +30,11 @@ class Scaled(Lit):
 CASES = [(Regrouped, {0: {"net.0": [1, 4]}}), (Scaled, {0: {"net.4": [0, 7]}})]
 
 
-def run(make, schedule, folder, ckpt_path=None, epochs=3):
+def run(make, schedule, folder, ckpt_path=None, epochs=3, price="bytes"):
     torch.manual_seed(1)
     model = make()
     saving = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
-    compression = SelfCompression(gamma=0.5, bits_lr=0.001)
+    compression = SelfCompression(gamma=0.5, bits_lr=0.001, price=price)
     callbacks = [compression, saving, *([Kill(schedule)] if ckpt_path is None else [])]
     trainer = make_trainer(*callbacks, max_epochs=epochs, enable_checkpointing=True)
     trainer.fit(model, data(torch.float32), ckpt_path=ckpt_path)
@@ -55,7 +55,7 @@ def test_resumed_equals_straight(make, schedule, tmp_path):
 @pytest.mark.parametrize(("make", "schedule"), CASES)
 def test_refuted_channels_pay_for_themselves_alone(make, schedule, tmp_path):
     """Channels that can never go do not pay for their consumers' weights, and their constants do not fade."""
-    model, compression = run(make, schedule, tmp_path, epochs=1)
+    model, compression = run(make, schedule, tmp_path, epochs=1, price="bits")
     (layer,) = schedule[0]
     channels = compression._removal.channels
     assert not channels.removable()[channels.of(f"{layer}.bit_depth", 0)].any()

@@ -55,12 +55,12 @@ def test_fit_again_with_a_new_trainer(which):
     trainer = make_trainer(callback, Kill({0: SCHEDULE[0]}), max_epochs=1)
     trainer.fit(model, data(torch.float32))
     assert_shrunk(model, trainer, channels=4, hidden=13)
-    half = model.net[6].bit_depth.detach().clone()
+    half = model.net[6].exponent.detach().clone()
     callback = callback if which == "the same" else SelfCompression(gamma=0.01)
     trainer = make_trainer(callback, Kill({0: {"net.0": [0], "net.4": [3]}}), max_epochs=1)
     trainer.fit(model, data(torch.float32))
     assert_shrunk(model, trainer)
-    assert bool((model.net[6].bit_depth != half).all())
+    assert bool((model.net[6].exponent != half).all())
 
 
 @pytest.mark.case("Trainer options", "the same callback with another network in another Trainer")
@@ -177,11 +177,11 @@ def test_fit_with_the_callback_again():
     trainer.fit(model, data(torch.float32))
     assert_shrunk(model, trainer, channels=4, hidden=13)
     make_trainer().fit(model, batches())
-    before = model.net[6].bit_depth.detach().clone()
+    before = model.net[6].exponent.detach().clone()
     trainer = make_trainer(SelfCompression(gamma=0.01), Kill({0: {"net.0": [0], "net.4": [3]}}), max_epochs=1)
     trainer.fit(model, data(torch.float32))
     assert_shrunk(model, trainer)
-    assert bool((model.net[6].bit_depth != before).all())
+    assert bool((model.net[6].exponent != before).all())
 
 
 class Given(pl.LightningModule):

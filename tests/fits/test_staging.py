@@ -10,19 +10,28 @@ from fits import SCHEDULE, Kill, data
 from networks import Gan, Lit, batches, make_trainer
 
 from lightning_selfcompress import SelfCompression, size_report
+from lightning_selfcompress.size.model_bytes import ModelBytes
 from lightning_selfcompress.size.price import ModelSize
+
+PRICES = {"bytes": ModelBytes, "bits": ModelSize}
 
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    """Counts how often the size's gradient is evaluated."""
-    calls, gradients = [], ModelSize.gradients
+    """Counts how often the price's gradient is evaluated."""
+    calls = []
 
-    def counted(self, factor):
-        calls.append(factor)
-        return gradients(self, factor)
+    def count(price):
+        pulls = price.pulls
 
-    monkeypatch.setattr(ModelSize, "gradients", counted)
+        def counted(self, factor):
+            calls.append(factor)
+            return pulls(self, factor)
+
+        monkeypatch.setattr(price, "pulls", counted)
+
+    for price in PRICES.values():
+        count(price)
     return calls
 
 
@@ -51,48 +60,56 @@ class Raw(TwoBackwards):
     ("make", "settings", "steps"),
     [(Lit, {}, 8), (Lit, {"accumulate_grad_batches": 4}, 2), (TwoBackwards, {}, 8), (Raw, {}, 8)],
 )
-def test_evaluated_once_for_each_step(make, settings, steps, evaluated):
-    """However many backward passes a step has, and whether or not Lightning sees them, gamma * Q is evaluated once."""
-    compression = SelfCompression(gamma=0.25, prune_every_n_epochs=0)  # Q is another one once channels are known
+@pytest.mark.parametrize("price", PRICES)
+def test_evaluated_once_for_each_step(make, settings, steps, price, evaluated):
+    """However many backward passes a step has, and whether or not Lightning sees them, the price is evaluated once."""
+    # once channels are known the price is another one
+    compression = SelfCompression(gamma=0.25, price=price, prune_every_n_epochs=0)
     make_trainer(compression, **settings).fit(make(), batches())
     assert evaluated == [0.25] * steps
 
 
-def test_step_of_another_optimizer_makes_it_stale(evaluated):
+@pytest.mark.parametrize("price", PRICES)
+def test_step_of_another_optimizer_makes_it_stale(price, evaluated):
     """With two optimizers each step is on the size as it is then, not as it was before the other's step."""
     asked = []
-    make_trainer(SelfCompression(gamma=lambda step: asked.append(step) or 0.1)).fit(Gan(), batches(3))
+    make_trainer(SelfCompression(gamma=lambda step: asked.append(step) or 0.1, price=price)).fit(Gan(), batches(3))
     assert asked == [0, 1, 2, 3, 4, 5]
     assert len(evaluated) == 2 * 6
 
 
-def test_evaluated_before_the_backward():
-    """The staged gradient is that of the depths before the backward pass; the loss is not touched."""
+@pytest.mark.parametrize("price", PRICES)
+def test_evaluated_before_the_backward(price):
+    """The staged gradient is that of the network before the backward pass; the loss is not touched."""
     seen = []
 
     class Look(pl.Callback):
         def on_before_backward(self, trainer, pl_module, loss):
             (depths,) = compression._depths._optimizers
-            seen.append((depths._staged, ModelSize.of(pl_module).gradients(0.5), loss.item(), pl_module.losses[-1]))
+            seen.append((depths._staged, PRICES[price].of(pl_module).pulls(0.5), loss.item(), pl_module.losses[-1]))
 
-    compression = SelfCompression(gamma=0.5)
+    compression = SelfCompression(gamma=0.5, price=price)
     make_trainer(compression, Look()).fit(Lit(), batches(3))
     assert len(seen) == 3
     for staged, expected, loss, own in seen:
-        assert all(torch.equal(a, b) for a, b in zip(staged, expected, strict=True))
+        for a, b in zip(staged, expected, strict=True):
+            assert torch.equal(a.depth, b.depth)
+            assert price == "bits" or torch.equal(a.exponent, b.exponent)
         assert loss == own
 
 
+@pytest.mark.parametrize("price", PRICES)
 @pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}])
-def test_loss_and_size_loss_are_logged(settings):
-    """The loss of the last backward pass, as the module made it, and gamma * Q beside it."""
+def test_loss_and_size_loss_are_logged(settings, price):
+    """The loss of the last backward pass, as the module made it, and gamma times the price beside it."""
     model = Lit()
-    trainer = make_trainer(SelfCompression(gamma=0.5), log_every_n_steps=1, **settings)
+    trainer = make_trainer(SelfCompression(gamma=0.5, price=price), log_every_n_steps=1, **settings)
     trainer.fit(model, batches())
     known = {name: value.item() for name, value in trainer.callback_metrics.items()}
     assert known["selfcompress/loss"] == pytest.approx(model.losses[-1], rel=1e-2 if "precision" in settings else 1e-6)
     assert known["selfcompress/gamma"] == 0.5
-    assert known["selfcompress/size_loss"] == pytest.approx(0.5 * size_report(model).bits_per_weight)
+    assert known["selfcompress/size_loss"] == pytest.approx(0.5 * float(PRICES[price].of(model).bits_per_weight()))
+    assert known["selfcompress/bits_per_weight"] == pytest.approx(float(ModelSize.of(model).bits_per_weight()))
     assert known["selfcompress/percent_of_float"] == pytest.approx(
         100 * size_report(model).nbytes / size_report(model).float_nbytes
     )

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from networks import Lit, batches, make_trainer
+from optimizers import Lookahead, Sam
 from torch import nn
 
 from lightning_selfcompress import SelfCompression
@@ -34,59 +35,14 @@ def test_gamma_that_no_float_holds(gamma):
     assert "8 so far" in told[0]
 
 
+@pytest.mark.parametrize("price", ["bytes", "bits"])
 @pytest.mark.parametrize("every", [0, 1])
-def test_all_channels_dead(every):
+def test_all_channels_dead(every, price):
     """A network without a living channel is told of once, whether or not channels are removed."""
-    told, _ = fit(Lit(), bits_lr=5.0, gamma=100.0, cooldown=0.0, prune_every_n_epochs=every)
+    arguments = {"bits_lr": 5.0, "gamma": 100.0, "cooldown": 0.0, "prune_every_n_epochs": every, "price": price}
+    told, _ = fit(Lit(), batches(30, 4), **arguments)
     assert len(told) == 1
     assert "all channels are dead" in told[0]
-
-
-class Sam(torch.optim.Optimizer):
-    """Sharpness-aware minimization with a base optimizer that steps at the point above."""
-
-    def __init__(self, params, base, rho=0.05):
-        super().__init__(params, {"rho": rho})
-        self.base = base(self.param_groups)
-        self.param_groups = self.base.param_groups
-
-    @torch.no_grad()
-    def first_step(self):
-        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-            self.state[p]["e"] = 0.05 * p.grad
-            p.add_(self.state[p]["e"])
-        self.zero_grad()
-
-    @torch.no_grad()
-    def second_step(self):
-        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
-            p.sub_(self.state[p].pop("e"))
-        self.base.step()
-        self.zero_grad()
-
-    def step(self, closure=None):
-        raise NotImplementedError
-
-
-class Lookahead(torch.optim.Optimizer):
-    """Steps another optimizer, and every fifth time goes half the way back."""
-
-    def __init__(self, inner):
-        self.inner, self.count = inner, 0
-        super().__init__(inner.param_groups, {})
-        self.param_groups = inner.param_groups
-        self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
-
-    def step(self, closure=None):
-        loss = self.inner.step(closure)
-        self.count += 1
-        if self.count % 5 == 0:
-            with torch.no_grad():
-                for slow, p in zip(self.slow, (p for g in self.param_groups for p in g["params"]), strict=True):
-                    if slow.shape == p.shape:
-                        slow.lerp_(p, 0.5)
-                        p.copy_(slow)
-        return loss
 
 
 class Hidden(torch.optim.Optimizer):
@@ -129,7 +85,7 @@ class ByHand(Lit):
 def test_depths_step_with_an_optimizer_inside():
     """Depths step once with each step of the optimizer inside another one."""
     model = ByHand(lambda params: Sam(params, lambda groups: torch.optim.SGD(groups, lr=0.01)))
-    told, trainer = fit(model, gamma=50.0)
+    told, trainer = fit(model, gamma=50.0, price="bits")
     assert not told
     assert float(depths_of(model).max()) < 8
     (compression,) = [c for c in trainer.callbacks if isinstance(c, SelfCompression)]
@@ -180,7 +136,7 @@ def test_weights_without_an_optimizer_keep_their_depths(caplog):
     """Depths of weights that no optimizer holds stay, which is told once, and move as soon as one holds them."""
     model = Partly()
     with caplog.at_level("INFO", "lightning.pytorch"):
-        fit(model, gamma=50.0)
+        fit(model, gamma=50.0, price="bits")
     assert model.depths[1].tolist() == [8.0] * 4
     assert float(model.depths[2].max()) < 8
     told = [r.getMessage() for r in caplog.records if "no optimizer holds" in r.getMessage()]

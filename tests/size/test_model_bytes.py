@@ -124,6 +124,29 @@ def test_shares_add_up():
     assert price.part([]).bits_per_weight() == 0
 
 
+def test_dead_inputs_feel_no_price():
+    """Weights at dead inputs have no gradient of the price, and no share in that of their channel's depth."""
+    net = coupled()
+    with torch.no_grad():
+        for layer in (net[0], net[1]):
+            layer.bit_depth[2] = -1.0
+        net[3].latent("weight")[:, 2] = 100.0  # clipped, whatever the range
+
+    def pull():
+        price = ModelBytes.of(net)
+        return next(pull for p, pull in zip(price.parameters, price.pulls(5.0), strict=True) if p.layer is net[3])
+
+    net[3].latent("weight").grad = torch.zeros(3, 6, dtype=torch.float64)
+    with_dead = pull()
+    with_dead.weight(1.0)
+    gradient = net[3].latent("weight").grad
+    assert not bool(gradient[:, 2].any())
+    assert bool(gradient[:, [0, 1, 3, 4, 5]].any())
+    with torch.no_grad():
+        net[3].latent("weight")[:, 2] = 0.0
+    assert_close(with_dead.depth, pull().depth)
+
+
 def test_of_nothing():
     """A model without quantized weights costs nothing."""
     assert ModelBytes.of(nn.Linear(3, 4)).bits_per_weight() == 0

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_selfcompress.size.rate import code_rate, rate_slope, zero_rate
+from lightning_selfcompress.size.rate import code_rate, counted_rate, rate_slope, zero_rate
 
 magnitudes = st.floats(1e-4, 1e3)
 
@@ -42,3 +42,22 @@ def test_of_nothing():
     zero = torch.zeros(1)
     assert code_rate(zero).item() == pytest.approx(0, abs=1e-4)
     assert math.isfinite(rate_slope(zero).item())
+
+
+@given(st.floats(0.01, 50))
+def test_zeros_counted_apart(m):
+    """For two-sided geometric codes both rates agree; more zeros than their share make codes cheaper."""
+    theta = (math.sqrt(1 + m * m) - 1) / m
+    n, nonzero = 1000.0, 1000.0 * 2 * theta / (1 + theta)
+    counted = counted_rate(*(torch.tensor([x], dtype=torch.float64) for x in (n, nonzero, n * m))).item()
+    assert counted == pytest.approx(n * code_rate(torch.tensor(m, dtype=torch.float64)).item(), rel=1e-6)
+    fewer = counted_rate(*(torch.tensor([x], dtype=torch.float64) for x in (n, nonzero / 2, n * m))).item()
+    assert fewer < counted
+
+
+def test_counted_by_hand():
+    """Ten codes of magnitude 1 among a hundred take the bits of their places and of their signs."""
+    bits = counted_rate(*(torch.tensor([float(x)]) for x in (100, 10, 10))).item()
+    entropy = -0.1 * math.log2(0.1) - 0.9 * math.log2(0.9)
+    assert bits == pytest.approx(100 * entropy + 10, rel=1e-5)
+    assert counted_rate(torch.tensor([5.0]), torch.zeros(1), torch.zeros(1)).item() == 0

@@ -117,6 +117,15 @@ def assert_only_living(trainer, model):
     assert depth.isdisjoint(id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"])
 
 
+def assert_learning(trainer):
+    """Depths or exponents of every weight have had a gradient."""
+    (compression,) = (c for c in trainer.callbacks if isinstance(c, SelfCompression))
+    for own in compression._depths._optimizers:
+        for p in own.size.parameters:
+            moments = [own.adam.state[t]["exp_avg_sq"] for t in p.learned if t in own.adam.state]
+            assert any(bool(m.any()) for m in moments), p.name
+
+
 class RecordingGan(Gan):
     def __init__(self):
         super().__init__()
