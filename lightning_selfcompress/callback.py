@@ -1,7 +1,7 @@
 """The Lightning callback: every hook calls one stage of the package."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -44,6 +44,7 @@ def _nothing() -> None:
 
 
 Gamma = float | Callable[[int], float]
+Price = Literal["bits", "bytes"] | Callable[[nn.Module], Tensor]  # no str: YAML may give the path of a function
 _PARTS = ("_module_setup", "_depths", "_removal", "_normalization", "_budget", "_restored", "_loss")
 _OF_ONE_FIT = {**dict.fromkeys(_PARTS), "_layers": (), "_restore": _nothing}
 _SET_BY_LIGHTNING = ("log", "log_dict")  # methods of the module in training
@@ -78,6 +79,11 @@ class SelfCompression(pl.Callback):
     Args:
         gamma: Loss per bit of the average weight, >= 0; or a function of the global step that returns it. 0 quantizes
             without pressure on the size.
+        target_size: The largest packed file to end with, instead of ``gamma``: bytes, a share of the float network such
+            as ``"10%"``, or text such as ``"50KB"``. Gamma is steered so that the training ends at or just under it.
+        price: What a bit is: ``"bytes"`` prices the bits that codes take in the packed file, and reaches weights,
+            exponents and depths; ``"bits"`` prices the paper's Q, and reaches depths; or a function of the module that
+            returns a scalar.
         initial_bits: Bit depth all channels start with, from 2 to 24. At 8 the network starts at its float function.
         bits_lr: Learning rate of depths and exponents, >= 0: about the bits a depth can move in one step. 0 holds
             them where they are.
@@ -91,8 +97,8 @@ class SelfCompression(pl.Callback):
         round_to: Channels are removed so that widths stay multiples of this, >= 1, where hardware wants it.
 
     Raises:
-        TypeError: If ``gamma`` is neither a number nor a function, or ``skip`` holds other than strings and types.
-        ValueError: If a number is out of its range.
+        TypeError: If there is not exactly one of ``gamma`` and ``target_size``, or an argument is of another type.
+        ValueError: If a number is out of its range, or there is no such price.
     """
 
     def __init__(
@@ -100,7 +106,7 @@ class SelfCompression(pl.Callback):
         gamma: Gamma | None = None,
         *,
         target_size: int | float | str | None = None,
-        price: str | Callable[[nn.Module], Tensor] = "bytes",
+        price: Price = "bytes",
         initial_bits: float = 8.0,
         bits_lr: float = 0.03,
         cooldown: float = 0.8,

@@ -24,7 +24,7 @@ FASTEST = 0.1  # most that log gamma changes in a step
 RELEASE = 3.0  # how much more an error below the set point counts: what is gone is slow to come back
 
 
-LEAST, MOST = 1e-3, 1e6  # of gamma
+LEAST, MOST = 1e-7, 1e6  # of gamma
 
 
 @dataclass

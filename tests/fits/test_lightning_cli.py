@@ -16,7 +16,8 @@ from lightning.pytorch.cli import LightningCLI
 from networks import Lit
 from torch import nn
 
-from lightning_selfcompress import SelfCompression
+from lightning_selfcompress import SelfCompression, size_report
+from lightning_selfcompress.size.prices import PRICES
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 ARGUMENTS = {
@@ -87,6 +88,28 @@ def test_yaml_with_every_argument():
     assert_shrunk(model, trainer)
     assert type(model.table) is nn.Embedding
     assert type(model.net[6]) is nn.Linear
+
+
+@pytest.mark.case("LightningCLI", "a YAML file with target_size: {target}")
+@pytest.mark.parametrize(("target", "price"), [("1500", "bytes"), ("1.5KB", "bits"), ("10%", "gammas.squares")])
+def test_target_size_in_yaml(target, price):
+    """A size to end at is read from YAML, with a price by its name or by the path of a function."""
+    cli = command_line("--trainer.max_epochs=3", target_size=int(target) if target.isdigit() else target, price=price)
+    callback = compression_of(cli)
+    assert callback.gamma is None
+    assert callback.target_size == (1500 if target == "1500" else target)
+    assert callback.price == price or callback.price.__name__ == "squares"
+    torch.manual_seed(1)
+    cli.trainer.fit(cli.model, data(torch.float32))
+    report = size_report(cli.model)
+    assert report.nbytes <= max(1500, 0.1 * report.float_nbytes)
+
+
+@pytest.mark.case("LightningCLI", "price: {price}")
+@pytest.mark.parametrize("price", PRICES)
+def test_price_in_yaml(price):
+    """Every price is read from YAML by its name."""
+    assert compression_of(command_line(gamma=0.1, price=price)).price == price
 
 
 @pytest.mark.case("LightningCLI", "--trainer.callbacks+={name} --trainer.callbacks.gamma=0.05")

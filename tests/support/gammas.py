@@ -1,4 +1,9 @@
-"""Functions and classes that YAML names for gamma."""
+"""Functions and classes that YAML names for gamma and for the price."""
+
+import torch
+from torch import Tensor, nn
+
+from lightning_selfcompress.quantize.parameters import quantized_parameters
 
 
 class Ramp:
@@ -13,3 +18,9 @@ class Ramp:
 
 def tenth(step: int) -> float:
     return 0.1 * min(1, step)
+
+
+def squares(module: nn.Module) -> Tensor:
+    """The mean square of the quantized weights."""
+    weights = [getattr(p.layer, p.weight_name) for p in quantized_parameters(module)]
+    return torch.cat([w.flatten() for w in weights]).square().mean()
