@@ -7,7 +7,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.files.checkpoint import couple_as_saved
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import forget_quantized, quantized_layers
@@ -44,7 +43,9 @@ def _nothing() -> None:
 
 
 Gamma = float | Callable[[int], float]
-Price = Literal["bits", "bytes"] | Callable[[nn.Module], Tensor]  # no str: YAML may give the path of a function
+Price = (
+    Literal["bits", "bytes", "operations"] | Callable[[nn.Module], Tensor]
+)  # no str: YAML may give the path of a function
 _PARTS = ("_module_setup", "_depths", "_removal", "_normalization", "_budget", "_restored", "_loss")
 _OF_ONE_FIT = {**dict.fromkeys(_PARTS), "_layers": (), "_restore": _nothing}
 _SET_BY_LIGHTNING = ("log", "log_dict")  # methods of the module in training
@@ -53,21 +54,20 @@ _SET_BY_LIGHTNING = ("log", "log_dict")  # methods of the module in training
 class SelfCompression(pl.Callback):
     """Makes the network smaller while it trains: learned bit depths for every output channel, and a price for bits.
 
-    Minimizes ``loss + gamma * Q`` with Q the network's size in bits per original weight (Cséfalvay and Imber,
-    "Self-Compressing Neural Networks", arXiv 2301.13142). The LightningModule, its optimizers and its schedulers stay
-    as they are: layers are converted in place, and depths and exponents are trained by an optimizer of the callback's
-    own, a step after each step of the optimizer that trains their weights. A Trainer takes one such callback, since Q
-    is the size of the whole network.
+    Minimizes ``loss + gamma * price``, with gamma given or steered to a size. Learned depths and exponents are those of
+    Cséfalvay and Imber, "Self-Compressing Neural Networks", arXiv 2301.13142. The LightningModule, its optimizers and
+    its schedulers stay as they are: layers are converted in place, and depths and exponents are trained by an optimizer
+    of the callback's own, a step after each step of the optimizer that trains their weights.
 
     Logged at the loggers' pace, and known to ModelCheckpoint and EarlyStopping as of the last logging or the end of an
-    epoch, under ``selfcompress/``: ``bits_per_weight`` (the Q that is minimized), ``nbytes``, ``percent_of_float``,
-    ``channels``, ``weights_left``, ``gamma``, ``size_loss`` (``gamma * Q``) and ``loss`` (of the last backward pass,
-    without the size). At the end of each epoch the bits and channels of each layer and a histogram of all depths are
-    logged too. :class:`Objective` logs what is minimized, on the validation split.
+    epoch, under ``selfcompress/``: ``bits_per_weight`` (the paper's Q), ``nbytes``, ``percent_of_float``, ``channels``,
+    ``weights_left``, ``gamma``, ``size_loss`` (``gamma * price``), ``target`` and ``loss`` (of the last backward pass,
+    without the size); at the end of each epoch each layer's bits and channels and a histogram of all depths.
+    :class:`Objective` logs what is minimized, on the validation split.
 
-    The size's gradient is evaluated when a backward pass begins, and added to the gradient of the depths right before
-    their step, not to the loss: it is the same gradient, exact under loss scaling, accumulation, manual optimization
-    and skipped steps, and no loss is changed. A depth whose weight gets no gradient from the loss is not moved.
+    The price's gradient is evaluated when a backward pass begins, and added right before the step, not to the loss: it
+    is the same gradient, exact under loss scaling, accumulation, manual optimization and skipped steps, and no loss is
+    changed. What gets no gradient from the loss is not moved.
 
     >>> import lightning.pytorch as pl
     >>> from lightning_selfcompress import SelfCompression
@@ -81,9 +81,9 @@ class SelfCompression(pl.Callback):
             without pressure on the size.
         target_size: The largest packed file to end with, instead of ``gamma``: bytes, a share of the float network such
             as ``"10%"``, or text such as ``"50KB"``. Gamma is steered so that the training ends at or just under it.
-        price: What a bit is: ``"bytes"`` prices the bits that codes take in the packed file, and reaches weights,
-            exponents and depths; ``"bits"`` prices the paper's Q, and reaches depths; or a function of the module that
-            returns a scalar.
+        price: What is made small, in bits per weight: ``"bytes"``, the codes in the packed file, through weights,
+            exponents and depths; ``"bits"``, the paper's Q, through depths; ``"operations"``, Q by how often weights
+            are used; or a function of the module that returns a scalar.
         initial_bits: Bit depth all channels start with, from 2 to 24. At 8 the network starts at its float function.
         bits_lr: Learning rate of depths and exponents, >= 0: about the bits a depth can move in one step. 0 holds
             them where they are.
@@ -245,7 +245,7 @@ class SelfCompression(pl.Callback):
         if self._removal is not None and self._removal.after_batch(trainer, pl_module):
             self._depths.resize()
         if self._budget is not None:
-            self._budget.update(trainer, pl_module, self._channels, batch_idx)
+            self._budget.update(trainer, pl_module, self._removal.channels if self._removal else None, batch_idx)
             if is_last_batch(trainer, batch_idx):
                 self._land(trainer, pl_module)
         if pl_module.automatic_optimization and accumulates(trainer):
@@ -369,10 +369,6 @@ class SelfCompression(pl.Callback):
             self._removal.close()
         if self._depths is not None:
             self._depths.detach()
-
-    @property
-    def _channels(self) -> Channels | None:
-        return self._removal.channels if self._removal is not None else None
 
     def _gamma_at(self, step: int) -> float:
         if self._budget is not None:
