@@ -128,7 +128,7 @@ def main() -> None:
                 models = {"float": train(name, seed, options.epochs, decays=decays, callbacks=[])}
                 for kind in ("without", "with"):
                     Normalization.refresh = refresh if kind == "with" else lambda *_: None  # type: ignore[method-assign]
-                    callbacks: list[pl.Callback] = [SelfCompression(**arguments)]
+                    callbacks: list[pl.Callback] = [SelfCompression(price="bits", **arguments)]
                     models[kind] = train(name, seed, options.epochs, decays=decays, callbacks=callbacks)
                 pairs = zip(models["with"].parameters(), models["without"].parameters(), strict=True)
                 assert all(torch.equal(a, b) for a, b in pairs)

@@ -115,9 +115,11 @@ def train(
     last_step = until * epochs * (len(data.train_dataloader()))
     saved = ModelCheckpoint(folder, save_last=True, enable_version_counter=False)
     last = folder / "last.ckpt"
+    callback = SelfCompression(gamma=lambda step: gamma * (step < last_step), price="bits")
+    compression = [callback] if gamma else []
     trainer = pl.Trainer(
         max_epochs=epochs,
-        callbacks=[*([SelfCompression(gamma=lambda step: gamma * (step < last_step))] if gamma else []), saved],
+        callbacks=[*compression, saved],
         logger=CSVLogger(folder, name="", version="log"),
         enable_progress_bar=False,
         enable_model_summary=False,

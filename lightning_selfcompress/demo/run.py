@@ -43,8 +43,8 @@ class Task:
 
 
 TASKS = {
-    "digits": Task(DigitsNet, lambda _: DigitsData(), epochs=90, gamma=0.07, threads=1),
-    "mnist": Task(LeNet5, lambda folder: MnistData(folder), epochs=8, gamma=0.15, threads=torch.get_num_threads()),
+    "digits": Task(DigitsNet, lambda _: DigitsData(), epochs=90, gamma=0.2, threads=1),
+    "mnist": Task(LeNet5, lambda folder: MnistData(folder), epochs=8, gamma=0.5, threads=torch.get_num_threads()),
 }
 
 
