@@ -173,13 +173,8 @@ class SelfCompression(pl.Callback):
         let_train(pl_module)
         if self.target_size is not None:
             self._budget = Budget(trainer, pl_module, self.target_size, state.get("budget"))
-        self._removal = start_removal(
-            trainer,
-            pl_module,
-            every_n_epochs=self.prune_every_n_epochs,
-            round_to=self.round_to,
-            state=state.get("removal"),
-        )
+        every, round_to, removed = self.prune_every_n_epochs, self.round_to, state.get("removal")
+        self._removal = start_removal(trainer, pl_module, every_n_epochs=every, round_to=round_to, state=removed)
         self._normalization = None if shards_parameters(trainer.strategy) else Normalization(pl_module)
         self._depths = DepthTraining(
             trainer,

@@ -8,7 +8,7 @@ from lightning_selfcompress.quantize.tighten import tighten
 
 
 def test_changes_no_code_and_clips_no_weight():
-    """Weights stay the same to the bit, depths only fall, dead channels stay dead, and a second time changes nothing."""
+    """Weights stay as they are, depths only fall, dead channels stay dead, and a second time changes nothing."""
     torch.manual_seed(0)
     net = with_depths(mixed_net(), -1.0, 12.0)
     with torch.no_grad():
