@@ -305,7 +305,10 @@ class DepthOptimizer:
         held = self._held_by(optimizer)
         scale = float(getattr(optimizer, "grad_scale", None) or 1.0)  # set where a fused step unscales by itself
         for parameter, pull in zip(self.size.parameters, self._staged, strict=True):
-            if pull.weight is not None and parameter.latent.grad is not None and id(parameter.latent) in held:
+            latent = parameter.latent
+            # a gradient of zeros may be what zero_grad has left; of several processes one may be reached for all
+            reached = self._average is not None or parameter.raw_depth.grad is not None
+            if pull.weight is not None and latent.grad is not None and reached and id(latent) in held:
                 pull.weight(scale)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -315,9 +318,23 @@ class DepthOptimizer:
         if found_inf is not None and bool(found_inf):
             self.zero_grad()
         else:
+            waiting = self._set_aside(optimizer)
             self.step()
+            for tensor, gradient in waiting:
+                tensor.grad = gradient
         self.unstage()
         self._stepped()
+
+    def _set_aside(self, optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
+        """Takes off the gradients of depths that wait for another optimizer inside the user's one; returns them."""
+        if optimizer is self.owner:
+            return []
+        held = self._held_by(optimizer)
+        others = [t for p in self.size.parameters if id(p.latent) not in held for t in p.learned]
+        waiting = [(t, t.grad) for t in others if t.grad is not None]
+        for tensor, _ in waiting:
+            tensor.grad = None
+        return waiting
 
     def _and_depths(self, zero_grad: Callable[..., None]) -> Callable[..., None]:
         @wraps(zero_grad)

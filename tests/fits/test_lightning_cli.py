@@ -232,4 +232,4 @@ def test_example_of_the_readme(tmp_path, monkeypatch, capsys):
     (ramp, three, _), (number, four, bits) = sizes
     assert ramp == {"class_path": "main.Ramp", "init_args": {"gamma": 0.1, "steps": 1000}}
     assert (number, three, four) == (0.05, 3, 4)
-    assert bits < 7.9
+    assert bits < 8

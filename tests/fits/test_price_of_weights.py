@@ -372,11 +372,23 @@ class Heads(Still):
         return torch.optim.SGD(self.parameters(), lr=STEP)
 
 
-def test_what_the_loss_does_not_reach_stays():
+class Zeros(Heads):
+    """Leaves gradients of zeros, also in the head that no loss reaches."""
+
+    def on_train_start(self):
+        for p in self.spare.parameters():
+            p.grad = torch.zeros_like(p)
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        optimizer.zero_grad(set_to_none=False)
+
+
+@pytest.mark.parametrize("make", [Heads, Zeros])
+def test_what_the_loss_does_not_reach_stays(make):
     """Frozen weights and weights that no loss reaches keep values, depths and exponents."""
-    model, start = Heads(), {}
+    model, start = make(), {}
     kept = ("spare.", "net.0.weight", "net.0.bit_depth", "net.0.exponent")
-    model.on_train_start = lambda: start.update({n: t.clone() for n, t in model.state_dict().items()})
+    model.on_fit_start = lambda: start.update({n: t.clone() for n, t in model.state_dict().items()})
     make_trainer(SelfCompression(gamma=GAMMA)).fit(model, batches())
     for name, tensor in model.state_dict().items():
         if name.startswith(kept):
