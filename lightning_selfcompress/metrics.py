@@ -33,7 +33,7 @@ class _SizeMetric(Metric):
 
 
 class BitsPerWeight(_SizeMetric):
-    """Q of a model: learned bits per original weight, as training minimizes it.
+    """Q of a model: learned bits per original weight, which ``price="bits"`` minimizes.
 
     >>> from torch import nn
     >>> from lightning_selfcompress import BitsPerWeight, convert

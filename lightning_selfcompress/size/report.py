@@ -123,7 +123,7 @@ class SizeReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """The size Q that training minimizes: learned bits per original weight."""
+        """The paper's Q: learned bits per original weight."""
         return self.total.mean_bits
 
     @property

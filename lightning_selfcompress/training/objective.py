@@ -7,7 +7,7 @@ from lightning_selfcompress.training.scalars import PREFIX, log, make_known
 
 
 class Objective(pl.Callback):
-    """Logs ``selfcompress/objective`` at the end of each validation: a validation loss plus ``gamma * Q``.
+    """Logs ``selfcompress/objective`` at the end of each validation: a validation loss plus ``gamma * price``.
 
     It is what training minimizes, measured on data that training does not see, so the checkpoint in which it is least
     is the best one. Without a SelfCompression callback in the Trainer it is the validation loss alone, so a float
