@@ -78,7 +78,7 @@ class ModelBytes:
         coupling = whole.coupling
         if not own or coupling is None:
             return torch.zeros(())
-        values, m, n, _ = whole._living()
+        values, m, n, _ = whole.living()
         nonzero = torch.cat([_counts(*value) for value in values]).to(n)
         bits = counted_rate(n, nonzero, n * m) + CHANNEL_BITS * (m > 0)
         first = torch.full((coupling.count + 1,), len(m), device=m.device)  # of the weights that make a channel
@@ -97,7 +97,7 @@ class ModelBytes:
         whole = self.whole or self
         if not self.parameters or whole.coupling is None:
             return ()
-        values, m, n, shares = whole._living()
+        values, m, n, shares = whole.living()
         slope = (rate_slope(m) + whole._channel_slope(m, n, shares)) * (factor / self.original_numel)
         exponent = -LN2 * n * m * slope
         sizes, own = [p.channels for p in whole.parameters], {id(p.latent) for p in self.parameters}
@@ -110,7 +110,7 @@ class ModelBytes:
             if id(p.latent) in own
         )
 
-    def _living(self) -> tuple[list[tuple[Tensor, Range]], Tensor, Tensor, list[Tensor]]:
+    def living(self) -> tuple[list[tuple[Tensor, Range]], Tensor, Tensor, list[Tensor]]:
         """Returns the weights with zeros at dead inputs, their codes' mean magnitude and number, and inputs' shares.
 
         The magnitudes and numbers are those of each channel; the shares are those of the inputs that are alive. An

@@ -4,7 +4,7 @@ import torch
 from depths import mixed_net, with_depths
 
 from lightning_selfcompress.quantize.parameters import quantized_parameters
-from lightning_selfcompress.quantize.tighten import tighten
+from lightning_selfcompress.size.tighten import tighten
 
 
 def test_changes_no_code_and_clips_no_weight():

@@ -3,19 +3,20 @@
 import torch
 from torch import nn
 
-from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.size.model_bytes import ModelBytes
 
 
 @torch.no_grad()
 def tighten(model: nn.Module) -> None:
     """Brings bit depths down to ranges that leave room for one more step beyond each channel's codes.
 
-    No code changes, and no weight comes to lie outside its range. A price of codes leaves depths where they are, as
-    smaller codes leave the ends of their range; so depths follow from time to time. Dead channels stay dead.
+    No code at a living input changes, and no weight there comes to lie outside its range. A price of codes leaves
+    depths where they are, as smaller codes leave the ends of their range; so depths follow from time to time. Dead
+    channels stay dead.
 
     >>> import torch
     >>> from lightning_selfcompress import convert
-    >>> from lightning_selfcompress.quantize.tighten import tighten
+    >>> from lightning_selfcompress.size.tighten import tighten
     >>> layer = convert(torch.nn.Linear(2, 1)).model
     >>> layer.exponent.data.zero_()  # steps of 1
     tensor([0.])
@@ -28,8 +29,10 @@ def tighten(model: nn.Module) -> None:
     Args:
         model: A converted module.
     """
-    for p in quantized_parameters(model):
-        value, known = p.quantized()
+    price = ModelBytes.of(model)
+    if not price.parameters:
+        return
+    for p, (value, known) in zip(price.parameters, price.living()[0], strict=True):
         if not value.numel():
             continue
         within = tuple(d for d, n in enumerate(known.scale.shape) if n == 1)
