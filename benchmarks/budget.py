@@ -18,7 +18,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,7 +34,7 @@ from lightning_selfcompress.demo.data import MnistData
 from lightning_selfcompress.tables import table
 
 SHARES = ("8%", "4%", "2%")
-GAMMAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 def lenet() -> nn.Module:
@@ -156,23 +156,16 @@ def run(options: argparse.Namespace) -> None:
     }
     settings: list[dict[str, Any]] = [{}, *({"target_size": s} for s in SHARES), *({"gamma": g} for g in GAMMAS)]
     done = {_key(entry) for entry in _read(options.results)}
-    for seed in range(options.seeds):
-        for name in options.networks:
-            for setting in settings:
-                entry = {
-                    "network": name,
-                    "seed": seed,
-                    "setting": setting,
-                    "epochs": options.epochs,
-                    "images": options.images,
-                }
-                if _key(entry) in done:
-                    continue
-                entry |= train(name, seed, setting, data, options)
-                entry |= {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
-                with options.results.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
-                print(json.dumps(entry), flush=True)
+    for setting, seed, name in product(settings, range(options.seeds), options.networks):
+        entry = {"network": name, "seed": seed, "setting": setting}
+        entry |= {"epochs": options.epochs, "images": options.images}
+        if _key(entry) in done:
+            continue
+        entry |= train(name, seed, setting, data, options)
+        entry |= {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+        with options.results.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        print(json.dumps(entry), flush=True)
 
 
 def _key(entry: dict[str, Any]) -> str:
