@@ -12,7 +12,6 @@ from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import forget_quantized, quantized_layers
 from lightning_selfcompress.size.prices import price_of
 from lightning_selfcompress.size.report import SizeReport, size_report
-from lightning_selfcompress.size.tighten import tighten
 from lightning_selfcompress.training.arguments import check_gamma, check_goal, check_numbers, check_skip
 from lightning_selfcompress.training.budget import Budget, is_last_batch
 from lightning_selfcompress.training.depth_training import DepthTraining, let_train, loss_scale
@@ -270,8 +269,6 @@ class SelfCompression(pl.Callback):
             self._normalization.refresh(trainer, pl_module)
         if self._removal is not None and self._removal.is_due(trainer.current_epoch):
             self._depths.resize(self._removal.carry_out(trainer, pl_module))
-        if self.price == "bytes" and self.bits_lr and self._gamma_now(trainer):
-            tighten(pl_module)
         report = size_report(pl_module)
         if self._budget is not None:
             self._budget.correct(pl_module, report.nbytes)
