@@ -1,7 +1,7 @@
 """Accuracy against the real bytes of a file: this package beside its peers, on one network, data, epochs and seeds.
 
     python benchmarks/sizes.py run mnist --data-dir path/to/data --epochs 20 --seeds 0 1 2
-    python benchmarks/sizes.py run mnist --data-dir path/to/data --quick     # one epoch of few images: does it work?
+    python benchmarks/sizes.py run mnist --data-dir path/to/data --quick     # three epochs of few images: does it work?
     python benchmarks/sizes.py table
     python benchmarks/sizes.py plot                                           # sizes-mnist.png beside the results
 
@@ -93,7 +93,7 @@ def measure(method: Method, setting: Setting, run: Run, on_cpu: Task) -> Row:
 def run_all(options: argparse.Namespace) -> None:
     """Measures all that is not in the results file yet."""
     torch.set_num_threads(options.threads)
-    epochs = options.epochs or (1 if options.quick else DEFAULT_EPOCHS[options.task])
+    epochs = options.epochs or (3 if options.quick else DEFAULT_EPOCHS[options.task])
     done = {key(row) for row in read(options.results)}
     on_cpu = load_task(options.task, options.data_dir, quick=options.quick)
     task = on_cpu.to(torch.device(options.device))
@@ -138,7 +138,7 @@ def main() -> None:
     runs.add_argument("--seeds", type=int, nargs="+", default=[0])
     runs.add_argument("--device", default="cpu")
     runs.add_argument("--threads", type=int, default=1)
-    runs.add_argument("--quick", action="store_true", help="few images, one epoch, one setting of each method")
+    runs.add_argument("--quick", action="store_true", help="few images, three epochs, one setting of each method")
     commands.add_parser("table", help="means and standard deviations over the seeds")
     commands.add_parser("plot", help="a picture for each task, beside the results file")
     options = parser.parse_args()

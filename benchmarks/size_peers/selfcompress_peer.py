@@ -18,8 +18,8 @@ from size_peers.task import Images, Task, batches
 from size_peers.training import Run, adam, cosine
 
 SETTINGS: dict[str, list[Setting]] = {  # arguments of SelfCompression
-    "mnist": [{"gamma": gamma} for gamma in (0.05, 0.15, 0.5, 1.0, 2.0)],
-    "cifar": [{"gamma": gamma} for gamma in (0.05, 0.1, 0.2, 0.4)],
+    "mnist": [{"target_size": nbytes} for nbytes in (1000, 1520, 2000, 2953, 10_000)],
+    "cifar": [{"target_size": nbytes} for nbytes in (15_000, 30_000, 70_000)],
 }
 
 
@@ -159,8 +159,9 @@ class SelfCompress:
             )
             path = folder / "last.ckpt"
             trainer.fit(module, ckpt_path=path if path.exists() else None, weights_only=False)
+        kept = "last" if "target_size" in setting else "chosen"  # earlier networks of a budget are larger
         trained = load_from_checkpoint(
-            Classifier, folder / "chosen.ckpt", map_location="cpu", weights_only=False, run=run
+            Classifier, folder / f"{kept}.ckpt", map_location="cpu", weights_only=False, run=run
         )
         return trained.net, clock.seconds
 
