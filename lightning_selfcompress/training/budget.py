@@ -19,6 +19,7 @@ from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.size.report import float_nbytes_of
 from lightning_selfcompress.training.depth_training import progress
 from lightning_selfcompress.training.lightning_private import batches_that_stepped
+from lightning_selfcompress.training.strategies import replicates
 
 _STEPS = 5  # from one update of gamma to the next
 _LEAST_EPOCHS, _LEAST_STEPS = 3, 100
@@ -114,6 +115,7 @@ class Budget:
             refresh: Estimates statistics of normalization anew, for the codes as they are.
         """
         before, moved, wanted, self.landed = file_nbytes(module), 0, self.target, True
+        _agree(trainer.strategy, module)
         vectors = [(tensor, tensor.detach().clone()) for tensor in vectors_of(module)]
         for _ in range(_LANDINGS):
             round_vectors(module)
@@ -121,9 +123,10 @@ class Budget:
             moved += landing.moved
             _put_back(vectors)
             refresh()
+            _agree(trainer.strategy, module)
             round_vectors(module)
             after = file_nbytes(module)
-            if after <= self.target or not landing.moved:
+            if after <= self.target or landing.after > wanted:
                 break
             wanted -= after - self.target  # the statistics of other codes may take another byte
             _put_back(vectors)
@@ -132,6 +135,15 @@ class Budget:
             f"SelfCompression: {before:,} bytes -> {after:,} bytes, with a target of {self.target:,}: vectors rounded "
             f"to a byte a value, {moved:,} of {landing.weights:,} codes moved.{over}"
         )
+
+
+@torch.no_grad()
+def _agree(strategy: Any, module: nn.Module) -> None:
+    """Has all processes end with the vectors of the first one: each has estimated statistics on batches of its own."""
+    if replicates(strategy):
+        tensors = vectors_of(module)
+        for tensor, values in zip(tensors, strategy.broadcast([t.detach().cpu() for t in tensors]), strict=True):
+            tensor.copy_(values)
 
 
 @torch.no_grad()

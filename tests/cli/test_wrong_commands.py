@@ -23,7 +23,8 @@ def write_bad_files(folder):
     (folder / "later.scnn").write_bytes(packed[:4] + b"\x63" + packed[5:])
     (folder / "cut.ckpt").write_bytes(checkpoint[:-500])
     middle = len(checkpoint) // 2
-    (folder / "flipped.ckpt").write_bytes(checkpoint[:middle] + b"\x00\xff\x00" + checkpoint[middle + 3 :])
+    stretch = b"\x00\xff" * 100  # longer than what lies between the parts of the file, which nobody reads
+    (folder / "flipped.ckpt").write_bytes(checkpoint[:middle] + stretch + checkpoint[middle + len(stretch) :])
     torch.save(Lit().state_dict(), folder / "state.pt")
     objects = torch.load(folder / "weights.ckpt", weights_only=True) | {"hyper": NotPlain()}
     torch.save(objects, folder / "objects.ckpt")
