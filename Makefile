@@ -13,7 +13,7 @@ help:  ## this list
 demo: $(READY)  ## train a small network on real images, in float and compressed: a few minutes
 	$(BIN)/selfcompress demo $(ARGS)
 
-test: $(READY)  ## all tests but the nightly ones, on all cores: about thirteen minutes on two
+test: $(READY)  ## all tests but the nightly ones, on all cores: about twelve minutes on two
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-fast: $(READY)  ## what needs no fit, no ONNX and no process of its own: under two minutes on two cores
