@@ -45,7 +45,11 @@ def fit() -> None:
 
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(16, 8)), batch_size=4)
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=2, callbacks=[SelfCompression(gamma=0.1, price="bits")], logger=False, enable_progress_bar=False
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[SelfCompression(gamma=0.1, price="bits")],
+        logger=False,
+        enable_progress_bar=False,
     )
     trainer.fit(Lit(), data)
     assert trainer.callback_metrics["selfcompress/bits_per_weight"] < 8
