@@ -34,12 +34,6 @@ class Landing:
     moved: int
     weights: int
 
-    def __str__(self) -> str:
-        if not self.moved:
-            return f"{self.after:,} bytes"
-        share = self.moved / max(self.weights, 1)
-        return f"{self.before:,} bytes -> {self.after:,} bytes: {self.moved:,} codes moved ({share:.2%} of the weights)"
-
 
 def file_nbytes(model: nn.Module) -> int:
     """Returns the bytes of a model's packed file."""
@@ -121,18 +115,14 @@ def _round(model: nn.Module, candidates: "list[_Candidates]", target: int, measu
             c.apply(limit)
         return measure(model)
 
-    best = at(high)
-    if best > target:
-        return best
+    everything = at(high)
+    if everything > target:
+        return everything
     for _ in range(_HALVINGS):
         if high - low <= 1:
             break
         middle = (low + high) // 2
-        now = at(middle)
-        if now <= target:
-            high, best = middle, now
-        else:
-            low = middle
+        low, high = (low, middle) if at(middle) <= target else (middle, high)
     return at(high)
 
 
@@ -157,7 +147,7 @@ class _Candidates:
         axis, latent = parameter.spec.axis, parameter.latent.detach()
         value, known = parameter.quantized()
         codes = (value * known.inverse).round_()
-        within = tuple(d for d, n in enumerate(known.scale.shape) if n == 1)
+        within = known.within
         magnitude = codes.abs()
         mean = magnitude.mean(within, keepdim=True) if within else magnitude
         level = (axis.split(latent).abs() * known.inverse).minimum(magnitude + 0.5).maximum(magnitude - 0.5)

@@ -151,6 +151,11 @@ class Range(NamedTuple):
         step = step_size(e)
         return cls(step, 1 / step, *code_bounds(b))
 
+    @property
+    def within(self) -> tuple[int, ...]:
+        """The dimensions along which the weights of one channel lie."""
+        return tuple(d for d, n in enumerate(self.scale.shape) if n == 1)
+
     def rows(self, block: slice) -> "Range":
         """Returns the range of a slice of the first dimension."""
         return Range(*(t[block] for t in self))
@@ -291,7 +296,7 @@ def q_backward(
         The gradient with respect to ``x``, in the dtype of ``x``, and the gradients with respect to ``b`` and ``e``, in
         the shape of ``known``.
     """
-    within = tuple(d for d, n in enumerate(known.scale.shape) if n == 1)
+    within = known.within
     if _is_one_block(x):
         inside, sum_b, sum_e = _gradient_block(grad, x, known, within)
         grad_x = inside.to(x.dtype)

@@ -167,7 +167,7 @@ class _CodePull:
         """A code at an end of the clip range moves by ``ln 2 * 2^(b-1)`` a bit, as long as its weight lies outside."""
         if self.outside is None:
             return torch.zeros_like(self.slope)
-        within, low = _within(self.known), self.known.low
+        within, low = self.known.within, self.known.low
         moving = self.outside & (self.value != 0)
         count = moving.sum(within, keepdim=True, dtype=low.dtype) if within else moving.to(low)
         return (count * low * -LN2).flatten() * self.slope * (self.parameter.raw_depth > 0)
@@ -188,21 +188,16 @@ class _CodePull:
             axis.split(gradient).addcmul_(sign, pull)
 
 
-def _within(known: Range) -> tuple[int, ...]:
-    """Returns the dimensions along which the weights of one channel lie."""
-    return tuple(d for d, size in enumerate(known.scale.shape) if size == 1)
-
-
 def _sums(value: Tensor, known: Range) -> Tensor:
     """Returns the sum of the magnitudes of the codes of each channel, ``(channels,)``."""
-    within = _within(known)
+    within = known.within
     total = torch.linalg.vector_norm(value, 1, within, dtype=known.scale.dtype) if within else value.abs()
     return total.flatten() / known.scale.flatten()
 
 
 def _counts(value: Tensor, known: Range) -> Tensor:
     """Returns how many codes of each channel are not zero, ``(channels,)``."""
-    within = _within(known)
+    within = known.within
     return ((value != 0).sum(within) if within else value != 0).flatten()
 
 
@@ -219,7 +214,7 @@ def _at_living(p: QuantizedParameter, value: Tensor, positions: Mapping[int, Ten
 
 def _outside(p: QuantizedParameter, value: Tensor, known: Range) -> Tensor | None:
     """Returns which weights lie outside the clip range, in the shape of the split weight; None if none does."""
-    within = _within(known)
+    within = known.within
     if value.numel() and within:
         if within == tuple(range(1, value.dim())):  # torch is ten times as fast along one dimension as along several
             high, low = value.flatten(1).amax(1), value.flatten(1).amin(1)

@@ -65,10 +65,6 @@ class DepthTraining:
         """The weight of Q in the loss at the step that was staged last; before the first one, at the step to come."""
         return self._gamma_at(trainer.global_step) if self._asked is None else self._asked[1]
 
-    def price_loss(self, trainer: Any) -> float:
-        """The price times gamma."""
-        return self.gamma(trainer) * float(self._price(self._module).bits_per_weight().detach())
-
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers of depths and exponents, in the order of the user's optimizers."""
         states = [None if d.adam is None else d.adam.state_dict() for d in self._optimizers]
