@@ -149,7 +149,7 @@ class SelfCompression(pl.Callback):
 
     def size_loss(self, trainer: "pl.Trainer") -> float:
         """Gamma times the price of a Trainer's module, with the gamma of its last step."""
-        price = price_of(self.price)(trainer.lightning_module).bits_per_weight()
+        price = self._make_price()(trainer.lightning_module).bits_per_weight()
         return self._gamma_now(trainer) * float(price.detach())
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -179,7 +179,7 @@ class SelfCompression(pl.Callback):
             trainer,
             pl_module,
             gamma=self._gamma_at,
-            price=price_of(self.price, narrow=self.target_size is not None),
+            price=self._make_price(),
             lr=self.bits_lr,
             cooldown=self.cooldown,
             skipped_steps=self.skipped_steps,
@@ -364,6 +364,9 @@ class SelfCompression(pl.Callback):
             self._removal.close()
         if self._depths is not None:
             self._depths.detach()
+
+    def _make_price(self) -> Callable[[nn.Module], Any]:
+        return price_of(self.price, narrow=self.target_size is not None)
 
     def _gamma_at(self, step: int) -> float:
         if self._budget is not None:
