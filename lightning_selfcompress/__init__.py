@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lightning_selfcompress.running_statistics import recalibrate
     from lightning_selfcompress.size.report import size_report
     from lightning_selfcompress.training.objective import Objective
+    from lightning_selfcompress.training.teacher import Teacher
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ _HOMES = {
     "PackedFileError": "errors",
     "SelfCompressError": "errors",
     "SelfCompression": "callback",
+    "Teacher": "training.teacher",
     "convert": "quantize.convert",
     "export": "files.export",
     "finalize": "files.finalize",
@@ -68,6 +70,7 @@ __all__ = [
     "PackedFileError",
     "SelfCompressError",
     "SelfCompression",
+    "Teacher",
     "convert",
     "export",
     "finalize",

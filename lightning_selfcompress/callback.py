@@ -1,7 +1,7 @@
 """The Lightning callback: every hook calls one stage of the package."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -12,9 +12,10 @@ from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import forget_quantized, quantized_layers
 from lightning_selfcompress.size.prices import price_of
 from lightning_selfcompress.size.report import SizeReport, size_report
-from lightning_selfcompress.training.arguments import check_gamma, check_goal, check_numbers, check_skip
+from lightning_selfcompress.training.arguments import Gamma, Price, check_gamma, check_goal, check_numbers, check_skip
 from lightning_selfcompress.training.budget import Budget, is_last_batch
 from lightning_selfcompress.training.depth_training import DepthTraining, let_train, loss_scale
+from lightning_selfcompress.training.distillation import Distillation
 from lightning_selfcompress.training.intercept import intercept
 from lightning_selfcompress.training.lightning_private import (
     accumulates,
@@ -36,17 +37,14 @@ from lightning_selfcompress.training.scalars import (
     total_scalars,
 )
 from lightning_selfcompress.training.strategies import check_strategy, shards_parameters
+from lightning_selfcompress.training.teacher import Taught, Teacher
 
 
 def _nothing() -> None:
     """Has nothing to take back."""
 
 
-Gamma = float | Callable[[int], float]
-Price = (
-    Literal["bits", "bytes", "operations"] | Callable[[nn.Module], Tensor]
-)  # no str: YAML may give the path of a function
-_PARTS = ("_module_setup", "_depths", "_removal", "_normalization", "_budget", "_restored", "_loss")
+_PARTS = ("_module_setup", "_depths", "_removal", "_normalization", "_budget", "_distillation", "_restored", "_loss")
 _OF_ONE_FIT = {**dict.fromkeys(_PARTS), "_layers": (), "_restore": _nothing}
 _SET_BY_LIGHTNING = ("log", "log_dict")  # methods of the module in training
 
@@ -95,6 +93,8 @@ class SelfCompression(pl.Callback):
         prune_every_n_epochs: Epochs from one removal of dead channels to the next, >= 1; 0 removes none. A removal
             changes no output of the network: it is tried on a copy first.
         round_to: Channels are removed so that widths stay multiples of this, >= 1, where hardware wants it.
+        teacher: A float network whose outputs the network is drawn to beside its own loss: ``"start"``, the network as
+            it is when training begins; the path of a checkpoint of it; a network; or a :class:`Teacher`.
 
     Raises:
         TypeError: If there is not exactly one of ``gamma`` and ``target_size``, or an argument is of another type.
@@ -113,6 +113,7 @@ class SelfCompression(pl.Callback):
         skip: Sequence[type[nn.Module] | str] = (),
         prune_every_n_epochs: int = 1,
         round_to: int = 1,
+        teacher: Taught = None,
     ) -> None:
         super().__init__()
         numbers = {"initial_bits": initial_bits, "bits_lr": bits_lr, "cooldown": cooldown, "round_to": round_to}
@@ -126,12 +127,14 @@ class SelfCompression(pl.Callback):
         self.skip = (skip,) if isinstance(skip, (str, type)) else tuple(skip)
         check_skip(self.skip)
         self.prune_every_n_epochs, self.round_to = prune_every_n_epochs, round_to
+        self.teacher = Teacher.of(teacher)
         self._skipped_before = 0  # steps, in earlier fits
         self._module_setup: ModuleSetup | None = None
         self._depths: DepthTraining | None = None
         self._removal: RemovalSchedule | None = None
         self._normalization: Normalization | None = None
         self._budget: Budget | None = None
+        self._distillation: Distillation | None = None
         self._restore: Callable[[], None] = _nothing
         self._restored: dict[str, Any] | None = None  # a state for the next fit, whose optimizers do not exist yet
         self._layers: tuple[Quantized, ...] = ()  # of the module in training; to walk through it at every step is slow
@@ -170,6 +173,8 @@ class SelfCompression(pl.Callback):
         tell_frozen(pl_module)
         state, self._restored = self._restored or {}, None
         let_train(pl_module)
+        if self.teacher is not None:
+            self._distillation = Distillation(trainer, pl_module, self.teacher, state.get("teacher"))
         if self.target_size is not None:
             self._budget = Budget(trainer, pl_module, self.target_size, state.get("budget"))
         every, round_to, removed = self.prune_every_n_epochs, self.round_to, state.get("removal")
@@ -207,6 +212,8 @@ class SelfCompression(pl.Callback):
         """Keeps up with what others did between batches: weights loaded or swapped, optimizers made anew."""
         assert self._module_setup is not None
         assert self._depths is not None
+        if self._distillation is not None:
+            self._distillation.close()
         self._module_setup.recalibrate()
         self._depths.before_batch(trainer, batch_idx)
         if batch_idx % trainer.accumulate_grad_batches == 0:
@@ -223,6 +230,8 @@ class SelfCompression(pl.Callback):
             self._removal.before_batch(trainer, pl_module)
         if self._normalization is not None:
             self._normalization.keep(trainer, pl_module, batch, batch_idx)
+        if self._distillation is not None:
+            self._distillation.arm(pl_module)  # outside of what watches the step
 
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """Evaluates the size's gradient for the steps to come; the loss stays what it is."""
@@ -283,12 +292,7 @@ class SelfCompression(pl.Callback):
         assert self._budget is not None
         if self._removal is not None and self._removal.is_due(trainer.current_epoch):
             self._depths.resize(self._removal.carry_out(trainer, pl_module))
-
-        def refresh() -> None:
-            if self._normalization is not None:
-                self._normalization.refresh(trainer, pl_module, again=True)
-
-        self._budget.land(trainer, pl_module, refresh)
+        self._budget.land(trainer, pl_module, self._normalization)
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Takes up what a checkpoint that was just loaded says of the network's channels."""
@@ -349,6 +353,7 @@ class SelfCompression(pl.Callback):
         return depths | {
             "removal": self._removal.state_dict() if self._removal is not None else None,
             "budget": self._budget.state_dict() if self._budget is not None else None,
+            "teacher": self._distillation.state_dict() if self._distillation is not None else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -358,12 +363,9 @@ class SelfCompression(pl.Callback):
     def _detach(self) -> None:
         self._layers, self._loss = (), None
         self._restore()
-        if self._normalization is not None:
-            self._normalization.close()
-        if self._removal is not None:
-            self._removal.close()
-        if self._depths is not None:
-            self._depths.detach()
+        for part in (self._distillation, self._normalization, self._removal, self._depths):
+            if part is not None:
+                part.close()
 
     def _make_price(self) -> Callable[[nn.Module], Any]:
         return price_of(self.price, narrow=self.target_size is not None)

@@ -1,11 +1,18 @@
-"""The checks of the callback's arguments, made at once."""
+"""The types of the callback's arguments, and their checks, made at once."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor, nn
 
 from lightning_selfcompress.budget.target import target_nbytes
+
+Gamma = float | Callable[[int], float]
+Price = (
+    Literal["bits", "bytes", "operations"] | Callable[[nn.Module], Tensor]
+)  # no str: YAML may give the path of a function
 
 
 def check_goal(gamma: Any, target_size: Any, *, bits_lr: float, prune_every_n_epochs: int) -> None:

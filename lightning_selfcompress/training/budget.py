@@ -1,7 +1,7 @@
 """A budget of bytes while a Trainer runs: gamma follows a falling set point, and the end is exact."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.size.report import float_nbytes_of
 from lightning_selfcompress.training.depth_training import progress
 from lightning_selfcompress.training.lightning_private import batches_that_stepped
+from lightning_selfcompress.training.normalization import Normalization
 from lightning_selfcompress.training.strategies import replicates
 
 _STEPS = 5  # from one update of gamma to the next
@@ -106,13 +107,13 @@ class Budget:
         """Takes up the exact size of a module, which the estimate is measured by."""
         self._correction = nbytes / forecast(module, None, narrow=False).nbytes
 
-    def land(self, trainer: Any, module: nn.Module, refresh: Callable[[], None]) -> None:
+    def land(self, trainer: Any, module: nn.Module, normalization: Normalization | None) -> None:
         """Rounds vectors and moves codes until the packed file is within the target, and says so.
 
         Args:
             trainer: The Trainer.
             module: The module in training.
-            refresh: Estimates statistics of normalization anew, for the codes as they are.
+            normalization: What estimates statistics of normalization anew, for the codes as they are.
         """
         before, moved, wanted, self.landed = file_nbytes(module), 0, self.target, True
         _agree(trainer.strategy, module)
@@ -122,7 +123,8 @@ class Budget:
             landing = land(module, wanted, curvatures(module, trainer.optimizers))
             moved += landing.moved
             _put_back(vectors)
-            refresh()
+            if normalization is not None:
+                normalization.refresh(trainer, module, again=True)
             _agree(trainer.strategy, module)
             round_vectors(module)
             after = file_nbytes(module)

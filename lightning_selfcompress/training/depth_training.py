@@ -75,7 +75,7 @@ class DepthTraining:
         owners = [d.owner for d in self._optimizers]
         if owners and any(a is not b for a, b in zip_longest(owners, trainer.optimizers)):
             state = self.state_dict()
-            self.detach()
+            self.close()
             self._attach(trainer, state)
         lr = self._lr * cooldown_factor(progress(trainer, batch_idx), self._cooldown)
         for depth_optimizer in self._optimizers:
@@ -120,7 +120,7 @@ class DepthTraining:
         self._told.update(kinds)
         return [list(found)[kind] for kind in kinds]
 
-    def detach(self) -> None:
+    def close(self) -> None:
         """Lets go of the user's optimizers."""
         for depth_optimizer in self._optimizers:
             depth_optimizer.detach()

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningCLI
 from networks import Lit
 from torch import nn
 
-from lightning_selfcompress import SelfCompression, size_report
+from lightning_selfcompress import SelfCompression, Teacher, size_report
 from lightning_selfcompress.size.prices import PRICES
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -30,6 +30,7 @@ ARGUMENTS = {
     "skip": ["torch.nn.Embedding", "net.6"],
     "prune_every_n_epochs": 1,
     "round_to": 1,
+    "teacher": None,
 }
 QUIET = {
     "accelerator": "cpu",
@@ -233,3 +234,11 @@ def test_example_of_the_readme(tmp_path, monkeypatch, capsys):
     assert ramp == {"class_path": "main.Ramp", "init_args": {"gamma": 0.1, "steps": 1000}}
     assert (number, three, four) == (0.05, 3, 4)
     assert bits < 8
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_teacher(weight):
+    """A teacher is a word or a path, or an object that says more."""
+    more = {"class_path": "lightning_selfcompress.Teacher", "init_args": {"outputs": "net", "weight": weight}}
+    teacher = compression_of(command_line(gamma=0.1, teacher="start" if weight == 1.0 else more)).teacher
+    assert teacher == Teacher("start", outputs=None if weight == 1.0 else "net", weight=weight)
