@@ -207,7 +207,7 @@ def main() -> None:
     """Runs, or prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "table"))
-    parser.add_argument("--results", type=Path, default=Path("runs/budget.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "budget.jsonl")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--epochs", type=int, default=15)

@@ -3,7 +3,7 @@
     python benchmarks/sizes.py run mnist --data-dir path/to/data --epochs 20 --seeds 0 1 2
     python benchmarks/sizes.py run mnist --data-dir path/to/data --quick     # three epochs of few images: does it work?
     python benchmarks/sizes.py table
-    python benchmarks/sizes.py plot                                           # sizes-mnist.png beside the results
+    python benchmarks/sizes.py plot                                           # runs/sizes/sizes-mnist.png
 
 Each method trains, or takes the float network, and writes a file by the best packing that it has. The file is loaded
 into a new network, whose accuracy is measured on the validation split, and once on the test set. A line for each is
@@ -99,7 +99,7 @@ def run_all(options: argparse.Namespace) -> None:
     task = on_cpu.to(torch.device(options.device))
     chosen = [method for method in METHODS if not options.methods or method.name in options.methods]
     for seed in options.seeds:
-        folder = options.results.parent / ("checkpoints-quick" if options.quick else "checkpoints")
+        folder = options.folder / ("checkpoints-quick" if options.quick else "checkpoints")
         run = Run(task, epochs, seed, folder)
         for method in chosen:
             if lacking := missing(method):
@@ -127,7 +127,8 @@ def run_all(options: argparse.Namespace) -> None:
 def main() -> None:
     """Runs, or shows what was run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("runs/sizes/results.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "sizes.jsonl")
+    parser.add_argument("--folder", type=Path, default=Path("runs/sizes"), help="of checkpoints, files and pictures")
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run", help="measure what is not in the results file yet")
     runs.add_argument("task", choices=TASKS)
@@ -140,7 +141,7 @@ def main() -> None:
     runs.add_argument("--threads", type=int, default=1)
     runs.add_argument("--quick", action="store_true", help="few images, three epochs, one setting of each method")
     commands.add_parser("table", help="means and standard deviations over the seeds")
-    commands.add_parser("plot", help="a picture for each task, beside the results file")
+    commands.add_parser("plot", help="a picture for each task")
     options = parser.parse_args()
     if options.command == "run":
         if options.data_dir is not None:
@@ -153,7 +154,8 @@ def main() -> None:
         return
     for task in DATA:
         if any(row["task"] == task for row in rows):
-            path = options.results.parent / f"sizes-{task}.png"
+            path = options.folder / f"sizes-{task}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
             plot(rows, task, path)
             print(path)
 
