@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_selfcompress.channels.atoms import UNIFORM, Atoms, AtomStore, Axis, Dim, Dims, Flags, Uniform
+from lightning_selfcompress.channels.atoms import UNIFORM, Atoms, AtomStore, Axis, Dim, Dims, Flags, Uniform, everywhere
 from lightning_selfcompress.tensors import tensors_in
 
 Result = list[Dims | None]  # the dimensions of each tensor that an operation returns; None if they are unknown
@@ -57,13 +57,20 @@ class Layout:
         storage: The state that the tensor shares with all views of its memory.
         constant: The origin of the tensor, if it was computed from parameters alone.
         produced: The axis of the bit depths, for a quantized weight whose output channels lie along two dimensions.
+        stored: Whether the tensor is a parameter or a buffer, or was computed from these alone.
     """
 
     def __init__(
-        self, dims: Dims, storage: Storage, *, constant: Constant | None = None, produced: Axis | None = None
+        self,
+        dims: Dims,
+        storage: Storage,
+        *,
+        constant: Constant | None = None,
+        produced: Axis | None = None,
+        stored: bool = False,
     ) -> None:
         self._dims = tuple(None if isinstance(d, Axis) and len(d) == 1 else d for d in dims)
-        self.storage, self.constant, self.produced = storage, constant, produced
+        self.storage, self.constant, self.produced, self.stored = storage, constant, produced, stored
         storage.views += 1
 
     @property
@@ -88,6 +95,14 @@ def _declared(func: Any) -> dict[str, tuple[int, Any]]:
     return {declared.name: (i, declared.default_value) for i, declared in enumerate(func._schema.arguments)}
 
 
+def _flags(known: Flags, zero: Callable[[Flags], bool]) -> Flags:
+    """Returns ``zero`` of the flags ``(operands, positions)`` at each position, ``(positions,)``."""
+    if (known == known[:, :1]).all():  # the common case: the flags are the same at all positions
+        return everywhere(zero(known[:, 0]), known.shape[1])
+    patterns, where = np.unique(known, axis=1, return_inverse=True)
+    return np.array([zero(p) for p in patterns.T])[where.reshape(-1)]
+
+
 def never_zero(dims: Dims) -> Dims:
     """Returns dimensions with the same channels, none of which is known to be zero when it is dead."""
     return tuple(d.with_zero(False) if isinstance(d, Axis) else d for d in dims)
@@ -108,6 +123,8 @@ class Call:
         inputs: All tensors among the arguments, in order.
         layouts: The layout of each input, or None if nothing is known of the input.
         outputs: All tensors in the return value, in order.
+        stored: Whether all inputs are parameters and buffers, or computed from these alone.
+        supposes: Whether a rule is asked, for a trial, what would be zero if buffers faded; it pins nothing then.
     """
 
     def __init__(
@@ -126,7 +143,8 @@ class Call:
         self._layout_of = layout_of
         self._owed: list[tuple[Atoms, str]] = []
         self.name = name_of(func)
-        self.reduces = False
+        self.reduces = self.supposes = False
+        self.stored = bool(self.layouts) and all(known is not None and known.stored for known in self.layouts)
 
     def __getitem__(self, argument: str) -> Any:
         """Returns the value of an argument, or its default."""
@@ -221,10 +239,46 @@ class Call:
         for axis in axes[1:]:
             self.tie(axes[0].atoms, axis.atoms)
         known = np.array([d.zero if isinstance(d, Axis) and len(d) > 1 else np.zeros(size, bool) for d in dims])
-        if (known == known[:, :1]).all():  # the common case: the flags are the same at all positions
-            return axes[0].with_zero(zero(known[:, 0]))
-        patterns, where = np.unique(known, axis=1, return_inverse=True)
-        return axes[0].with_zero(np.array([zero(p) for p in patterns.T])[where.reshape(-1)])
+        met = axes[0].with_zero(_flags(known, zero))
+        if met.zero.all() or not any(axis.fading for axis in axes):
+            return met
+        return self._supposed(met, [d.fading if isinstance(d, Axis) else frozenset() for d in dims], known, zero)
+
+    def _supposed(
+        self, met: Axis, fading: Sequence[frozenset[int]], known: Flags, zero: Callable[[Flags], bool]
+    ) -> Axis:
+        """Returns an axis that is not zero when dead, as it is once buffers have faded.
+
+        The buffers fade if the operation has data among its inputs. Otherwise the axis keeps their ids, and so does a
+        buffer that is written to.
+
+        Args:
+            met: The result of an elementwise operation.
+            fading: The ids of the buffers that have to fade for each operand to be zero.
+            known: Whether each operand is zero already, ``(operands, positions)``.
+            zero: As in :meth:`meet`.
+        """
+
+        def suffices(operands: Sequence[int]) -> bool:
+            flags = known.copy()
+            flags[list(operands)] = True
+            return bool(_flags(flags, zero).all())
+
+        self.supposes = True
+        needed = [i for i, ids in enumerate(fading) if ids]
+        needed.sort(key=lambda i: self.store.left_to_fade(fading[i]), reverse=True)
+        enough = suffices(needed)
+        for i in needed.copy() if enough else ():
+            if suffices([other for other in needed if other != i]):
+                needed.remove(i)
+        self.supposes = False
+        if not enough:
+            return met
+        ids = frozenset().union(*(fading[i] for i in needed))
+        if self.stored or any(known is not None and known.stored for known in map(self._layout_of, self.outputs)):
+            return Axis(met.atoms, met.zero, ids)
+        self.store.fading |= ids
+        return met.with_zero(True)
 
     def broadcast(self, operands: list[Dims], shapes: list[tuple[int, ...]], zero: Callable[[Flags], bool]) -> Dims:
         """Returns the dimensions of an elementwise result; the operands are aligned at their last dimensions."""

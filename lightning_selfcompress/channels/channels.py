@@ -25,7 +25,10 @@ class Slot:
         start: Index of the first position in the array of all atoms.
         produces: Whether the tensor holds the bit depths of a quantized weight, which decide whether a channel is dead.
         fades: Whether the tensor is a float vector (a bias, a scale, a shift) that is zero before a channel is removed.
+            A buffer fades only where an operation needs it.
         attribute: Whether ``name`` is an attribute instead, the size of a normalization layer without tensors.
+        rewritten: Whether steps write values to this buffer that are not zero when a channel is dead, so that it cannot
+            fade.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Slot:
     produces: bool = False
     fades: bool = False
     attribute: bool = False
+    rewritten: bool = False
 
     @property
     def atoms(self) -> slice:

@@ -329,8 +329,8 @@ CASES = {
     "native_batch_norm, another shift": pinned(
         with_norm(lambda n, x: F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias + 1, True)), SUMS
     ),
-    "native_batch_norm, another scale": pinned(
-        with_norm(lambda n, x: F.batch_norm(x, n.running_mean, n.running_var, n.weight + 1, n.bias, n.training)), SUMS
+    "native_batch_norm, another scale": Case(
+        with_norm(lambda n, x: F.batch_norm(x, n.running_mean, n.running_var, n.weight + 1, n.bias, n.training))
     ),
     "native_batch_norm, instances": Case(with_layer(lambda: nn.InstanceNorm2d(WIDTH, affine=True))),
     "native_batch_norm, instances remembered": Case(

@@ -72,7 +72,7 @@ def _reshape_block(call: Call, dims: list[Dim], sizes: list[int], target: list[i
     for row in rows[1:] if len(varies) > 1 else ():
         call.tie(rows[0], row)
     kept = np.asarray(np.moveaxis(zero, chosen, -1).reshape(-1, target[chosen]).all(0))
-    return [Axis(rows[0], kept) if j == chosen else None for j in range(len(target))]
+    return [Axis(rows[0], kept, axis.fading) if j == chosen else None for j in range(len(target))]
 
 
 def permute(call: Call) -> Result:
