@@ -268,7 +268,10 @@ class Call:
         needed = [i for i, ids in enumerate(fading) if ids]
         needed.sort(key=lambda i: self.store.left_to_fade(fading[i]), reverse=True)
         enough = suffices(needed)
-        for i in needed.copy() if enough else ():
+        if not enough:  # all of them together may divide by zero, where one of them does not
+            needed = [i for i in reversed(needed) if suffices([i])][:1]
+            enough = bool(needed)
+        for i in needed.copy() if len(needed) > 1 else ():
             if suffices([other for other in needed if other != i]):
                 needed.remove(i)
         self.supposes = False

@@ -40,6 +40,11 @@ def without_epsilon(n, x):
     return (x - n.bias[:, None, None]) / n.running_var.sqrt()[:, None, None]
 
 
+def quotient(n, x):
+    scale = (n.weight / n.running_var.sqrt())[:, None, None]
+    return x * scale + (n.bias[:, None, None] - n.running_mean[:, None, None] * scale)
+
+
 def frozen_batch_norm(n, x):
     return F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, False)
 
@@ -57,6 +62,7 @@ FROZEN = {
     "torchvision's": (lambda: Buffers(torchvision), {"weight", "bias"}),
     "other names": (lambda: Buffers(other_names, names=NAMES), {"offset", "centre"}),
     "no epsilon": (lambda: Buffers(without_epsilon), {"bias"}),
+    "a quotient without epsilon": (lambda: Buffers(quotient), {"weight", "bias"}),
     "a scale and a shift": (lambda: Buffers(lambda n, x: x * n.weight + n.bias, (WIDTH, 1, 1)), {"bias"}),
     "F.batch_norm": (lambda: Buffers(frozen_batch_norm), {"running_mean", "bias"}),
     "a cast": (lambda: Buffers(cast), {"bias"}),
