@@ -260,8 +260,9 @@ class Call:
         """
 
         def suffices(operands: Sequence[int]) -> bool:
+            faded = frozenset().union(*(fading[i] for i in operands))
             flags = known.copy()
-            flags[list(operands)] = True
+            flags[[i for i, ids in enumerate(fading) if ids and ids <= faded]] = True
             return bool(_flags(flags, zero).all())
 
         self.supposes = True
