@@ -85,13 +85,36 @@ def fixed(size: int) -> Axis:
     return Axis(np.full(size, FIXED), np.zeros(size, bool))
 
 
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The cells of a dimension that is split into rows and columns, or into which these are merged.
+
+    Args:
+        cells: The atom of each cell, ``(cells,)``.
+        rows: The atom of the row of each cell.
+        columns: The atom of the column of each cell.
+        merges: Whether rows and columns are merged.
+        wide: Whether there are at least as many columns as rows.
+        reason: The reason for which rows or columns are kept.
+    """
+
+    cells: Atoms
+    rows: Atoms
+    columns: Atoms
+    merges: bool
+    wide: bool
+    reason: str
+
+
 class AtomStore:
-    """Collects the ties and pins that a watched step yields."""
+    """Collects the ties, the pins and the grids that a watched step yields."""
 
     def __init__(self) -> None:
         self.count = 1  # atom 0 is FIXED
         self.entries: dict[int, int] = {}  # ids of the buffers that may fade, with the number of entries not zero yet
         self.fading: set[int] = set()  # ids of the buffers that a rule has taken to be zero where a channel is dead
+        self.grids: list[Grid] = []
+        self.batches: list[Atoms] = []  # along which products of matrices are taken one by one, as for heads
         # keyed by the ids of both arrays, which the value keeps alive; a tie that a loop repeats is stored once
         self._ties: dict[tuple[int, int], tuple[Atoms, Atoms, str]] = {}
 
@@ -99,6 +122,13 @@ class AtomStore:
         """Makes ``size`` new atoms and returns their numbers."""
         self.count += size
         return np.arange(self.count - size, self.count)
+
+    def copy(self) -> "AtomStore":
+        """Returns a store with the same atoms, ties, pins and grids."""
+        copied = AtomStore()
+        copied.count, copied.grids, copied.batches = self.count, self.grids, self.batches
+        copied._ties = dict(self._ties)
+        return copied
 
     def tie(self, one: Atoms, other: Atoms, reason: str) -> None:
         """Ties the atoms at equal positions of two arrays; an atom that is tied to FIXED is pinned."""
@@ -116,7 +146,7 @@ class AtomStore:
         return sum(self.entries[key] for key in buffers if key not in self.fading)
 
     def groups(self) -> tuple[NDArray[np.int64], dict[int, str]]:
-        """Merges all ties and pins into groups of atoms.
+        """Merges all ties and pins into groups of atoms, regardless of grids.
 
         Returns:
             The group of each atom ``(count,)``, numbered from 0 (group 0 contains FIXED alone), and the first reason

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_selfcompress.channels.atoms import UNIFORM, Atoms, AtomStore, Axis, Dim, Dims, Flags, Uniform, everywhere
+from lightning_selfcompress.channels.atoms import UNIFORM, Atoms, AtomStore, Axis, Dim, Dims, Flags, Grid, Uniform, everywhere
 from lightning_selfcompress.tensors import tensors_in
 
 Result = list[Dims | None]  # the dimensions of each tensor that an operation returns; None if they are unknown
@@ -206,6 +206,12 @@ class Call:
     def tie(self, one: Atoms, other: Atoms) -> None:
         """Ties the atoms at equal positions of two arrays."""
         self.store.tie(one, other, self.why("joins it with values that belong to no channel"))
+
+    def grid(self, cells: Atoms, rows: Atoms, columns: Atoms, *, merges: bool = False, wide: bool = True) -> Atoms:
+        """Notes the cells of a dimension that is split into two, or into which two are merged; returns the cells."""
+        text = "merges channels of two dimensions" if merges else "cuts its channels into parts of a given size"
+        self.store.grids.append(Grid(cells, rows, columns, merges, wide, self.why(text)))
+        return cells
 
     def align(self, axis: Axis, rows: int) -> Axis:
         """Ties ``rows`` equal parts of an axis and returns the first part, zero where all parts are zero."""

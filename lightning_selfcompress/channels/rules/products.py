@@ -20,6 +20,7 @@ def matrix_product(call: Call) -> Result:
     rows, columns = one[:-1], other[-1:] if len(other) > 1 else ()
     if call.name.rstrip("_") in ("bmm", "baddbmm"):
         batch = call.meet([one[0], other[0]], [tensors[0].shape[0], tensors[1].shape[0]], zero=_any)
+        call.store.batches += [batch.atoms] if isinstance(batch, Axis) else []
         rows = (batch, *rows[1:])
     result: Dims = (*rows, *columns)
     if added is not None:
@@ -134,6 +135,7 @@ def attention(call: Call) -> Result:
     for d in range(len(q) - 2):
         here = [dims[d] for dims in (q, k, v)]
         lead.append(call.meet(here, [shape[d] for shape in sizes], zero=lambda known: bool(known[2])))
+    call.store.batches += [dim.atoms for dim in lead[1:] if isinstance(dim, Axis)]
     for extra in ("attn_mask", "attn_bias"):
         mask = _optional(call, extra)
         for dim in call.dims(mask) if mask is not None else ():
