@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+SIZES = "_removed_sizes"  # the attribute of a module with its other attributes that a removal changed, for files
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_selfcompress.channels.atoms import UNIFORM, Atoms, AtomStore, Axis, Dim, Dims, Flags, Grid, Uniform, everywhere
+from lightning_selfcompress.channels.atoms import (
+    UNIFORM,
+    Atoms,
+    AtomStore,
+    Axis,
+    Dim,
+    Dims,
+    Flags,
+    Grid,
+    Uniform,
+    everywhere,
+)
 from lightning_selfcompress.tensors import tensors_in
 
 Result = list[Dims | None]  # the dimensions of each tensor that an operation returns; None if they are unknown

@@ -163,7 +163,9 @@ class Channels:
             if number:
                 pinned.setdefault(int(first[number]), reason)
         cells = self.cells.copy()
-        cells[:, :3] = np.where(cells[:, :3] < len(first), first[np.minimum(cells[:, :3], len(first) - 1)], cells[:, :3])
+        cells[:, :3] = np.where(
+            cells[:, :3] < len(first), first[np.minimum(cells[:, :3], len(first) - 1)], cells[:, :3]
+        )
         return replace(self, group=first[self.group], pinned=pinned, cells=cells)
 
     def of_tensors(self, names: Iterable[str]) -> list[int]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lightning_selfcompress.channels.atoms import FIXED, Atoms, AtomStore, Grid
 
+
 @dataclass(frozen=True)
 class Groups:
     """The groups of all atoms, see :meth:`AtomStore.groups`, and the cells of attention.

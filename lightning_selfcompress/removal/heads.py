@@ -1,5 +1,7 @@
 """Heads of attention, which go as a whole, and positions within heads, which go in every head."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,6 +46,21 @@ def keep_whole(channels: Channels, going: Flags, reasons: dict[int, str]) -> boo
     for number in np.flatnonzero(before & ~going).tolist():
         reasons[number] = PART_OF_A_HEAD
     return bool((before != going).any())
+
+
+def parts_of_heads(channels: Channels, removed: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Returns the channels of a removal that are in heads, each with what goes and with its number.
+
+    What goes is 1 for the whole head, 2 for the position in all heads.
+    """
+    cells, going = channels.cells, np.isin(channels.cells[:, 0], list(removed))
+    whole = _all_of(cells[:, 1], going) if len(cells) else going
+    found: dict[int, tuple[int, int]] = {}
+    for kind, flags in ((1, whole), (2, going & ~whole)):
+        for row in cells[flags].tolist():
+            found.setdefault(row[0], (kind, row[kind]))
+            found.setdefault(row[kind], (kind, row[kind]))
+    return found
 
 
 def _may_not(channels: Channels, numbers: NDArray[np.int64]) -> Flags:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.quantize.layers import COUPLING, Quantized
-from lightning_selfcompress.tensors import NORMS, own_tensors, size_attribute, stored_tensors
+from lightning_selfcompress.tensors import NORMS, SIZES, own_tensors, size_attribute, stored_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ def remove(model: nn.Module, edits: Sequence[Edit]) -> list[Shrunk]:
     now = replace_tensors(model, {id(tensors[name]): _smaller(tensors[name], along) for name, along in kept.items()})
     for edit in (e for e in edits if e.attribute):
         path, _, name = edit.name.rpartition(".")
-        _resize(model.get_submodule(path), {name: edit.size - len(edit.removed)})
+        set_size(model.get_submodule(path), name, edit.size - len(edit.removed))
     return [Shrunk(tensors[name], now[id(tensors[name])], along, shapes[name], name) for name, along in kept.items()]
 
 
@@ -249,6 +249,20 @@ def _resize(module: nn.Module, sizes: Mapping[str, int]) -> None:
         for name, spec in module._quantized.items():
             if spec.axis.groups > 1:
                 module._quantized[name] = replace(spec, axis=replace(spec.axis, groups=sizes["groups"]))
+
+
+def size_names(module: nn.Module) -> set[str]:
+    """Returns the names of the attributes of a module that are brought in line with the shapes of its tensors."""
+    return {*_sizes(module), size_attribute(module)} if isinstance(module, NORMS) else {*_sizes(module)}
+
+
+def set_size(module: nn.Module, name: str, value: int) -> None:
+    """Sets an attribute that no shape of a tensor tells, and notes it for files if it is of no layer of torch."""
+    if name in size_names(module):
+        _resize(module, {name: value})
+    else:
+        setattr(module, name, value)
+        module.__dict__.setdefault(SIZES, {})[name] = value
 
 
 def _sizes(module: nn.Module, before: Mapping[str, int] | None = None) -> dict[str, int]:

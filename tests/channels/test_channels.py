@@ -14,7 +14,11 @@ from zoo import ZOO
 from lightning_selfcompress.channels.atoms import AtomStore
 from lightning_selfcompress.tensors import stored_tensors
 
-SIZES_IN_PYTHON = {"vit", "masked_transformer", "char_transformer"}  # attention writes its width into a shape: for the dry run
+SIZES_IN_PYTHON = {
+    "vit",
+    "masked_transformer",
+    "char_transformer",
+}  # attention writes its width into a shape: for the dry run
 
 
 # Networks
