@@ -240,8 +240,9 @@ class Channels:
         """Makes the channels from the result of :meth:`state_dict`."""
         slots = tuple(Slot(*values) for values in state["slots"])
         group = state["group"].cpu().numpy().astype(np.int64)
-        names = (tuple(state[n]) for n in ("unseen", "untouched", "passive"))
-        return cls(slots, group, dict(state["pinned"]), *names, state["cells"].cpu().numpy().astype(np.int64))
+        unseen, untouched, passive = (tuple(state[n]) for n in ("unseen", "untouched", "passive"))
+        cells = state["cells"].cpu().numpy().astype(np.int64)
+        return cls(slots, group, dict(state["pinned"]), unseen, untouched, passive, cells)
 
     def describes(self, model: nn.Module) -> bool:
         """Returns whether the tensors of a module have the names and sizes in these slots."""

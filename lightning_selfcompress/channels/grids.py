@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_selfcompress.channels.atoms import FIXED, Atoms, AtomStore, Grid
+from lightning_selfcompress.channels.channels import Channels
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,31 @@ def numbered(groups: Groups, count: int) -> tuple[NDArray[np.int64], dict[int, s
         cells[:, i] = [names[number] for number in cells[:, i].tolist()]
     pinned = {names[number]: why for number, why in groups.pinned.items() if number in names}
     return np.unique(cells, axis=0), pinned
+
+
+def recall_cells(store: AtomStore, earlier: Channels) -> None:
+    """Takes up the heads that earlier steps have shown; the store has the atoms of tensors alone so far.
+
+    Args:
+        store: The store.
+        earlier: The channels that the earlier steps have shown, of the same atoms.
+    """
+    cells = earlier.cells
+    if not len(cells):
+        return
+    numbers, which = np.unique(cells[:, :3], return_inverse=True)
+    there, first = np.unique(earlier.group, return_index=True)
+    known = np.isin(numbers, there)
+    atoms = np.where(known, first[np.searchsorted(there, numbers).clip(max=len(there) - 1)], FIXED)
+    atoms[~known] = store.new(int((~known).sum()))  # heads and positions that no tensor has
+    of = atoms[which.reshape(-1, 3)]
+    for merges in (False, True):
+        some = of[(cells[:, 3] == 1) == merges]
+        store.grids.append(Grid(some[:, 0], some[:, 1], some[:, 2], merges, True, "it is part of a head"))
+    for number, atom in zip(numbers.tolist(), atoms.tolist(), strict=True):
+        if number in earlier.pinned:
+            store.pin(np.array([atom]), earlier.pinned[number])
+    store.batches.append(of[:, 1])
 
 
 def _keep_one(store: AtomStore, grid: Grid, *, rows_go: bool) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.channels.atoms import AtomStore, Axis, Dims, Grid, everywhere
+from lightning_selfcompress.channels.atoms import AtomStore, Axis, Dims, everywhere
 from lightning_selfcompress.channels.call import Call, Constant, Layout, Storage
 from lightning_selfcompress.channels.channels import Channels, Slot
 from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled, unfused, unwatched
 from lightning_selfcompress.channels.fading_buffers import FadingBuffers
-from lightning_selfcompress.channels.grids import grouped, numbered
+from lightning_selfcompress.channels.grids import grouped, numbered, recall_cells
 from lightning_selfcompress.channels.optimizer_steps import OptimizerSteps
 from lightning_selfcompress.channels.rules import RULES, moves, pointwise, products
 from lightning_selfcompress.quantize.layers import Quantized, reading_through
@@ -177,30 +177,11 @@ class Watcher:
             by_reason.setdefault(reason, []).append(number)
         for reason, numbers in by_reason.items():
             self._store.pin(np.flatnonzero(np.isin(earlier.group, numbers)), reason)
-        self._recall_cells(earlier)
+        recall_cells(self._store, earlier)
         unseen = {*earlier.unseen, *earlier.untouched}
         self._unseen = {key: name for key, name in self._unseen.items() if name in unseen}
         self._passive = {key: name for key, name in self._passive.items() if name in earlier.passive}
         self._buffers.recall(earlier.slots)
-
-    def _recall_cells(self, earlier: Channels) -> None:
-        """Takes up the cells of the heads that earlier steps have shown."""
-        cells = earlier.cells
-        if not len(cells):
-            return
-        numbers, which = np.unique(cells[:, :3], return_inverse=True)
-        there, first = np.unique(earlier.group, return_index=True)
-        known = np.isin(numbers, there)
-        atoms = np.where(known, first[np.searchsorted(there, numbers).clip(max=len(there) - 1)], 0)
-        atoms[~known] = self._store.new(int((~known).sum()))  # rows and columns that no tensor has
-        of = atoms[which.reshape(-1, 3)]
-        for merges in (False, True):
-            some = of[(cells[:, 3] == 1) == merges]
-            self._store.grids.append(Grid(some[:, 0], some[:, 1], some[:, 2], merges, True, "it is part of a head"))
-        for number, atom in zip(numbers.tolist(), atoms, strict=True):
-            if number in earlier.pinned:
-                self._store.pin(np.array([atom]), earlier.pinned[number])
-        self._store.batches.append(of[:, 1])
 
     def _add(self, name: str, tensor: Tensor, is_depth: Mapping[int, bool]) -> None:
         """Adds one tensor; ``is_depth`` maps the ids of a quantized weight's tensors to whether they are bit depths."""

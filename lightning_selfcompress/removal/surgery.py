@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.quantize.layers import COUPLING, Quantized
-from lightning_selfcompress.tensors import NORMS, SIZES, own_tensors, size_attribute, stored_tensors
+from lightning_selfcompress.tensors import NORMS, SIZES, name_of, own_tensors, size_attribute, stored_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,12 +257,38 @@ def size_names(module: nn.Module) -> set[str]:
 
 
 def set_size(module: nn.Module, name: str, value: int) -> None:
-    """Sets an attribute that no shape of a tensor tells, and notes it for files if it is of no layer of torch."""
+    """Sets an attribute that no shape of a tensor tells; notes its first value if it is of no layer of torch."""
     if name in size_names(module):
         _resize(module, {name: value})
     else:
+        module.__dict__.setdefault(SIZES, {}).setdefault(name, getattr(module, name))
         setattr(module, name, value)
-        module.__dict__.setdefault(SIZES, {})[name] = value
+
+
+def changed_sizes(model: nn.Module) -> dict[str, int]:
+    """Returns the attributes that removals of heads changed, by their paths, with the values they have now."""
+    noted = ((path, module, name) for path, module in model.named_modules() for name in module.__dict__.get(SIZES, ()))
+    return {name_of(path, name): getattr(module, name) for path, module, name in noted}
+
+
+def whole_number(model: nn.Module, path: str) -> int | None:
+    """Returns the value of an attribute of a module by its path, or None if there is no such whole number."""
+    owner, _, name = path.rpartition(".")
+    module = dict(model.named_modules()).get(owner)
+    value = vars(module).get(name) if module is not None else None
+    return value if type(value) is int else None
+
+
+def take_sizes(model: nn.Module, sizes: Mapping[str, int]) -> None:
+    """Gives a model the attributes that :func:`changed_sizes` returned; all others get their first values again."""
+    for path, module in model.named_modules():
+        for name, first in module.__dict__.pop(SIZES, {}).items():
+            setattr(module, name, sizes.get(name_of(path, name), first))
+            if name_of(path, name) in sizes:
+                module.__dict__.setdefault(SIZES, {})[name] = first
+    for path, value in sizes.items():
+        owner, _, name = path.rpartition(".")
+        set_size(model.get_submodule(owner), name, value)
 
 
 def _sizes(module: nn.Module, before: Mapping[str, int] | None = None) -> dict[str, int]:

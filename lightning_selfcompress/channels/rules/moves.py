@@ -61,7 +61,7 @@ def _reshape_block(call: Call, dims: list[Dim], sizes: list[int], target: list[i
         for _, axis in axes:
             call.pin_or_owe(axis, "merges channels of two dimensions")
         return [None] * len(target)
-    atoms, zero = (known.reshape(target) for known in merged)
+    atoms, zero = merged[0].reshape(target), merged[1].reshape(target)
     varies = [j for j, n in enumerate(target) if n > 1 and (atoms != atoms.take([0], j)).any()]
     fading = axes[0][1].fading if len(axes) == 1 else frozenset()
     if not varies:

@@ -133,8 +133,11 @@ def attention(call: Call) -> Result:
     lead: list[Dim] = []
     sizes = [tuple(call[name].shape) for name in ("query", "key", "value")]
     for d in range(len(q) - 2):
-        here = [dims[d] for dims in (q, k, v)]
-        lead.append(call.meet(here, [shape[d] for shape in sizes], zero=lambda known: bool(known[2])))
+        most = max(shape[d] for shape in sizes)  # of grouped queries, several share the keys and values of a head
+        here = [_repeated(dims[d], most // shape[d]) for dims, shape in zip((q, k, v), sizes, strict=True)]
+        lead.append(
+            call.meet(here, [most if shape[d] > 1 else 1 for shape in sizes], zero=lambda known: bool(known[2]))
+        )
     call.store.batches += [dim.atoms for dim in lead[1:] if isinstance(dim, Axis)]
     for extra in ("attn_mask", "attn_bias"):
         mask = _optional(call, extra)
@@ -142,6 +145,10 @@ def attention(call: Call) -> Result:
             call.pin(dim, "takes its channels for positions")
     rows = q[-2].with_zero(False) if isinstance(q[-2], Axis) else q[-2]
     return [(*lead, rows, v[-1]), *[None] * (len(call.outputs) - 1)]
+
+
+def _repeated(dim: Dim, times: int) -> Dim:
+    return dim.repeat(times) if isinstance(dim, Axis) else dim
 
 
 def _optional(call: Call, name: str) -> Any:
