@@ -113,6 +113,7 @@ class AtomStore:
         self.count = 1  # atom 0 is FIXED
         self.entries: dict[int, int] = {}  # ids of the buffers that may fade, with the number of entries not zero yet
         self.fading: set[int] = set()  # ids of the buffers that a rule has taken to be zero where a channel is dead
+        self.lost: dict[int, str] = {}  # by atom, where a tensor was first not zero any more when the channel is dead
         self.grids: list[Grid] = []
         self.batches: list[Atoms] = []  # along which products of matrices are taken one by one, as for heads
         # keyed by the ids of both arrays, which the value keeps alive; a tie that a loop repeats is stored once

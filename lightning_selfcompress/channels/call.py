@@ -28,6 +28,12 @@ Result = list[Dims | None]  # the dimensions of each tensor that an operation re
 Rule = Callable[["Call"], Result]
 
 
+NEEDS_ALL = "needs every channel of its input"
+
+
+FIXED_SIZE = "combines it with a tensor of a fixed size, such as an input or a constant"
+
+
 class Storage:
     """The state that all views of one piece of memory share.
 
@@ -129,6 +135,7 @@ class Call:
         out: Its return value.
         store: The store that receives the ties and pins.
         layout_of: A function that returns the layout of a tensor, or None if nothing is known of the tensor.
+        place: A function that adds the place where it runs to the name of an operation.
 
     Attributes:
         inputs: All tensors among the arguments, in order.
@@ -146,12 +153,13 @@ class Call:
         out: Any,
         store: AtomStore,
         layout_of: Callable[[Tensor], "Layout | None"],
+        place: Callable[[str], str] = str,
     ) -> None:
         self.func, self.args, self.kwargs, self.store = func, args, kwargs, store
         self.inputs = tensors_in((args, kwargs))
         self.layouts = [layout_of(t) for t in self.inputs]
         self.outputs = tensors_in(out)
-        self._layout_of = layout_of
+        self._layout_of, self._place = layout_of, place
         self._owed: list[tuple[Atoms, str]] = []
         self.name = name_of(func)
         self.reduces = self.supposes = False
@@ -192,15 +200,15 @@ class Call:
         )
 
     def why(self, text: str) -> str:
-        """Returns a reason that begins with the name of the operation."""
-        return f"{self.name} {text}"
+        """Returns a reason that begins with the module or the operation that gives it."""
+        return f"{self._place(self.name)} {text}"
 
-    def pin(self, dim: Dim, text: str = "needs all its channels") -> None:
+    def pin(self, dim: Dim, text: str = NEEDS_ALL) -> None:
         """Pins the channels along a dimension."""
         if isinstance(dim, Axis):
             self.store.pin(dim.atoms, self.why(text))
 
-    def pin_or_owe(self, dim: Dim, text: str = "needs all its channels") -> None:
+    def pin_or_owe(self, dim: Dim, text: str = NEEDS_ALL) -> None:
         """Pins the channels along a dimension; if the outputs come from parameters alone, only once they meet data."""
         if isinstance(dim, Axis) and self.constant is not None:
             self._owed.append((dim.atoms, self.why(text)))
@@ -216,7 +224,7 @@ class Call:
 
     def tie(self, one: Atoms, other: Atoms) -> None:
         """Ties the atoms at equal positions of two arrays."""
-        self.store.tie(one, other, self.why("joins it with values that belong to no channel"))
+        self.store.tie(one, other, self.why(FIXED_SIZE))
 
     def grid(self, cells: Atoms, rows: Atoms, columns: Atoms, *, merges: bool = False, wide: bool = True) -> Atoms:
         """Notes the cells of a dimension that is split into two, or into which two are merged; returns the cells."""
@@ -251,12 +259,14 @@ class Call:
             return UNIFORM if alone else None
         if any(d is None and n > 1 for d, n in zip(dims, sizes, strict=True)):
             for axis in axes:
-                self.pin(axis, "joins it with values that belong to no channel")
+                self.pin(axis, FIXED_SIZE)
             return None
         for axis in axes[1:]:
             self.tie(axes[0].atoms, axis.atoms)
         known = np.array([d.zero if isinstance(d, Axis) and len(d) > 1 else np.zeros(size, bool) for d in dims])
         met = axes[0].with_zero(_flags(known, zero))
+        if not met.zero.all() and known.any():  # known for the reason, if these are summed over
+            self.store.lost.setdefault(int(met.atoms[~met.zero][0]), self._place(self.name))
         if met.zero.all() or not any(axis.fading for axis in axes):
             return met
         return self._supposed(met, [d.fading if isinstance(d, Axis) else frozenset() for d in dims], known, zero)
@@ -313,8 +323,8 @@ class Call:
         """Ties two dimensions whose products are summed; pins channels whose products may be nonzero when dead."""
         if not isinstance(one, Axis) or not isinstance(other, Axis):
             if one is None or other is None:
-                self.pin(one, "sums it with values that belong to no channel")
-                self.pin(other, "sums it with values that belong to no channel")
+                self.pin(one, FIXED_SIZE)
+                self.pin(other, FIXED_SIZE)
             for dim in (one, other):
                 self.sum_over(dim)
             return
@@ -324,7 +334,10 @@ class Call:
     def sum_over(self, dim: Dim) -> None:
         """Pins the channels along a summed dimension that are not known to be zero when they are dead."""
         if isinstance(dim, Axis) and not dim.zero.all():
-            self.pin_or_owe(dim[np.flatnonzero(~dim.zero)], "sums over it, and it is not zero when dead")
+            rest = dim[np.flatnonzero(~dim.zero)]
+            lost = self.store.lost.get(int(rest.atoms[0]))
+            why = "it is not zero when dead" if lost is None else f"{lost} leaves it other than zero when it is dead"
+            self.pin_or_owe(rest, f"sums over it, and {why}")
 
     def add_bias(self, result: Dims, bias: Tensor | None, dim: int) -> Dims:
         """Returns the dimensions of a result after the addition of a bias ``(channels,)`` along dimension ``dim``."""

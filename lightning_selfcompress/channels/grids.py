@@ -129,7 +129,7 @@ def _keyed(store: AtomStore, grids: Sequence[Grid]) -> Groups:
         keys = np.concatenate([np.stack([classes[g.rows], classes[g.columns]], 1) for g in grids])
         cells = np.concatenate([g.cells for g in grids])
         _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        store.tie(cells, cells[first][which.reshape(-1)], "a reshape joins it with values that belong to no channel")
+        store.tie(cells, cells[first][which.reshape(-1)], "a reshape combines it with values of a fixed number")
         returned = np.concatenate([classes[g.columns] for g in grids if g.merges] or [np.zeros(0, np.int64)])
         lines = (np.concatenate([getattr(g, name) for g in grids]) for name in ("rows", "columns"))
         table = [cells, *lines, np.isin(keys[:, 1], returned).astype(np.int64)]

@@ -18,6 +18,7 @@ from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled,
 from lightning_selfcompress.channels.fading_buffers import FadingBuffers
 from lightning_selfcompress.channels.grids import grouped, numbered, recall_cells
 from lightning_selfcompress.channels.optimizer_steps import OptimizerSteps
+from lightning_selfcompress.channels.places import Places, in_streams
 from lightning_selfcompress.channels.rules import RULES, moves, pointwise, products
 from lightning_selfcompress.quantize.layers import Quantized, reading_through
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, attributes_of, quantized_parameters
@@ -80,7 +81,7 @@ class Watcher:
         self._in_step: set[str] = set()
         self._labelled: list[weakref.ref[Tensor]] = []
         self._exit = ExitStack()
-        self._steps = OptimizerSteps()
+        self._steps, self._places = OptimizerSteps(), Places()
         self._name_atoms()
         if earlier is not None:
             self._recall(earlier)
@@ -90,6 +91,7 @@ class Watcher:
         found = grouped(self._store)
         group = found.group[: 1 + sum(slot.size for slot in self._slots)]  # without the rows and columns of grids
         cells, pinned = numbered(found, int(group.max()) + 1)
+        pinned = in_streams(pinned, group, self._slots)
         names = set(self._unseen.values())
         trained = {n for n, p in self.model.named_parameters() if n in names and p.requires_grad} if names else set()
         unseen = tuple(n for n in self._unseen.values() if n in trained)
@@ -108,6 +110,7 @@ class Watcher:
             stack.enter_context(reading_through(self._read))
             for module in self._sizes:
                 stack.callback(module.register_forward_pre_hook(self._tie_size).remove)
+            stack.enter_context(self._places.followed(self.model))
             stack.enter_context(self._outputs_pinned())
             stack.enter_context(uncompiled())
             stack.enter_context(unfused())
@@ -257,7 +260,7 @@ class Watcher:
         if self._steps.running:
             return
         try:
-            call = Call(func, args, kwargs, out, self._store, self._layout)
+            call = Call(func, args, kwargs, out, self._store, self._layout, self._places.of)
             inputs = [(t, known) for t, known in zip(call.inputs, call.layouts, strict=True) if known is not None]
             self._in_step.add(call.name)
             if inputs or call.name in moves.SPREAD:

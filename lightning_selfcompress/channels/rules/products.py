@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_selfcompress.channels.atoms import Axis, Dim, Dims
-from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
+from lightning_selfcompress.channels.call import FIXED_SIZE, Call, Result, Rule, never_zero
 
 
 def matrix_product(call: Call) -> Result:
@@ -93,10 +93,10 @@ def _depthwise(call: Call, x: Dim, weight: Dims, shape: tuple[int, ...]) -> Dim:
     elif isinstance(rows, Axis):  # weight (groups * outputs per group, 1, ...)
         out = rows
     else:
-        call.pin(x, "multiplies it with values that belong to no channel")
+        call.pin(x, FIXED_SIZE)
         return None
     if not isinstance(x, Axis):
-        call.pin(out, "multiplies it with values that belong to no channel")
+        call.pin(out, FIXED_SIZE)
         return None
     spread = x.repeat(len(out) // groups)
     call.tie(spread.atoms, out.atoms)
