@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from lightning_selfcompress.channels.channels import Channels
+from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.removal.head_sizes import choices
 from lightning_selfcompress.removal.heads import parts_of_heads
 from lightning_selfcompress.removal.plan import RemovalPlan, narrow
@@ -61,12 +62,15 @@ def prove(
             search(some[:half])
             search(some[half:])
 
-    search([unit for unit in units if unit not in wrong])
+    refused = {unit.channels for unit in wrong}
+    search([unit for unit in units if unit.channels not in refused])
     if not wrong and not sizes:
         return plan, channels
+    reasons = {number: _reason(model, channels, unit) for unit in wrong for number in unit.channels}
+    refuted = channels
     for unit in wrong:
-        channels = channels.pin(unit.alike, _REASON)
-    return _part(model, channels, plan, right, sizes, _REASON), channels
+        refuted = refuted.pin(unit.alike, reasons[unit.channels[0]])
+    return _part(model, channels, plan, right, sizes, reasons), refuted
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,17 +88,38 @@ class _Unit:
     kind: int
 
 
+def _reason(model: nn.Module, channels: Channels, unit: _Unit) -> str:
+    """Returns why refuted channels stay; for channels of heads, with the module that has a size in its code."""
+    slots = (slot for slot in channels.slots if slot.produces and unit.kind)
+    name = next((s.name for s in slots if np.isin(channels.group[s.atoms], unit.channels).any()), None)
+    if name is None:
+        return _REASON
+    path = name.rpartition(".")[0]
+    if not isinstance(model.get_submodule(path), nn.MultiheadAttention):
+        path = path.rpartition(".")[0]
+    kind = model.get_submodule(path)
+    place = f"{(kind._float_class if isinstance(kind, Quantized) else type(kind)).__name__} at {path}"
+    what = "the number of its heads" if unit.kind == _HEADS else "the width of its heads"
+    return f"{place} has {what} in its code, or a size that follows from it (seen in a dry run)"
+
+
 def _part(
     model: nn.Module,
     channels: Channels,
     plan: RemovalPlan,
     units: Sequence[_Unit],
     sizes: Mapping[_Unit, tuple[Edit, ...]],
-    reason: str,
+    reason: str | Mapping[int, str],
 ) -> RemovalPlan:
     """Returns the plan for some units, with the attributes that change with them."""
     part = narrow(model, channels, plan, [number for unit in units for number in unit.channels], reason)
-    return replace(part, edits=(*part.edits, *(edit for unit in units for edit in sizes.get(unit, ()))))
+    return replace(
+        part,
+        edits=(
+            *part.edits,
+            *(edit for unit in sorted(units, key=lambda unit: unit.kind) for edit in sizes.get(unit, ())),
+        ),
+    )
 
 
 def _head_sizes(
@@ -113,7 +138,8 @@ def _head_sizes(
                 right.append(unit)
                 break
         else:
-            wrong.append(unit)
+            depends = bool(wrong) and unit.kind == _POSITIONS  # they may be right without the heads that were refuted
+            wrong.append(replace(unit, alike=()) if depends else unit)
     return {unit: choice for unit, choice in sizes.items() if choice}, wrong
 
 

@@ -139,7 +139,9 @@ def plan_removal(
     return replace(plan, refused={**plan.refused, **_living_on(model, channels, dead)})
 
 
-def narrow(model: nn.Module, channels: Channels, plan: RemovalPlan, wanted: Sequence[int], reason: str) -> RemovalPlan:
+def narrow(
+    model: nn.Module, channels: Channels, plan: RemovalPlan, wanted: Sequence[int], reason: str | Mapping[int, str]
+) -> RemovalPlan:
     """Returns the plan for some channels of a plan.
 
     Args:
@@ -147,11 +149,12 @@ def narrow(model: nn.Module, channels: Channels, plan: RemovalPlan, wanted: Sequ
         channels: The channels of the module.
         plan: A plan for the module.
         wanted: The channels of the plan that are still to be removed.
-        reason: The reason for which the other channels of the plan are kept.
+        reason: The reason for which the other channels of the plan are kept, or the reason for each of them.
     """
     going = np.zeros(channels.count, bool)
     going[list(wanted)] = True
-    reasons = {number: reason for number in plan.channels if not going[number]}
+    others = [number for number in plan.channels if not going[number]]
+    reasons = {number: reason if isinstance(reason, str) else reason[number] for number in others}
     smaller = _plan(model, channels, going, reasons)
     return RemovalPlan(
         smaller.edits, smaller.channels, smaller.weights, smaller.widths, {**plan.refused, **smaller.refused}

@@ -245,6 +245,7 @@ def test_refuted_heads_leave_no_half_removal():
     kill(net, **ALL)
     plan, channels, _ = proved(net, channels)
     assert not plan
+    assert plan.refusals[0].startswith("4 dead in attention.q stay: InCode at attention has the number of its heads in")
     assert not plan_removal(net, channels)
     again = Watcher(net, earlier=Channels.from_state_dict(channels.state_dict()))
     with again:
