@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_selfcompress.channels.atoms import FIXED, Atoms, AtomStore, Grid
+from lightning_selfcompress.channels.atoms import FIXED, AtomStore, Grid
 from lightning_selfcompress.channels.channels import Channels
 
 
@@ -39,9 +39,12 @@ def grouped(store: AtomStore) -> Groups:
     rows and columns may go. Anywhere else, either rows or columns go: the columns, if there are as many, or more, of
     them, otherwise the rows.
     """
+    if not store.grids:
+        return Groups(*store.groups(), np.zeros((0, 4), np.int64))
     store = store.copy()
-    heads = _classes_of(store, store.batches)
-    plain = [grid for grid in store.grids if not np.isin(_classes(store)[grid.rows], heads).any()]
+    classes = _classes(store)
+    heads = np.unique(classes[np.concatenate(store.batches)]) if store.batches else np.zeros(0, np.int64)
+    plain = [grid for grid in store.grids if not np.isin(classes[grid.rows], heads).any()]
     for grid in plain:
         if not grid.merges:
             _keep_one(store, grid, rows_go=not grid.wide)
@@ -59,6 +62,8 @@ def numbered(groups: Groups, count: int) -> tuple[NDArray[np.int64], dict[int, s
             here on, by its first cell.
     """
     cells = groups.cells[groups.cells[:, 0] < count].copy()
+    if not len(groups.cells):
+        return groups.cells, {number: why for number, why in groups.pinned.items() if number < count}
     names = {number: number for number in range(count)}
     for i in (1, 2):
         for cell, number in zip(cells[:, 0].tolist(), cells[:, i].tolist(), strict=True):  # cells are ascending
@@ -101,7 +106,7 @@ def _keep_one(store: AtomStore, grid: Grid, *, rows_go: bool) -> None:
 
 def _settle_merges(store: AtomStore, grids: Sequence[Grid]) -> None:
     """Ties the cells of dimensions that are merged to the one that is not pinned; both are pinned if neither is."""
-    pinned = _pinned(store)
+    pinned = _pinned(store) if grids else np.zeros(0, bool)
     for grid in grids:
         rows, columns = (bool(pinned[atoms].any()) for atoms in (grid.rows, grid.columns))
         if not rows and not columns:
@@ -111,7 +116,7 @@ def _settle_merges(store: AtomStore, grids: Sequence[Grid]) -> None:
 
 def _with_free_rows(store: AtomStore, grids: list[Grid]) -> list[Grid]:
     """Returns the grids of attention whose heads may go; the cells of all others are tied to their columns."""
-    while True:
+    while grids:
         pinned = _pinned(store)
         stay = [grid for grid in grids if pinned[grid.rows].any()]
         if not stay:
@@ -119,6 +124,7 @@ def _with_free_rows(store: AtomStore, grids: list[Grid]) -> list[Grid]:
         for grid in stay:
             _keep_one(store, grid, rows_go=False)
         grids = [grid for grid in grids if grid not in stay]
+    return []
 
 
 def _keyed(store: AtomStore, grids: Sequence[Grid]) -> Groups:
@@ -142,10 +148,6 @@ def _keyed(store: AtomStore, grids: Sequence[Grid]) -> Groups:
 
 def _classes(store: AtomStore) -> NDArray[np.int64]:
     return store.groups()[0]
-
-
-def _classes_of(store: AtomStore, atoms: Sequence[Atoms]) -> NDArray[np.int64]:
-    return np.unique(_classes(store)[np.concatenate(atoms)]) if atoms else np.zeros(0, np.int64)
 
 
 def _pinned(store: AtomStore) -> NDArray[np.bool_]:
