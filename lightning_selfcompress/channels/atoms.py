@@ -5,7 +5,7 @@ removed together, and atoms that must be kept in any case. The store holds both 
 once, at the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,16 +27,19 @@ class Axis:
     Args:
         atoms: The atom at each position, ``(size,)``.
         zero: Whether the tensor is exactly zero at a position once the producers of that atom are dead, ``(size,)``.
+        fading: Ids of the buffers that would have to fade for the tensor to be zero at all positions; empty if that
+            would not be enough. Only tensors computed from parameters and buffers alone have such ids.
     """
 
     atoms: Atoms
     zero: Flags
+    fading: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.atoms)
 
     def __getitem__(self, positions: slice | NDArray[np.int64]) -> "Axis":
-        return Axis(self.atoms[positions], self.zero[positions])
+        return Axis(self.atoms[positions], self.zero[positions], self.fading)
 
     def with_zero(self, zero: Flags | bool) -> "Axis":
         """Returns an axis with the same atoms and other zero flags."""
@@ -44,11 +47,11 @@ class Axis:
 
     def repeat(self, times: int) -> "Axis":
         """Returns an axis that has every position ``times`` times in a row."""
-        return Axis(np.repeat(self.atoms, times), np.repeat(self.zero, times))
+        return Axis(np.repeat(self.atoms, times), np.repeat(self.zero, times), self.fading)
 
     def tile(self, times: int) -> "Axis":
         """Returns an axis that has this whole axis ``times`` times in a row."""
-        return Axis(np.tile(self.atoms, times), np.tile(self.zero, times))
+        return Axis(np.tile(self.atoms, times), np.tile(self.zero, times), self.fading)
 
 
 def everywhere(flag: bool, size: int) -> Flags:
@@ -82,11 +85,37 @@ def fixed(size: int) -> Axis:
     return Axis(np.full(size, FIXED), np.zeros(size, bool))
 
 
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The cells of a dimension that is split into rows and columns, or into which these are merged.
+
+    Args:
+        cells: The atom of each cell, ``(cells,)``.
+        rows: The atom of the row of each cell.
+        columns: The atom of the column of each cell.
+        merges: Whether rows and columns are merged.
+        wide: Whether there are at least as many columns as rows.
+        reason: The reason for which rows or columns are kept.
+    """
+
+    cells: Atoms
+    rows: Atoms
+    columns: Atoms
+    merges: bool
+    wide: bool
+    reason: str
+
+
 class AtomStore:
-    """Collects the ties and pins that a watched step yields."""
+    """Collects the ties, the pins and the grids that a watched step yields."""
 
     def __init__(self) -> None:
         self.count = 1  # atom 0 is FIXED
+        self.entries: dict[int, int] = {}  # ids of the buffers that may fade, with the number of entries not zero yet
+        self.fading: set[int] = set()  # ids of the buffers that a rule has taken to be zero where a channel is dead
+        self.lost: dict[int, str] = {}  # by atom, where a tensor was first not zero any more when the channel is dead
+        self.grids: list[Grid] = []
+        self.batches: list[Atoms] = []  # along which products of matrices are taken one by one, as for heads
         # keyed by the ids of both arrays, which the value keeps alive; a tie that a loop repeats is stored once
         self._ties: dict[tuple[int, int], tuple[Atoms, Atoms, str]] = {}
 
@@ -94,6 +123,13 @@ class AtomStore:
         """Makes ``size`` new atoms and returns their numbers."""
         self.count += size
         return np.arange(self.count - size, self.count)
+
+    def copy(self) -> "AtomStore":
+        """Returns a store with the same atoms, ties, pins and grids."""
+        copied = AtomStore()
+        copied.count, copied.grids, copied.batches = self.count, self.grids, self.batches
+        copied._ties = dict(self._ties)
+        return copied
 
     def tie(self, one: Atoms, other: Atoms, reason: str) -> None:
         """Ties the atoms at equal positions of two arrays; an atom that is tied to FIXED is pinned."""
@@ -106,8 +142,12 @@ class AtomStore:
         """Pins atoms for a reason, so that their channels are kept."""
         self._ties.setdefault((id(atoms), FIXED), (atoms, np.zeros(len(atoms), np.int64), reason))
 
+    def left_to_fade(self, buffers: Iterable[int]) -> int:
+        """Returns how many entries of the buffers with these ids are not zero, besides those that fade in any case."""
+        return sum(self.entries[key] for key in buffers if key not in self.fading)
+
     def groups(self) -> tuple[NDArray[np.int64], dict[int, str]]:
-        """Merges all ties and pins into groups of atoms.
+        """Merges all ties and pins into groups of atoms, regardless of grids.
 
         Returns:
             The group of each atom ``(count,)``, numbered from 0 (group 0 contains FIXED alone), and the first reason

@@ -8,13 +8,30 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_selfcompress.channels.atoms import UNIFORM, Atoms, AtomStore, Axis, Dim, Dims, Flags, Uniform
+from lightning_selfcompress.channels.atoms import (
+    UNIFORM,
+    Atoms,
+    AtomStore,
+    Axis,
+    Dim,
+    Dims,
+    Flags,
+    Grid,
+    Uniform,
+    everywhere,
+)
 from lightning_selfcompress.tensors import tensors_in
 
 Result = list[Dims | None]  # the dimensions of each tensor that an operation returns; None if they are unknown
 
 
 Rule = Callable[["Call"], Result]
+
+
+NEEDS_ALL = "needs every channel of its input"
+
+
+FIXED_SIZE = "combines it with a tensor of a fixed size, such as an input or a constant"
 
 
 class Storage:
@@ -57,13 +74,20 @@ class Layout:
         storage: The state that the tensor shares with all views of its memory.
         constant: The origin of the tensor, if it was computed from parameters alone.
         produced: The axis of the bit depths, for a quantized weight whose output channels lie along two dimensions.
+        stored: Whether the tensor is a parameter or a buffer, or was computed from these alone.
     """
 
     def __init__(
-        self, dims: Dims, storage: Storage, *, constant: Constant | None = None, produced: Axis | None = None
+        self,
+        dims: Dims,
+        storage: Storage,
+        *,
+        constant: Constant | None = None,
+        produced: Axis | None = None,
+        stored: bool = False,
     ) -> None:
         self._dims = tuple(None if isinstance(d, Axis) and len(d) == 1 else d for d in dims)
-        self.storage, self.constant, self.produced = storage, constant, produced
+        self.storage, self.constant, self.produced, self.stored = storage, constant, produced, stored
         storage.views += 1
 
     @property
@@ -88,6 +112,14 @@ def _declared(func: Any) -> dict[str, tuple[int, Any]]:
     return {declared.name: (i, declared.default_value) for i, declared in enumerate(func._schema.arguments)}
 
 
+def _flags(known: Flags, zero: Callable[[Flags], bool]) -> Flags:
+    """Returns ``zero`` of the flags ``(operands, positions)`` at each position, ``(positions,)``."""
+    if (known == known[:, :1]).all():  # the common case: the flags are the same at all positions
+        return everywhere(zero(known[:, 0]), known.shape[1])
+    patterns, where = np.unique(known, axis=1, return_inverse=True)
+    return np.array([zero(p) for p in patterns.T])[where.reshape(-1)]
+
+
 def never_zero(dims: Dims) -> Dims:
     """Returns dimensions with the same channels, none of which is known to be zero when it is dead."""
     return tuple(d.with_zero(False) if isinstance(d, Axis) else d for d in dims)
@@ -103,11 +135,14 @@ class Call:
         out: Its return value.
         store: The store that receives the ties and pins.
         layout_of: A function that returns the layout of a tensor, or None if nothing is known of the tensor.
+        place: A function that adds the place where it runs to the name of an operation.
 
     Attributes:
         inputs: All tensors among the arguments, in order.
         layouts: The layout of each input, or None if nothing is known of the input.
         outputs: All tensors in the return value, in order.
+        stored: Whether all inputs are parameters and buffers, or computed from these alone.
+        supposes: Whether a rule is asked, for a trial, what would be zero if buffers faded; it pins nothing then.
     """
 
     def __init__(
@@ -118,15 +153,17 @@ class Call:
         out: Any,
         store: AtomStore,
         layout_of: Callable[[Tensor], "Layout | None"],
+        place: Callable[[str], str] = str,
     ) -> None:
         self.func, self.args, self.kwargs, self.store = func, args, kwargs, store
         self.inputs = tensors_in((args, kwargs))
         self.layouts = [layout_of(t) for t in self.inputs]
         self.outputs = tensors_in(out)
-        self._layout_of = layout_of
+        self._layout_of, self._place = layout_of, place
         self._owed: list[tuple[Atoms, str]] = []
         self.name = name_of(func)
-        self.reduces = False
+        self.reduces = self.supposes = False
+        self.stored = bool(self.layouts) and all(known is not None and known.stored for known in self.layouts)
 
     def __getitem__(self, argument: str) -> Any:
         """Returns the value of an argument, or its default."""
@@ -163,15 +200,15 @@ class Call:
         )
 
     def why(self, text: str) -> str:
-        """Returns a reason that begins with the name of the operation."""
-        return f"{self.name} {text}"
+        """Returns a reason that begins with the module or the operation that gives it."""
+        return f"{self._place(self.name)} {text}"
 
-    def pin(self, dim: Dim, text: str = "needs all its channels") -> None:
+    def pin(self, dim: Dim, text: str = NEEDS_ALL) -> None:
         """Pins the channels along a dimension."""
         if isinstance(dim, Axis):
             self.store.pin(dim.atoms, self.why(text))
 
-    def pin_or_owe(self, dim: Dim, text: str = "needs all its channels") -> None:
+    def pin_or_owe(self, dim: Dim, text: str = NEEDS_ALL) -> None:
         """Pins the channels along a dimension; if the outputs come from parameters alone, only once they meet data."""
         if isinstance(dim, Axis) and self.constant is not None:
             self._owed.append((dim.atoms, self.why(text)))
@@ -187,7 +224,13 @@ class Call:
 
     def tie(self, one: Atoms, other: Atoms) -> None:
         """Ties the atoms at equal positions of two arrays."""
-        self.store.tie(one, other, self.why("joins it with values that belong to no channel"))
+        self.store.tie(one, other, self.why(FIXED_SIZE))
+
+    def grid(self, cells: Atoms, rows: Atoms, columns: Atoms, *, merges: bool = False, wide: bool = True) -> Atoms:
+        """Notes the cells of a dimension that is split into two, or into which two are merged; returns the cells."""
+        text = "merges channels of two dimensions" if merges else "cuts its channels into parts of a given size"
+        self.store.grids.append(Grid(cells, rows, columns, merges, wide, self.why(text)))
+        return cells
 
     def align(self, axis: Axis, rows: int) -> Axis:
         """Ties ``rows`` equal parts of an axis and returns the first part, zero where all parts are zero."""
@@ -216,15 +259,57 @@ class Call:
             return UNIFORM if alone else None
         if any(d is None and n > 1 for d, n in zip(dims, sizes, strict=True)):
             for axis in axes:
-                self.pin(axis, "joins it with values that belong to no channel")
+                self.pin(axis, FIXED_SIZE)
             return None
         for axis in axes[1:]:
             self.tie(axes[0].atoms, axis.atoms)
         known = np.array([d.zero if isinstance(d, Axis) and len(d) > 1 else np.zeros(size, bool) for d in dims])
-        if (known == known[:, :1]).all():  # the common case: the flags are the same at all positions
-            return axes[0].with_zero(zero(known[:, 0]))
-        patterns, where = np.unique(known, axis=1, return_inverse=True)
-        return axes[0].with_zero(np.array([zero(p) for p in patterns.T])[where.reshape(-1)])
+        met = axes[0].with_zero(_flags(known, zero))
+        if not met.zero.all() and known.any():  # known for the reason, if these are summed over
+            self.store.lost.setdefault(int(met.atoms[~met.zero][0]), self._place(self.name))
+        if met.zero.all() or not any(axis.fading for axis in axes):
+            return met
+        return self._supposed(met, [d.fading if isinstance(d, Axis) else frozenset() for d in dims], known, zero)
+
+    def _supposed(
+        self, met: Axis, fading: Sequence[frozenset[int]], known: Flags, zero: Callable[[Flags], bool]
+    ) -> Axis:
+        """Returns an axis that is not zero when dead, as it is once buffers have faded.
+
+        The buffers fade if the operation has data among its inputs. Otherwise the axis keeps their ids, and so does a
+        buffer that is written to.
+
+        Args:
+            met: The result of an elementwise operation.
+            fading: The ids of the buffers that have to fade for each operand to be zero.
+            known: Whether each operand is zero already, ``(operands, positions)``.
+            zero: As in :meth:`meet`.
+        """
+
+        def suffices(operands: Sequence[int]) -> bool:
+            faded = frozenset().union(*(fading[i] for i in operands))
+            flags = known.copy()
+            flags[[i for i, ids in enumerate(fading) if ids and ids <= faded]] = True
+            return bool(_flags(flags, zero).all())
+
+        self.supposes = True
+        needed = [i for i, ids in enumerate(fading) if ids]
+        needed.sort(key=lambda i: self.store.left_to_fade(fading[i]), reverse=True)
+        enough = suffices(needed)
+        if not enough:  # all of them together may divide by zero, where one of them does not
+            needed = [i for i in reversed(needed) if suffices([i])][:1]
+            enough = bool(needed)
+        for i in needed.copy() if len(needed) > 1 else ():
+            if suffices([other for other in needed if other != i]):
+                needed.remove(i)
+        self.supposes = False
+        if not enough:
+            return met
+        ids = frozenset().union(*(fading[i] for i in needed))
+        if self.stored or any(known is not None and known.stored for known in map(self._layout_of, self.outputs)):
+            return Axis(met.atoms, met.zero, ids)
+        self.store.fading |= ids
+        return met.with_zero(True)
 
     def broadcast(self, operands: list[Dims], shapes: list[tuple[int, ...]], zero: Callable[[Flags], bool]) -> Dims:
         """Returns the dimensions of an elementwise result; the operands are aligned at their last dimensions."""
@@ -238,8 +323,8 @@ class Call:
         """Ties two dimensions whose products are summed; pins channels whose products may be nonzero when dead."""
         if not isinstance(one, Axis) or not isinstance(other, Axis):
             if one is None or other is None:
-                self.pin(one, "sums it with values that belong to no channel")
-                self.pin(other, "sums it with values that belong to no channel")
+                self.pin(one, FIXED_SIZE)
+                self.pin(other, FIXED_SIZE)
             for dim in (one, other):
                 self.sum_over(dim)
             return
@@ -249,7 +334,10 @@ class Call:
     def sum_over(self, dim: Dim) -> None:
         """Pins the channels along a summed dimension that are not known to be zero when they are dead."""
         if isinstance(dim, Axis) and not dim.zero.all():
-            self.pin_or_owe(dim[np.flatnonzero(~dim.zero)], "sums over it, and it is not zero when dead")
+            rest = dim[np.flatnonzero(~dim.zero)]
+            lost = self.store.lost.get(int(rest.atoms[0]))
+            why = "it is not zero when dead" if lost is None else f"{lost} leaves it other than zero when it is dead"
+            self.pin_or_owe(rest, f"sums over it, and {why}")
 
     def add_bias(self, result: Dims, bias: Tensor | None, dim: int) -> Dims:
         """Returns the dimensions of a result after the addition of a bias ``(channels,)`` along dimension ``dim``."""

@@ -1,7 +1,7 @@
 """Channels: the entries of a network's tensors that live and die together."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,10 @@ class Slot:
         start: Index of the first position in the array of all atoms.
         produces: Whether the tensor holds the bit depths of a quantized weight, which decide whether a channel is dead.
         fades: Whether the tensor is a float vector (a bias, a scale, a shift) that is zero before a channel is removed.
+            A buffer fades only where an operation needs it.
         attribute: Whether ``name`` is an attribute instead, the size of a normalization layer without tensors.
+        rewritten: Whether steps write values to this buffer that are not zero when a channel is dead, so that it cannot
+            fade.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Slot:
     produces: bool = False
     fades: bool = False
     attribute: bool = False
+    rewritten: bool = False
 
     @property
     def atoms(self) -> slice:
@@ -53,6 +57,10 @@ class Channels:
         unseen: Trainable parameters that took no part in the watched steps. The channels of these parameters are kept.
         untouched: Frozen parameters that took no part in the watched steps. The channels of these parameters are kept.
         passive: Parameters that no watched step ran with gradients: frozen, a copy, or not run at all.
+        cells: The channels within heads of attention, ``(cells, 4)``: the channel, its head, its position in the heads
+            of its kind, and whether it is one of what the heads return. Such a channel goes with its whole head, or
+            with the channels at its position in all heads. Heads and positions have the numbers of channels that go
+            with them, or numbers of their own from ``count`` on; those in ``pinned`` are kept.
     """
 
     slots: tuple[Slot, ...]
@@ -61,6 +69,7 @@ class Channels:
     unseen: tuple[str, ...] = ()
     untouched: tuple[str, ...] = ()
     passive: tuple[str, ...] = ()
+    cells: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
 
     @property
     def count(self) -> int:
@@ -82,10 +91,20 @@ class Channels:
         Such a channel has producers, is not pinned, and belongs to no parameter that took no part in the steps.
         """
         flags = self.produced()
-        pinned = np.fromiter(self.pinned, np.int64, len(self.pinned))
-        flags[pinned[pinned < len(flags)]] = False
+        flags[list(self.kept())] = False
         flags[self.not_run()] = False
         return flags
+
+    def kept(self) -> dict[int, str]:
+        """Returns the channels that have to be kept, each with the reason.
+
+        These are the pinned channels, and those in heads of which neither the head nor the position may go.
+        """
+        kept = {number: why for number, why in self.pinned.items() if number < self.count}
+        for cell, head, position, _ in self.cells.tolist():
+            if head in self.pinned and position in self.pinned:
+                kept.setdefault(cell, self.pinned[head])
+        return kept
 
     def not_run(self) -> NDArray[np.bool_]:
         """Returns whether each channel belongs to a parameter in ``unseen`` or ``untouched``, ``(count,)``."""
@@ -143,7 +162,11 @@ class Channels:
         for number in np.unique(np.maximum(one, other)[~free]).tolist():
             if number:
                 pinned.setdefault(int(first[number]), reason)
-        return replace(self, group=first[self.group], pinned=pinned)
+        cells = self.cells.copy()
+        cells[:, :3] = np.where(
+            cells[:, :3] < len(first), first[np.minimum(cells[:, :3], len(first) - 1)], cells[:, :3]
+        )
+        return replace(self, group=first[self.group], pinned=pinned, cells=cells)
 
     def of_tensors(self, names: Iterable[str]) -> list[int]:
         """Returns the channels of some tensors, along all their dimensions, ascending."""
@@ -179,7 +202,8 @@ class Channels:
         if other is None or len(self.group) != len(other.group):
             return True
         same = (self.unseen, self.untouched, self.passive) == (other.unseen, other.untouched, other.passive)
-        return not same or dict(self.pinned) != dict(other.pinned) or not np.array_equal(self.group, other.group)
+        same &= dict(self.pinned) == dict(other.pinned) and np.array_equal(self.cells, other.cells)
+        return not same or not np.array_equal(self.group, other.group)
 
     def without(self, removed: NDArray[np.bool_]) -> "Channels":
         """Returns the channels after the removal of the flagged channels ``(count,)``; the numbers do not change."""
@@ -189,7 +213,9 @@ class Channels:
             size = int(kept[slot.atoms].sum())
             slots.append(replace(slot, size=size, start=start))
             start += size
-        return replace(self, slots=tuple(slots), group=self.group[kept])
+        numbers = self.cells[:, 0]
+        cells = self.cells[~removed[np.minimum(numbers, len(removed) - 1)]]
+        return replace(self, slots=tuple(slots), group=self.group[kept], cells=cells)
 
     def without_numbers(self, numbers: Sequence[int]) -> "Channels":
         """Returns the channels after the removal of the channels with these numbers."""
@@ -206,6 +232,7 @@ class Channels:
             "unseen": list(self.unseen),
             "untouched": list(self.untouched),
             "passive": list(self.passive),
+            "cells": torch.from_numpy(self.cells.astype(np.int64)),
         }
 
     @classmethod
@@ -213,7 +240,9 @@ class Channels:
         """Makes the channels from the result of :meth:`state_dict`."""
         slots = tuple(Slot(*values) for values in state["slots"])
         group = state["group"].cpu().numpy().astype(np.int64)
-        return cls(slots, group, dict(state["pinned"]), *(tuple(state[n]) for n in ("unseen", "untouched", "passive")))
+        unseen, untouched, passive = (tuple(state[n]) for n in ("unseen", "untouched", "passive"))
+        cells = state["cells"].cpu().numpy().astype(np.int64)
+        return cls(slots, group, dict(state["pinned"]), unseen, untouched, passive, cells)
 
     def describes(self, model: nn.Module) -> bool:
         """Returns whether the tensors of a module have the names and sizes in these slots."""

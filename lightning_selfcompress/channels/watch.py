@@ -15,7 +15,10 @@ from lightning_selfcompress.channels.atoms import AtomStore, Axis, Dims, everywh
 from lightning_selfcompress.channels.call import Call, Constant, Layout, Storage
 from lightning_selfcompress.channels.channels import Channels, Slot
 from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled, unfused, unwatched
+from lightning_selfcompress.channels.fading_buffers import FadingBuffers
+from lightning_selfcompress.channels.grids import grouped, numbered, recall_cells
 from lightning_selfcompress.channels.optimizer_steps import OptimizerSteps
+from lightning_selfcompress.channels.places import Places, in_streams
 from lightning_selfcompress.channels.rules import RULES, moves, pointwise, products
 from lightning_selfcompress.quantize.layers import Quantized, reading_through
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, attributes_of, quantized_parameters
@@ -71,26 +74,30 @@ class Watcher:
         self._stored: dict[int, Layout] = {}  # by the id of a parameter or buffer, which lives as long as the model
         self._weights: dict[tuple[int, str], Layout] = {}  # by the id of the latent weight and the weight's name
         self._sizes: dict[nn.Module, Axis] = {}  # normalization layers without tensors, whose size is an attribute
-        self._names: set[str] = set()
+        self._buffers = FadingBuffers(self._store)
         self._unseen: dict[int, str] = {}
         self._passive: dict[int, str] = {}  # parameters that no step has run with gradients
         self._parameters: dict[int, str] = {}
         self._in_step: set[str] = set()
         self._labelled: list[weakref.ref[Tensor]] = []
         self._exit = ExitStack()
-        self._steps = OptimizerSteps()
+        self._steps, self._places = OptimizerSteps(), Places()
         self._name_atoms()
         if earlier is not None:
             self._recall(earlier)
 
     def channels(self) -> Channels:
         """Returns the channels that the watched steps have shown so far."""
-        group, pinned = self._store.groups()
+        found = grouped(self._store)
+        group = found.group[: 1 + sum(slot.size for slot in self._slots)]  # without the rows and columns of grids
+        cells, pinned = numbered(found, int(group.max()) + 1)
+        pinned = in_streams(pinned, group, self._slots)
         names = set(self._unseen.values())
         trained = {n for n, p in self.model.named_parameters() if n in names and p.requires_grad} if names else set()
         unseen = tuple(n for n in self._unseen.values() if n in trained)
         untouched = tuple(n for n in self._unseen.values() if n not in trained)
-        return Channels(tuple(self._slots), group, pinned, unseen, untouched, tuple(self._passive.values()))
+        slots, passive = self._buffers.noted(self._slots), tuple(self._passive.values())
+        return Channels(slots, group, pinned, unseen, untouched, passive, cells)
 
     def kind(self) -> frozenset[str]:
         """Returns the names of the operations and parameters of the last step, by which kinds of steps differ."""
@@ -103,6 +110,7 @@ class Watcher:
             stack.enter_context(reading_through(self._read))
             for module in self._sizes:
                 stack.callback(module.register_forward_pre_hook(self._tie_size).remove)
+            stack.enter_context(self._places.followed(self.model))
             stack.enter_context(self._outputs_pinned())
             stack.enter_context(uncompiled())
             stack.enter_context(unfused())
@@ -116,6 +124,7 @@ class Watcher:
     ) -> None:
         if kind is None:
             self._pin_kept()
+            self._buffers.note_replaced(stored_tensors(self.model))
         self._exit.__exit__(kind, error, trace)
 
     def pin_outputs(self, outputs: Any, what: str) -> None:
@@ -171,24 +180,26 @@ class Watcher:
             by_reason.setdefault(reason, []).append(number)
         for reason, numbers in by_reason.items():
             self._store.pin(np.flatnonzero(np.isin(earlier.group, numbers)), reason)
+        recall_cells(self._store, earlier)
         unseen = {*earlier.unseen, *earlier.untouched}
         self._unseen = {key: name for key, name in self._unseen.items() if name in unseen}
         self._passive = {key: name for key, name in self._passive.items() if name in earlier.passive}
+        self._buffers.recall(earlier.slots)
 
     def _add(self, name: str, tensor: Tensor, is_depth: Mapping[int, bool]) -> None:
         """Adds one tensor; ``is_depth`` maps the ids of a quantized weight's tensors to whether they are bit depths."""
         is_parameter = isinstance(tensor, nn.Parameter)
-        bare_mean = name.endswith("running_mean") and name.replace("running_mean", "weight") not in self._names
-        fades = (is_parameter or bare_mean) and sum(n > 1 for n in tensor.shape) == 1
+        fades = is_parameter and sum(n > 1 for n in tensor.shape) == 1
         slot_fades, produces = fades and id(tensor) not in is_depth, is_depth.get(id(tensor), False)
+        own = not is_parameter and id(tensor) not in is_depth
+        fading = self._buffers.add(name, tensor) if own else frozenset()
         dims = []
         for d, size in enumerate(tensor.shape):
             self._slots.append(Slot(name, d, size, self._store.count, produces, slot_fades and size > 1))
-            dims.append(Axis(self._store.new(size), everywhere(fades, size)))
+            dims.append(Axis(self._store.new(size), everywhere(fades, size), fading))
         constant = Constant(frozenset({id(tensor)})) if is_parameter else None
-        layout = Layout(tuple(dims), Storage(), constant=constant)
+        layout = Layout(tuple(dims), Storage(), constant=constant, stored=True)
         self._stored[id(tensor)] = layout
-        self._names.add(name)
         if is_parameter and tensor.numel():
             self._parameters[id(tensor)] = self._unseen[id(tensor)] = self._passive[id(tensor)] = name
 
@@ -207,7 +218,7 @@ class Watcher:
             dims[spec.axis.dim] = axis.with_zero(True)
         produced = depth.with_zero(True) if spec.axis.groups > 1 else None
         constant = self._stored[id(latent)].constant
-        layout = Layout(tuple(dims), Storage(), constant=constant, produced=produced)
+        layout = Layout(tuple(dims), Storage(), constant=constant, produced=produced, stored=True)
         self._weights[id(latent), weight.weight_name] = layout
 
     def _read(self, layer: Quantized, name: str) -> Tensor:
@@ -249,7 +260,7 @@ class Watcher:
         if self._steps.running:
             return
         try:
-            call = Call(func, args, kwargs, out, self._store, self._layout)
+            call = Call(func, args, kwargs, out, self._store, self._layout, self._places.of)
             inputs = [(t, known) for t, known in zip(call.inputs, call.layouts, strict=True) if known is not None]
             self._in_step.add(call.name)
             if inputs or call.name in moves.SPREAD:
@@ -307,18 +318,21 @@ class Watcher:
     ) -> None:
         constant = call.constant
         for tensor, dims in zip(call.outputs, result, strict=True):
+            before = self._layout(tensor)
+            if before is not None and before.stored:
+                self._buffers.note_written(before._dims, dims)
             if id(tensor) in self._stored:
                 continue  # parameters and buffers keep their layouts
             if dims is not None and len(dims) != tensor.dim():
                 raise ValueError(f"{len(dims)} dimensions for a tensor of {tensor.dim()}")
-            before = self._layout(tensor)
             if before is not None:
                 self._written(tensor, before, dims, constant)
                 continue
             alias = next((known for t, known in inputs if _shares_memory(t, tensor)), None)
-            if dims is not None and (alias is not None or any(d is not None for d in dims) or constant is not None):
+            known = alias is not None or constant is not None or call.stored
+            if dims is not None and (known or any(d is not None for d in dims)):
                 storage = Storage() if alias is None else alias.storage
-                self._set(tensor, Layout(dims, storage, constant=constant, produced=produced))
+                self._set(tensor, Layout(dims, storage, constant=constant, produced=produced, stored=call.stored))
 
     def _written(self, tensor: Tensor, before: Layout, dims: Dims | None, constant: Constant | None) -> None:
         """Handles an in-place operation, after which the layouts of other views of the memory may be wrong."""

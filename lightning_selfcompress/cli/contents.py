@@ -228,7 +228,7 @@ def channel_axes(shape: tuple[int, ...], channels: int, *, rows: bool = False) -
 
 
 def _of_checkpoint(path: str, checkpoint: Mapping[str, Any]) -> Contents:
-    saved = {k: v for k, v in _each_once(checkpoint["state_dict"]).items() if k != MARK}
+    saved = {k: v for k, v in _each_once(checkpoint["state_dict"]).items() if not k.startswith(MARK)}
     names = {weight: learned_names(weight) for weight in map(weight_name_of, saved) if weight in saved}
     names = {weight: pair for weight, pair in names.items() if all(name in saved for name in pair)}
     of_weight = {weight: (saved[depth], saved[exponent]) for weight, (depth, exponent) in names.items()}

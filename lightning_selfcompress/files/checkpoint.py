@@ -16,7 +16,13 @@ from lightning_selfcompress.quantize.conversion_plan import plan_conversion
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import learned_names, weight_name_of
-from lightning_selfcompress.removal.surgery import Replacement, replace_tensors, zeros_in_place_of
+from lightning_selfcompress.removal.surgery import (
+    Replacement,
+    replace_tensors,
+    take_sizes,
+    whole_number,
+    zeros_in_place_of,
+)
 from lightning_selfcompress.size.coupling import couple
 from lightning_selfcompress.tensors import name_of, own_tensors, stored_tensors
 
@@ -167,11 +173,13 @@ def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix:
         CheckpointError: If the module cannot have these shapes, or a later version wrote the checkpoint. The module is
             unchanged then.
     """
+    marked = prefix + MARK in state_dict
     if int(state_dict.pop(prefix + MARK, FORMAT)) > FORMAT:
         raise CheckpointError(
             "Expected a checkpoint of this version of lightning-selfcompress, got one of a later version."
         )
     own = stored_tensors(module)
+    sizes = _pop_sizes(module, state_dict, f"{prefix}{MARK}.")
     saved = {
         key.removeprefix(prefix): value
         for key, value in state_dict.items()
@@ -190,6 +198,21 @@ def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix:
             fresh[id(tensor)] = zeros_in_place_of(tensor, saved[name].shape)
     if fresh:
         replace_tensors(module, fresh)
+    if marked:
+        take_sizes(module, sizes)
+
+
+def _pop_sizes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str) -> dict[str, int]:
+    """Takes the attributes that removals of heads changed out of a state dict, and returns them by their paths."""
+    sizes = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    for name, value in sizes.items():
+        known = whole_number(module, name)
+        if known is None or not isinstance(value, Tensor) or value.numel() != 1 or not int(value) >= 1:
+            raise CheckpointError(
+                f"Expected {name!r} to be a whole number in this {type(module).__name__}, as it was in the run that "
+                f"wrote the checkpoint. Build the module with the arguments of that run."
+            )
+    return {name: int(value) for name, value in sizes.items()}
 
 
 def read_checkpoint(path: str | PathLike[str], *, weights_only: bool = True) -> dict[str, Any]:

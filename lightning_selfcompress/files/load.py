@@ -14,7 +14,13 @@ from lightning_selfcompress.files.finalize import make_plain
 from lightning_selfcompress.files.shapes import Shape, check_sizes
 from lightning_selfcompress.packing import Packed, from_file, kept_number
 from lightning_selfcompress.quantize.parameters import learned_tensors
-from lightning_selfcompress.removal.surgery import Replacement, replace_tensors, zeros_in_place_of
+from lightning_selfcompress.removal.surgery import (
+    Replacement,
+    replace_tensors,
+    take_sizes,
+    whole_number,
+    zeros_in_place_of,
+)
 from lightning_selfcompress.tensors import name_of, stored_tensors
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -59,12 +65,14 @@ def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> 
         _check_names(packed, into, own, strict=strict)
         check_sizes(into, {t.name: t.shape for t in packed.tensors})
         _check_attributes(packed, into, own, strict=strict)
+        sizes = _of_heads(packed, into)
         rounded = _check_dtypes(packed, own)
     except CheckpointError as error:
         raise PackedFileError(f"{os.fspath(path)}: {error}") from error
     make_plain(into)
     saved = {t.name: t.tensor() for t in packed.tensors if t.name in own}
     _fill(into, own, saved, packed.attributes)
+    take_sizes(into, sizes)
     if rounded:
         warnings.warn(f"{_some(rounded)}: rounded to the types of the network.", stacklevel=2)
     return into
@@ -99,12 +107,24 @@ def _check_attributes(packed: Packed, into: nn.Module, own: Mapping[str, Tensor]
                 f"expected {name!r} to fit this {type(into).__name__} and its shapes, got "
                 f"{packed.attributes.get(name)}. Build the network as it was when it was exported."
             )
-    unknown = [name for name in packed.attributes if name not in known]
+    for name, number in _of_heads(packed, into).items():
+        if not 1 <= number <= (whole_number(into, name) or 0):
+            raise CheckpointError(
+                f"expected {name!r} from 1 to {whole_number(into, name)}, got {number}. Build the network as it was "
+                f"when it was exported."
+            )
+    unknown = [name for name in packed.attributes if name not in known and name not in _of_heads(packed, into)]
     if strict and unknown:
         raise CheckpointError(
             f"expected numbers of the modules of a {type(into).__name__}, found {_some(unknown)} too. Build the "
             f"network as it was when it was exported; strict=False takes what fits."
         )
+
+
+def _of_heads(packed: Packed, into: nn.Module) -> dict[str, int]:
+    """Returns the attributes in a file that removals of heads changed."""
+    kept = {name_of(path, kept_number(module)) for path, module in into.named_modules() if kept_number(module)}
+    return {n: v for n, v in packed.attributes.items() if n not in kept and whole_number(into, n) is not None}
 
 
 def _fits(number: int | None, module: nn.Module, weight: Shape | None, bias: Shape | None) -> bool:

@@ -15,7 +15,7 @@ from lightning_selfcompress.packing.structure import EXPONENT_LIMIT
 from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, codes, step_size
 from lightning_selfcompress.quantize.layers import ChannelAxis
 from lightning_selfcompress.quantize.parameters import learned_tensors, quantized_parameters
-from lightning_selfcompress.tensors import is_bare_norm, name_of, stored_tensors, whole
+from lightning_selfcompress.tensors import SIZES, is_bare_norm, name_of, stored_tensors, whole
 
 _WIDEST = 2147483520.0  # the largest float32 number that is within the range of tokens
 
@@ -217,6 +217,8 @@ def attributes(model: nn.Module) -> Iterator[tuple[str, int]]:
         value = int(getattr(module, name)) if name else 1
         if value > 1 or name not in ("", "groups"):  # 1 is the default number of groups
             yield name_of(path, name), value
+        for name in module.__dict__.get(SIZES, ()):
+            yield name_of(path, name), int(getattr(module, name))
 
 
 def kept_number(module: nn.Module) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.quantize.formula import Range
 from lightning_selfcompress.quantize.layers import COUPLING, Quantized, QuantizedSpec
-from lightning_selfcompress.tensors import name_of
+from lightning_selfcompress.tensors import SIZES, name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +98,8 @@ _OF_THE_LIBRARIES = frozenset(vars(nn.Module())) | {
     "_quantized_values",
     COUPLING,
     USES,
+    SIZES,
+    "_removed_nbytes",
     "_trainer",
     "_fabric",
 }

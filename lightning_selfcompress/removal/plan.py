@@ -15,6 +15,7 @@ from lightning_selfcompress.channels.channels import Channels, Slot
 from lightning_selfcompress.quantize.formula import bit_depth
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import weight_name_of
+from lightning_selfcompress.removal.heads import keep_whole
 from lightning_selfcompress.removal.surgery import Edit
 from lightning_selfcompress.tensors import stored_tensors
 
@@ -119,9 +120,10 @@ def plan_removal(
     reasons: dict[int, str] = {}
     waiting = waiting or {}
     not_run = channels.not_run()
+    kept = channels.kept()
     for number in np.flatnonzero(dead).tolist():
-        if number in channels.pinned:
-            reasons[number] = channels.pinned[number]
+        if number in kept:
+            reasons[number] = kept[number]
         elif not_run[number]:
             reasons[number] = "no step that was watched runs it"
         elif number in waiting:
@@ -131,12 +133,15 @@ def plan_removal(
     constant = going & constant_channels(model, channels)
     reasons |= dict.fromkeys(np.flatnonzero(constant).tolist(), "a bias or shift is fading")
     going &= ~constant
-    _keep_widths(channels, going, reasons, round_to)
+    while keep_whole(channels, going, reasons) | _keep_widths(channels, going, reasons, round_to):
+        continue
     plan = _plan(model, channels, going, reasons)
     return replace(plan, refused={**plan.refused, **_living_on(model, channels, dead)})
 
 
-def narrow(model: nn.Module, channels: Channels, plan: RemovalPlan, wanted: Sequence[int], reason: str) -> RemovalPlan:
+def narrow(
+    model: nn.Module, channels: Channels, plan: RemovalPlan, wanted: Sequence[int], reason: str | Mapping[int, str]
+) -> RemovalPlan:
     """Returns the plan for some channels of a plan.
 
     Args:
@@ -144,11 +149,12 @@ def narrow(model: nn.Module, channels: Channels, plan: RemovalPlan, wanted: Sequ
         channels: The channels of the module.
         plan: A plan for the module.
         wanted: The channels of the plan that are still to be removed.
-        reason: The reason for which the other channels of the plan are kept.
+        reason: The reason for which the other channels of the plan are kept, or the reason for each of them.
     """
     going = np.zeros(channels.count, bool)
     going[list(wanted)] = True
-    reasons = {number: reason for number in plan.channels if not going[number]}
+    others = [number for number in plan.channels if not going[number]]
+    reasons = {number: reason if isinstance(reason, str) else reason[number] for number in others}
     smaller = _plan(model, channels, going, reasons)
     return RemovalPlan(
         smaller.edits, smaller.channels, smaller.weights, smaller.widths, {**plan.refused, **smaller.refused}
@@ -175,13 +181,16 @@ def _living_on(model: nn.Module, channels: Channels, dead: Flags) -> dict[tuple[
     return found
 
 
-def _keep_widths(channels: Channels, going: Flags, reasons: dict[int, str], round_to: int) -> None:
+def _keep_widths(channels: Channels, going: Flags, reasons: dict[int, str], round_to: int) -> bool:
     """Takes channels out of ``going`` until every dimension keeps a channel and a width that is allowed.
 
     The number of output channels of a quantized weight may be a multiple of ``round_to``, or stay unchanged.
+
+    Returns:
+        Whether anything was changed.
     """
     slots = [(s, channels.group[s.atoms]) for s in channels.slots]
-    changed = True
+    before, changed = int(going.sum()), True
     while changed:
         changed = False
         for slot, group in slots:
@@ -198,6 +207,7 @@ def _keep_widths(channels: Channels, going: Flags, reasons: dict[int, str], roun
                     going[number] = False
                     reasons[number] = reason
                     changed = True
+    return int(going.sum()) < before
 
 
 def _plan(model: nn.Module, channels: Channels, going: Flags, reasons: Mapping[int, str]) -> RemovalPlan:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.quantize.layers import COUPLING, Quantized
-from lightning_selfcompress.tensors import NORMS, own_tensors, size_attribute, stored_tensors
+from lightning_selfcompress.tensors import NORMS, SIZES, name_of, own_tensors, size_attribute, stored_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ def remove(model: nn.Module, edits: Sequence[Edit]) -> list[Shrunk]:
     now = replace_tensors(model, {id(tensors[name]): _smaller(tensors[name], along) for name, along in kept.items()})
     for edit in (e for e in edits if e.attribute):
         path, _, name = edit.name.rpartition(".")
-        _resize(model.get_submodule(path), {name: edit.size - len(edit.removed)})
+        set_size(model.get_submodule(path), name, edit.size - len(edit.removed))
     return [Shrunk(tensors[name], now[id(tensors[name])], along, shapes[name], name) for name, along in kept.items()]
 
 
@@ -249,6 +249,46 @@ def _resize(module: nn.Module, sizes: Mapping[str, int]) -> None:
         for name, spec in module._quantized.items():
             if spec.axis.groups > 1:
                 module._quantized[name] = replace(spec, axis=replace(spec.axis, groups=sizes["groups"]))
+
+
+def size_names(module: nn.Module) -> set[str]:
+    """Returns the names of the attributes of a module that are brought in line with the shapes of its tensors."""
+    return {*_sizes(module), size_attribute(module)} if isinstance(module, NORMS) else {*_sizes(module)}
+
+
+def set_size(module: nn.Module, name: str, value: int) -> None:
+    """Sets an attribute that no shape of a tensor tells; notes its first value if it is of no layer of torch."""
+    if name in size_names(module):
+        _resize(module, {name: value})
+    else:
+        module.__dict__.setdefault(SIZES, {}).setdefault(name, getattr(module, name))
+        setattr(module, name, value)
+
+
+def changed_sizes(model: nn.Module) -> dict[str, int]:
+    """Returns the attributes that removals of heads changed, by their paths, with the values they have now."""
+    noted = ((path, module, name) for path, module in model.named_modules() for name in module.__dict__.get(SIZES, ()))
+    return {name_of(path, name): getattr(module, name) for path, module, name in noted}
+
+
+def whole_number(model: nn.Module, path: str) -> int | None:
+    """Returns the value of an attribute of a module by its path, or None if there is no such whole number."""
+    owner, _, name = path.rpartition(".")
+    module = dict(model.named_modules()).get(owner)
+    value = vars(module).get(name) if module is not None else None
+    return value if type(value) is int else None
+
+
+def take_sizes(model: nn.Module, sizes: Mapping[str, int]) -> None:
+    """Gives a model the attributes that :func:`changed_sizes` returned; all others get their first values again."""
+    for path, module in model.named_modules():
+        for name, first in module.__dict__.pop(SIZES, {}).items():
+            setattr(module, name, sizes.get(name_of(path, name), first))
+            if name_of(path, name) in sizes:
+                module.__dict__.setdefault(SIZES, {})[name] = first
+    for path, value in sizes.items():
+        owner, _, name = path.rpartition(".")
+        set_size(model.get_submodule(owner), name, value)
 
 
 def _sizes(module: nn.Module, before: Mapping[str, int] | None = None) -> dict[str, int]:

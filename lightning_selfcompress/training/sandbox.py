@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.channels.watch import Watcher
 from lightning_selfcompress.removal.trial import random_states_kept
-from lightning_selfcompress.tensors import copied_in, is_a, map_tensors, tensors_in
+from lightning_selfcompress.tensors import SIZES, copied_in, is_a, map_tensors, tensors_in
 from lightning_selfcompress.training.outside import Outside, OutsideError
 from lightning_selfcompress.training.stand_in import Nothing, stand_in_for
 
@@ -128,7 +128,8 @@ class Sandbox:
         pairs = zip(self._module.named_modules(), copied.named_modules(), strict=True)
         for (path, original), (_, part) in pairs:
             _share_no_iterator(original, part)
-            part.__dict__.update(step.attributes.get(path, {}))
+            smaller = part.__dict__.get(SIZES, {})  # changed by a removal, not by the code of the module
+            part.__dict__.update({n: v for n, v in step.attributes.get(path, {}).items() if n not in smaller})
             if is_a(part, "LightningModule"):
                 for name in STEPS:  # compiled ones are bound to the module they were compiled from
                     part.__dict__.pop(name, None)

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_selfcompress.files.checkpoint import FORMAT, MARK, check_readable, misfit
 from lightning_selfcompress.quantize.layers import Quantized
-from lightning_selfcompress.removal.surgery import Replacement, replace_tensors
+from lightning_selfcompress.removal.surgery import Replacement, changed_sizes, replace_tensors, take_sizes
 from lightning_selfcompress.tensors import stored_tensors
 
 
@@ -28,6 +28,8 @@ def guard_strategy(strategy: Any) -> None:
     def marked(checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(m, Quantized) for m in strategy.lightning_module.modules()):
             mark = {MARK: torch.tensor(FORMAT)}  # first, so that it is the first key in an error
+            sizes = changed_sizes(strategy.lightning_module)
+            mark |= {f"{MARK}.{name}": torch.tensor(value) for name, value in sizes.items()}
             checkpoint = {**checkpoint, "state_dict": {**mark, **checkpoint["state_dict"]}}
         return save(checkpoint, *args, **kwargs)
 
@@ -47,12 +49,14 @@ def guard_strategy(strategy: Any) -> None:
 def _all_or_nothing(module: nn.Module) -> Iterator[None]:
     """Leaves a module as it was, shapes included, where loading raises; the error also says what to do."""
     before = {name: tensor.detach().clone() for name, tensor in stored_tensors(module).items()}
+    sizes = changed_sizes(module)
     try:
         yield
     except Exception as error:
         now = stored_tensors(module)
         reshaped = {name for name, values in before.items() if now[name].shape != values.shape}
         replace_tensors(module, {id(now[name]): Replacement(before[name].clone()) for name in reshaped})
+        take_sizes(module, sizes)
         with torch.no_grad():
             for name, tensor in stored_tensors(module).items():
                 tensor.copy_(before[name])

@@ -61,7 +61,7 @@ def part_zero(x: Tensor) -> Tensor:
 
 
 ATEN = torch.ops.aten
-SUMS = "convolution sums over it, and it is not zero when dead"
+SUMS = "d at last sums over it, and "
 CASES = {
     # moves
     "as_strided": Case(lambda x: x.as_strided(x.shape, x.stride())),
@@ -99,7 +99,7 @@ CASES = {
         "linear",
     ),
     "repeat": Case(lambda x: x.repeat(1, 2, 1, 1)),
-    "repeat, written to": pinned(written_to, "mul joins it with values that belong to no channel"),
+    "repeat, written to": pinned(written_to, "mul combines it with a tensor of a fixed size"),
     "flip": Case(lambda x: x.flip(1)),
     "roll": Case(lambda x: x.roll(1, -1)),
     "roll, channels": pinned(lambda x: x.roll(1, 1), "roll moves"),
@@ -162,7 +162,7 @@ CASES = {
     "new_empty": Case(lambda x: x * x.new_empty(x.shape[0], 1, 1, 1).fill_(2.0)),
     "new_empty_strided": Case(lambda x: x * x.new_empty_strided((1,), (1,)).fill_(2.0)),
     "new_zeros": Case(lambda x: x * (1 + x.new_zeros(1))),
-    "new_zeros, by width": pinned(lambda x: x + x.new_zeros(x.shape), "add joins it with values that belong to no"),
+    "new_zeros, by width": pinned(lambda x: x + x.new_zeros(x.shape), "add combines it with a tensor of a fixed size"),
     "new_ones": Case(lambda x: x * x.new_ones(1)),
     "new_full": Case(lambda x: x * x.new_full((1,), 3.0)),
     "bernoulli": Case(filled(lambda x: torch.bernoulli(x.sigmoid()))),
@@ -183,13 +183,17 @@ CASES = {
     "cauchy": Case(filled(lambda x: torch.empty_like(x).cauchy_())),
     # products
     "mm": Case(with_linear(lambda layer, x: layer(x), bias=False), "linear"),
-    "mm, with constants": pinned(lambda x: x @ torch.ones(x.shape[1], 2).to(x), "mm sums it with values", "linear"),
+    "mm, with constants": pinned(
+        lambda x: x @ torch.ones(x.shape[1], 2).to(x), "mm combines it with a tensor of a fixed size", "linear"
+    ),
     "addmm": Case(with_linear(lambda layer, x: layer(x)), "linear"),
     "addmm, to what is not zero": pinned(
-        with_linear(lambda layer, x: torch.addmm(x.cos(), x, layer.weight.t())), "addmm sums over it", "linear"
+        with_linear(lambda layer, x: torch.addmm(x.cos(), x, layer.weight.t())), "Linear at last sums over it", "linear"
     ),
     "addmm, an input too": pinned(
-        with_linear(lambda layer, x: layer(x) + layer(torch.ones(4, WIDTH).to(x))), "addmm sums it with", "linear"
+        with_linear(lambda layer, x: layer(x) + layer(torch.ones(4, WIDTH).to(x))),
+        "Linear at body.linear combines it with a tensor of a fixed size",
+        "linear",
     ),
     "bmm": Case(lambda x: torch.bmm(x, x.transpose(1, 2).relu() @ x), "tokens"),
     "baddbmm": Case(lambda x: torch.baddbmm(x, x @ x.transpose(1, 2), x), "tokens"),
@@ -212,13 +216,13 @@ CASES = {
             lambda self: setattr(self, "layer", nn.Bilinear(WIDTH, WIDTH, 4)),
             lambda self, x: self.layer(x.cos(), x.cos()),
         ),
-        "_trilinear sums over it",
+        "Bilinear at body.layer sums over it, and cos in Body at body leaves it other than zero when it is dead",
         "linear",
     ),
     "convolution": Case(with_layer(lambda: nn.Conv2d(WIDTH, 6, 3))),
     "convolution, channels in space": pinned(
         module(lambda self: setattr(self, "conv", nn.Conv2d(6, 6, 1)), lambda self, x: self.conv(x.transpose(1, 2))),
-        "convolution slides over it",
+        "Conv2d at body.conv slides over it",
     ),
     "convolution, another shift": Case(
         module(
@@ -228,21 +232,21 @@ CASES = {
     ),
     "convolution, depthwise, fixed kernel": pinned(
         lambda x: F.conv2d(x, torch.ones(x.shape[1], 1, 3, 3).to(x), groups=x.shape[1]),
-        "convolution multiplies it with values that belong to no channel",
+        "convolution combines it with a tensor of a fixed size",
     ),
     "convolution, transposed, groups, scaled weight": pinned(
         module(
             lambda self: setattr(self, "conv", nn.ConvTranspose2d(WIDTH, 6, 3, groups=2)),
             lambda self, x: F.conv_transpose2d(x, self.conv.weight * 2, self.conv.bias, groups=2),
         ),
-        "mul is applied to a weight in groups",
+        "mul in Body at body is applied to a weight in groups",
     ),
     "convolution, transposed, weight in other groups": pinned(
         module(
             lambda self: setattr(self, "conv", nn.ConvTranspose2d(WIDTH, 4, 3, groups=2)),
             lambda self, x: F.conv_transpose2d(x, self.conv.weight, self.conv.bias[:2]),
         ),
-        "convolution reads a weight in other groups",
+        "convolution in Body at body reads a weight in other groups",
     ),
     "convolution, groups": Case(with_layer(lambda: nn.Conv2d(WIDTH, 6, 3, groups=2)), free=4),
     "convolution, depthwise": Case(with_layer(lambda: nn.Conv2d(WIDTH, WIDTH, 3, groups=WIDTH))),
@@ -254,7 +258,8 @@ CASES = {
         with_layer(lambda: nn.ConvTranspose2d(WIDTH, 16, 2, groups=WIDTH))
     ),
     "convolution, circular": pinned(
-        with_layer(lambda: nn.Conv2d(WIDTH, 6, 3, padding=1, padding_mode="circular")), "copy_ joins it with values"
+        with_layer(lambda: nn.Conv2d(WIDTH, 6, 3, padding=1, padding_mode="circular")),
+        "Conv2d at body.layer combines it with a tensor of a fixed size",
     ),
     "convolution, in inference mode": Case(
         with_layer(lambda: nn.Sequential(nn.Conv2d(WIDTH, 6, 3), nn.BatchNorm2d(6), nn.MaxPool2d(2), nn.Flatten())),
@@ -262,11 +267,13 @@ CASES = {
     ),
     "_scaled_dot_product_flash_attention_for_cpu": Case(Attention, "tokens"),
     "_scaled_dot_product_flash_attention_for_cpu, scaled by width": pinned(
-        lambda x: F.scaled_dot_product_attention(*[x.unsqueeze(1)] * 3).squeeze(1), "_scaled_dot_product", "tokens"
+        lambda x: F.scaled_dot_product_attention(*[x.unsqueeze(1)] * 3).squeeze(1),
+        "scaled_dot_product_attention scales by the number of channels",
+        "tokens",
     ),
     "_scaled_dot_product_flash_attention_for_cpu, over channels": pinned(
         lambda x: attended(x.mT, x.mT.contiguous()).mT,
-        "_scaled_dot_product",
+        "scaled_dot_product_attention takes its channels for positions",
         "tokens",
     ),
     "_scaled_dot_product_flash_attention_for_cpu, channels ask": pinned(
@@ -274,7 +281,7 @@ CASES = {
     ),
     "_scaled_dot_product_flash_attention_for_cpu, channels in the mask": pinned(
         lambda x: attended(torch.ones(3, 6, 4).to(x), torch.ones(3, WIDTH, 4).to(x), x.detach()),
-        "_scaled_dot_product",
+        "scaled_dot_product_attention takes its channels for positions",
         "tokens",
     ),
     "embedding": Case(lambda x: x.relu(), "embedding"),
@@ -287,7 +294,7 @@ CASES = {
             lambda self: setattr(self, "bag", nn.EmbeddingBag(32, 4, mode="sum")),
             lambda self, x: self.bag(torch.arange(32).view(4, 8), per_sample_weights=x),
         ),
-        "_embedding_bag picks rows",
+        "EmbeddingBag at body.bag picks rows by their numbers",
         "linear",
     ),
     "_embedding_bag_forward_only": Case(lambda x: x.relu(), "frozen bag", mode=torch.no_grad),
@@ -301,7 +308,7 @@ CASES = {
         module(
             lambda self: setattr(self, "layer", nn.LSTM(6, 4, batch_first=True)), lambda self, x: self.layer(x.mT)[0]
         ),
-        "mkldnn_rnn_layer takes its channels for positions",
+        "LSTM at body.layer takes its channels for positions",
         "float32",
     ),
     "mkldnn_rnn_layer, channels for a state": pinned(
@@ -309,14 +316,14 @@ CASES = {
             lambda self: setattr(self, "layer", nn.LSTM(4, WIDTH, batch_first=True)),
             lambda self, x: self.layer(torch.ones(3, 6, 4), (x[:, 0].unsqueeze(0), torch.ones(1, 3, WIDTH)))[0],
         ),
-        "mkldnn_rnn_layer keeps a hidden state",
+        "LSTM at body.layer keeps a hidden state",
         "float32",
     ),
     # normalization, softmax
     "native_batch_norm": Case(with_layer(lambda: nn.BatchNorm2d(WIDTH))),
     "native_batch_norm, channels in space": pinned(
         module(lambda self: setattr(self, "norm", nn.BatchNorm2d(6)), lambda self, x: self.norm(x.transpose(1, 2))),
-        "native_batch_norm normalizes over it",
+        "BatchNorm2d at body.norm normalizes over it",
     ),
     "native_batch_norm, after a shift": Case(with_norm(lambda norm, x: norm(x + 1))),
     "native_batch_norm, without scale": Case(with_layer(lambda: nn.BatchNorm2d(WIDTH, affine=False))),
@@ -329,8 +336,8 @@ CASES = {
     "native_batch_norm, another shift": pinned(
         with_norm(lambda n, x: F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias + 1, True)), SUMS
     ),
-    "native_batch_norm, another scale": pinned(
-        with_norm(lambda n, x: F.batch_norm(x, n.running_mean, n.running_var, n.weight + 1, n.bias, n.training)), SUMS
+    "native_batch_norm, another scale": Case(
+        with_norm(lambda n, x: F.batch_norm(x, n.running_mean, n.running_var, n.weight + 1, n.bias, n.training))
     ),
     "native_batch_norm, instances": Case(with_layer(lambda: nn.InstanceNorm2d(WIDTH, affine=True))),
     "native_batch_norm, instances remembered": Case(
@@ -340,14 +347,18 @@ CASES = {
         name: Case(legit(name))
         for name in ("_native_batch_norm_legit", "_native_batch_norm_legit_functional", "_batch_norm_with_update")
     },
-    "native_layer_norm": pinned(with_layer(lambda: nn.LayerNorm(WIDTH)), "native_layer_norm needs all", "tokens"),
+    "native_layer_norm": pinned(
+        with_layer(lambda: nn.LayerNorm(WIDTH)), "LayerNorm at body.layer needs every channel of its input", "tokens"
+    ),
     "native_layer_norm, of space": pinned(with_layer(lambda: nn.LayerNorm([6, 6])), SUMS),
     "native_layer_norm, of space, without shift": Case(with_layer(lambda: nn.LayerNorm([6, 6], bias=False))),
-    "mean, RMS norm": pinned(with_layer(lambda: nn.RMSNorm(WIDTH)), "mean needs all", "tokens"),
+    "mean, RMS norm": pinned(
+        with_layer(lambda: nn.RMSNorm(WIDTH)), "RMSNorm at body.layer needs every channel of its input", "tokens"
+    ),
     "native_group_norm": Case(with_layer(lambda: nn.GroupNorm(4, WIDTH)), free=4),
     "native_group_norm, channels in space": pinned(
         module(lambda self: setattr(self, "norm", nn.GroupNorm(2, 6)), lambda self, x: self.norm(x.transpose(1, 2))),
-        "native_group_norm normalizes over it",
+        "GroupNorm at body.norm normalizes over it",
     ),
     "native_group_norm, not all zero": pinned(lambda x: F.group_norm(mixed(x), 2), SUMS),
     "native_group_norm, batch": pinned(
@@ -363,11 +374,11 @@ CASES = {
     "native_group_norm, without scale": pinned(
         with_layer(lambda: nn.GroupNorm(4, WIDTH, affine=False)), "groups of them, which no file could tell"
     ),
-    "_softmax": pinned(lambda x: x.softmax(1), "_softmax needs all its channels"),
+    "_softmax": pinned(lambda x: x.softmax(1), "softmax needs every channel of its input"),
     "_softmax, of space": pinned(lambda x: x.softmax(-1), SUMS),
     "_softmax, of space, then multiplied": Case(lambda x: x * x.softmax(-1)),
-    "_log_softmax": pinned(lambda x: x.log_softmax(1), "_log_softmax needs all its channels"),
-    "_safe_softmax": pinned(lambda x: torch._safe_softmax(x, 1), "_safe_softmax needs all its channels"),
+    "_log_softmax": pinned(lambda x: x.log_softmax(1), "log_softmax needs every channel of its input"),
+    "_safe_softmax": pinned(lambda x: torch._safe_softmax(x, 1), "safe_softmax needs every channel of its input"),
     # pooling, interpolation, padding
     "fractional_max_pool2d": Case(pooled_at_random),
     "grid_sampler_2d": Case(sampled),
@@ -439,7 +450,7 @@ for op, reduce in {**KEPT, **LOST}.items():
     space = Case(lambda x, f=reduce: f(x, -1)) if op in KEPT else pinned(lambda x, f=reduce: f(x, -1), SUMS)
     CASES[op] = space
     CASES[f"{op}, then multiplied"] = Case(lambda x, f=reduce: x * f(x, -1)) if op != "topk" else space
-    CASES[f"{op}, channels"] = pinned(lambda x, f=reduce: f(x, 1), f"{op} needs all its channels")
+    CASES[f"{op}, channels"] = pinned(lambda x, f=reduce: f(x, 1), f"{op} needs every channel of its input")
 CASES["sum, channels"] = Case(lambda x: x.sum(1, keepdim=True))
 CASES["sum, channels that are not zero"] = pinned(lambda x: x.cos().sum(1, keepdim=True), "sum sums over it")
 

@@ -1,78 +1,10 @@
 """Rules of operations that move values from one position or dimension to another."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from torch import Tensor
 
 from lightning_selfcompress.channels.atoms import UNIFORM, Axis, Dim, Dims, fixed, join
 from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
-
-
-def reshape(call: Call) -> Result:
-    """Handles ``view`` and the other reshapes, in blocks of dimensions of equal size (:func:`_reshape_block`)."""
-    source = call.inputs[0]
-    dims, sizes, target = call.dims(source), tuple(source.shape), call.shape
-    result: list[Dim] = [None] * len(target)
-    for ins, outs in _blocks(sizes, target):
-        block = _reshape_block(call, [dims[i] for i in ins], [sizes[i] for i in ins], [target[o] for o in outs])
-        for o, dim in zip(outs, block, strict=True):
-            result[o] = dim
-    return [tuple(result)]
-
-
-def _blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Returns the finest matching of the dimensions larger than 1 of two shapes into blocks of equal size."""
-    ins = [i for i, n in enumerate(source) if n != 1]
-    outs = [o for o, n in enumerate(target) if n != 1]
-    blocks, i, o = [], 0, 0
-    while i < len(ins) and o < len(outs):
-        left, right = [ins[i]], [outs[o]]
-        n, m = source[ins[i]], target[outs[o]]
-        while n != m:
-            if n < m:
-                i += 1
-                left.append(ins[i])
-                n *= source[ins[i]]
-            else:
-                o += 1
-                right.append(outs[o])
-                m *= target[outs[o]]
-        blocks.append((left, right))
-        i, o = i + 1, o + 1
-    return blocks
-
-
-def _reshape_block(call: Call, dims: list[Dim], sizes: list[int], target: list[int]) -> list[Dim]:
-    """Splits and merges the dimensions within one block.
-
-    The result is exact where the channels vary along one dimension of the target. Where the channels vary along several
-    dimensions, as in a view to (groups, channels per group), they are tied across all of these but the largest, whose
-    size is assumed to depend on the number of channels. Only a dry run can confirm this assumption.
-    """
-    if len(dims) == 1 and len(target) == 1:
-        return dims
-    axes = [(i, d) for i, d in enumerate(dims) if isinstance(d, Axis)]
-    if not axes:
-        return [None] * len(target)
-    if len(axes) > 1:
-        for _, axis in axes:
-            call.pin_or_owe(axis, "merges channels of two dimensions")
-        return [None] * len(target)
-    i, axis = axes[0]
-    spread = tuple(-1 if j == i else 1 for j in range(len(sizes)))
-    atoms = np.broadcast_to(axis.atoms.reshape(spread), sizes).reshape(target)
-    zero = np.broadcast_to(axis.zero.reshape(spread), sizes).reshape(target)
-    varies = [j for j, n in enumerate(target) if n > 1 and (atoms != atoms.take([0], j)).any()]
-    if not varies:
-        call.pin(axis, "splits a single channel")
-        return [None] * len(target)
-    chosen = max(varies, key=lambda j: (target[j], j))
-    rows = np.moveaxis(atoms, chosen, -1).reshape(-1, target[chosen])
-    for row in rows[1:] if len(varies) > 1 else ():
-        call.tie(rows[0], row)
-    kept = np.asarray(np.moveaxis(zero, chosen, -1).reshape(-1, target[chosen]).all(0))
-    return [Axis(rows[0], kept) if j == chosen else None for j in range(len(target))]
 
 
 def permute(call: Call) -> Result:
@@ -339,7 +271,6 @@ SPREAD = frozenset({"expand", "repeat", "bernoulli_"})
 
 RULES: dict[str, Rule] = {
     "as_strided": as_strided,
-    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "view_copy"), reshape),
     **dict.fromkeys(("t", "transpose"), transpose),
     **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), split),
     **dict.fromkeys(("select", "unbind"), select),

@@ -40,6 +40,8 @@ def pointwise(call: Call) -> Result:
 
     def zero(known: Flags) -> bool:
         is_zero, is_finite = _on_zeros(call, tuple(known.tolist()))
+        if not is_finite and call.supposes:
+            return False
         if not is_finite and known.any():
             for one in dims:
                 for dim in one:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_selfcompress.channels.atoms import Axis, Dim, Dims
-from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
+from lightning_selfcompress.channels.call import FIXED_SIZE, Call, Result, Rule, never_zero
 
 
 def matrix_product(call: Call) -> Result:
@@ -20,6 +20,7 @@ def matrix_product(call: Call) -> Result:
     rows, columns = one[:-1], other[-1:] if len(other) > 1 else ()
     if call.name.rstrip("_") in ("bmm", "baddbmm"):
         batch = call.meet([one[0], other[0]], [tensors[0].shape[0], tensors[1].shape[0]], zero=_any)
+        call.store.batches += [batch.atoms] if isinstance(batch, Axis) else []
         rows = (batch, *rows[1:])
     result: Dims = (*rows, *columns)
     if added is not None:
@@ -92,10 +93,10 @@ def _depthwise(call: Call, x: Dim, weight: Dims, shape: tuple[int, ...]) -> Dim:
     elif isinstance(rows, Axis):  # weight (groups * outputs per group, 1, ...)
         out = rows
     else:
-        call.pin(x, "multiplies it with values that belong to no channel")
+        call.pin(x, FIXED_SIZE)
         return None
     if not isinstance(x, Axis):
-        call.pin(out, "multiplies it with values that belong to no channel")
+        call.pin(out, FIXED_SIZE)
         return None
     spread = x.repeat(len(out) // groups)
     call.tie(spread.atoms, out.atoms)
@@ -132,14 +133,22 @@ def attention(call: Call) -> Result:
     lead: list[Dim] = []
     sizes = [tuple(call[name].shape) for name in ("query", "key", "value")]
     for d in range(len(q) - 2):
-        here = [dims[d] for dims in (q, k, v)]
-        lead.append(call.meet(here, [shape[d] for shape in sizes], zero=lambda known: bool(known[2])))
+        most = max(shape[d] for shape in sizes)  # of grouped queries, several share the keys and values of a head
+        here = [_repeated(dims[d], most // shape[d]) for dims, shape in zip((q, k, v), sizes, strict=True)]
+        lead.append(
+            call.meet(here, [most if shape[d] > 1 else 1 for shape in sizes], zero=lambda known: bool(known[2]))
+        )
+    call.store.batches += [dim.atoms for dim in lead[1:] if isinstance(dim, Axis)]
     for extra in ("attn_mask", "attn_bias"):
         mask = _optional(call, extra)
         for dim in call.dims(mask) if mask is not None else ():
             call.pin(dim, "takes its channels for positions")
     rows = q[-2].with_zero(False) if isinstance(q[-2], Axis) else q[-2]
     return [(*lead, rows, v[-1]), *[None] * (len(call.outputs) - 1)]
+
+
+def _repeated(dim: Dim, times: int) -> Dim:
+    return dim.repeat(times) if isinstance(dim, Axis) else dim
 
 
 def _optional(call: Call, name: str) -> Any:

@@ -35,7 +35,10 @@ def _normalized(call: Call, channels: Dim, names: tuple[str, ...]) -> Dim:
 
 
 def layer_norm(call: Call) -> Result:
-    """Handles layer normalization: it pins the dimensions that it normalizes over, and its scale and shift."""
+    """Handles layer normalization: it pins the dimensions that it normalizes over, with its scale and shift.
+
+    The result has the same channels, so that whatever it is combined with stays for the same reason.
+    """
     dims, n = call.dims(call["input"]), len(call["normalized_shape"])
     for dim in dims[-n:]:
         call.pin(dim)
@@ -44,7 +47,7 @@ def layer_norm(call: Call) -> Result:
         for dim in call.dims(tensor) if tensor is not None else ():
             call.pin(dim)
     others = dims[:-n] if _argument(call, "bias", default=None) is None else never_zero(dims[:-n])
-    return [(*others, *[None] * n), *[None] * (len(call.outputs) - 1)]
+    return [(*others, *never_zero(dims[-n:])), *[None] * (len(call.outputs) - 1)]
 
 
 def group_norm(call: Call) -> Result:
