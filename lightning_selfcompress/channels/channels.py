@@ -100,7 +100,8 @@ class Channels:
 
         These are the pinned channels, and those in heads of which neither the head nor the position may go.
         """
-        kept = {number: why for number, why in self.pinned.items() if number < self.count}
+        count = self.count
+        kept = {number: why for number, why in self.pinned.items() if number < count}
         for cell, head, position, _ in self.cells.tolist():
             if head in self.pinned and position in self.pinned:
                 kept.setdefault(cell, self.pinned[head])
