@@ -30,8 +30,8 @@ from lightning_selfcompress.packing import (
     packed_size,
     stored_dtype,
 )
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.formula import bit_depth, integer_bits
-from lightning_selfcompress.quantize.layers import ChannelAxis
 from lightning_selfcompress.quantize.parameters import learned_names, quantized_parameters, weight_name_of
 
 
