@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from lightning_selfcompress.files.checkpoint import FORMAT, MARK, check_readable, misfit
+from lightning_selfcompress.quantize.convert import revert_layer
 from lightning_selfcompress.quantize.layers import Quantized
+from lightning_selfcompress.quantize.parameters import quantized_layers
 from lightning_selfcompress.removal.surgery import Replacement, replace_tensors
 from lightning_selfcompress.tensors import stored_tensors
 
@@ -45,11 +47,14 @@ def guard_strategy(strategy: Any) -> None:
 
 @contextmanager
 def _all_or_nothing(module: nn.Module) -> Iterator[None]:
-    """Leaves a module as it was, shapes included, where loading raises; the error also says what to do."""
+    """Leaves a module as it was, shapes and classes included, where loading raises; the error also says what to do."""
+    converted = set(quantized_layers(module))
     before = {name: tensor.detach().clone() for name, tensor in stored_tensors(module).items()}
     try:
         yield
     except Exception as error:
+        for layer in [layer for layer in quantized_layers(module) if layer not in converted]:
+            revert_layer(layer)
         now = stored_tensors(module)
         reshaped = {name for name, values in before.items() if now[name].shape != values.shape}
         replace_tensors(module, {id(now[name]): Replacement(before[name].clone()) for name in reshaped})
