@@ -12,10 +12,18 @@ from lightning_selfcompress.tensors import whole
 class ChannelAxis:
     """The position of the output channels in a weight.
 
+    >>> import torch
+    >>> from lightning_selfcompress import ChannelAxis
+    >>> ChannelAxis(dim=1).channels(torch.zeros(8, 16))  # (in, out)
+    16
+    >>> ChannelAxis(dim=1, groups=4).channels(torch.zeros(4, 16, 8))  # four experts of (out, in)
+    64
+
     Args:
         dim: The dimension of the weight that counts output channels.
-        groups: Number of groups along dimension 0, each with its own output channels, as in a grouped transposed
-            convolution with weights ``(in, out / groups, *kernel)``. It is 1 for every other layer.
+        groups: Number of groups along dimension 0, each with its own output channels: as many as there are experts in a
+            weight ``(experts, out, in)``, or those of a grouped transposed convolution with weights
+            ``(in, out / groups, *kernel)``. It is 1 for every other layer.
     """
 
     dim: int = 0

@@ -28,6 +28,11 @@ from lightning_selfcompress.tensors import is_sharded, whole
 AXIS_KEY = "channel_axis"  # how the keys of axes end in a state dict
 
 
+def axis_key(depth_name: str) -> str:
+    """Returns the key under which a state dict holds the axis of the weight whose raw bit depths have this name."""
+    return depth_name.removesuffix("bit_depth") + AXIS_KEY
+
+
 COUPLING = "_coupling"  # the layer attribute in which ``size.coupling`` keeps its notes
 
 
@@ -54,9 +59,14 @@ class QuantizedSpec:
     saves_axis: bool = False
 
     @property
+    def learned(self) -> tuple[str, str]:
+        """The names of the buffers of raw bit depths and of exponents."""
+        return self.bit_depth, self.exponent
+
+    @property
     def axis_key(self) -> str:
         """The key under which a state dict holds the axis, if it does: dimension and groups, in floats."""
-        return self.bit_depth.removesuffix("bit_depth") + AXIS_KEY
+        return axis_key(self.bit_depth)
 
 
 def saved_axis(value: Tensor) -> ChannelAxis | None:
@@ -272,7 +282,10 @@ class Quantized(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for spec in self._quantized.values():
+        for name, spec in self._quantized.items():
+            # A class may write ``self.weight`` itself, which is computed, and leave out what it does not know.
+            for key, tensor in ((name, self.latent(name)), *zip(spec.learned, self.learned(name), strict=True)):
+                destination[prefix + key] = tensor if keep_vars else tensor.detach()
             if spec.saves_axis:  # in floats, since averages over state dicts multiply whatever is in them
                 destination[prefix + spec.axis_key] = torch.tensor([float(spec.axis.dim), float(spec.axis.groups)])
 

@@ -35,7 +35,7 @@ def undo(value: Any) -> Callable[[], None]:
         items = value[:]
         return lambda: value.__setitem__(slice(None), items)
     if isinstance(value, dict):
-        pairs = dict(value)
+        pairs = dict(dict.items(value))  # past a ``__getitem__`` of the dictionary's own class
         return lambda: _nothing((dict.clear(value), dict.update(value, pairs)))
     if isinstance(value, set | deque):
         members = list(value)
