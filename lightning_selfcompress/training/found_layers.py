@@ -1,14 +1,20 @@
 """Layers of unknown types, found by what they do in a training step that is run on a copy before the first one."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_selfcompress.channels.weight_roles import NOT_SEEN, WeightRoles
+from lightning_selfcompress.files.checkpoint import axes_in
 from lightning_selfcompress.quantize.channel_axis import ChannelAxis
-from lightning_selfcompress.quantize.conversion_plan import ConversionPlan
+from lightning_selfcompress.quantize.conversion_plan import ConversionPlan, unmatched
+from lightning_selfcompress.quantize.convert import convert
+from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.tensors import copy_module, name_of
 from lightning_selfcompress.training.sandbox import CapturedStep, Sandbox
 from lightning_selfcompress.training.watched_steps import step_arguments
@@ -79,3 +85,47 @@ def tell_found(plan: ConversionPlan, axes: Mapping[str, ChannelAxis | str]) -> N
 
 def _groups(axis: ChannelAxis) -> str:
     return f", in {axis.groups} groups along dimension 0" if axis.groups > 1 else ""
+
+
+@dataclass(frozen=True)
+class _ConvertAsLoaded:
+    """A ``load_state_dict`` pre-hook, of a class so that the module that has it can be pickled and copied.
+
+    Args:
+        initial_bits: Bit depth of all channels that the state dict says nothing of.
+        skip: What stays in float, as in :func:`convert`.
+    """
+
+    initial_bits: float
+    skip: tuple[str | type[nn.Module], ...]
+
+    def __call__(self, module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+        axes, was_float = axes_in(module, state_dict, prefix), not isinstance(module, Quantized)
+        if not axes:
+            return
+        absent = unmatched(module, self.skip)
+        skip = [entry for entry in self.skip if entry not in absent]
+        convert(module, initial_bits=self.initial_bits, skip=skip, axes=axes)
+        if was_float and isinstance(module, Quantized):  # it loads its own tensors as the float class did
+            module.depths_loaded, module.pristine = True, False
+            for spec in module._quantized.values():
+                state_dict.pop(prefix + spec.axis_key, None)
+
+
+def convert_when_loaded(
+    module: nn.Module, initial_bits: float, skip: Sequence[str | type[nn.Module]]
+) -> RemovableHandle:
+    """Has a module convert layers of unknown types when it loads a state dict in which they are quantized.
+
+    Args:
+        module: The module.
+        initial_bits: As in :func:`convert`.
+        skip: What stays in float in any case, as in :func:`convert`.
+
+    Returns:
+        What takes this back.
+    """
+    handle = module.register_load_state_dict_pre_hook(_ConvertAsLoaded(initial_bits, tuple(skip)))
+    hooks = cast("OrderedDict[int, Any]", module._load_state_dict_pre_hooks)
+    hooks.move_to_end(handle.id, last=False)  # before the hook that gives converted layers their shapes
+    return cast(RemovableHandle, handle)

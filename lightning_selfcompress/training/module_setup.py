@@ -1,15 +1,15 @@
 """The conversion of a module that a Trainer is about to train, whose own hooks may still build layers."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from lightning_selfcompress.files.checkpoint import axes_in, follow_shapes
+from lightning_selfcompress.files.checkpoint import follow_shapes
 from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.conversion_plan import ConversionPlan, unmatched
 from lightning_selfcompress.quantize.convert import as_float, convert, revert
@@ -18,7 +18,7 @@ from lightning_selfcompress.quantize.parameters import QuantizedParameter, quant
 from lightning_selfcompress.quantize.registry import supported_types
 from lightning_selfcompress.tensors import put_on
 from lightning_selfcompress.training.depth_training import let_train
-from lightning_selfcompress.training.found_layers import axes_of_step, tell_found
+from lightning_selfcompress.training.found_layers import axes_of_step, convert_when_loaded, tell_found
 from lightning_selfcompress.training.intercept import overrides
 from lightning_selfcompress.training.lightning_private import averaged_models
 from lightning_selfcompress.training.sandbox import proves_nothing
@@ -50,7 +50,7 @@ class ModuleSetup:
         self._wrapped: dict[str, Callable[[], None]] = {}  # name of a method -> what gives it back
         self._uncalibrated: dict[int, QuantizedParameter] = {}
         self._was_float = True
-        self._unhook: Callable[[], None] = lambda: None
+        self._hooks: list[RemovableHandle] = []
         self._looks = False  # whether the next training step may show layers of unknown types
 
     def begin(self, module: nn.Module, *, training: bool) -> None:
@@ -69,8 +69,10 @@ class ModuleSetup:
         for name in builders:
             self._wrap(module, name, self._then_convert)
         self._wrap(module, "configure_optimizers", _in_float)
-        self._convert_as_loaded(module)
-        for network in (module, *averaged_models(self._trainer.callbacks)):
+        self._unhook()
+        networks = (module, *averaged_models(self._trainer.callbacks))
+        self._hooks = [convert_when_loaded(n, self._initial_bits, self._skip) for n in networks]
+        for network in networks:
             follow_shapes(network)
         if not shards_parameters(self._trainer.strategy):
             guard_strategy(self._trainer.strategy)
@@ -181,23 +183,10 @@ class ModuleSetup:
             give_back()
         self._wrapped.clear()
 
-    def _convert_as_loaded(self, module: nn.Module) -> None:
-        """Has layers of unknown types converted when a checkpoint is loaded that has them quantized."""
-
-        def convert_first(_: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *__: Any) -> None:
-            axes, was_float = axes_in(module, state_dict, prefix), not isinstance(module, Quantized)
-            if axes:
-                self.convert(module, axes=axes)
-            if was_float and isinstance(module, Quantized):  # it loads its own tensors as the float class did
-                module.depths_loaded, module.pristine = True, False
-                for spec in module._quantized.values():
-                    state_dict.pop(prefix + spec.axis_key, None)
-
-        self._unhook()
-        handle = module.register_load_state_dict_pre_hook(convert_first)
-        hooks = cast("OrderedDict[int, Any]", module._load_state_dict_pre_hooks)
-        hooks.move_to_end(handle.id, last=False)
-        self._unhook = handle.remove
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
     def _wrap(self, module: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
         if name not in self._wrapped:

@@ -14,6 +14,7 @@ from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import quantized_layers
 from lightning_selfcompress.removal.surgery import Replacement, replace_tensors
 from lightning_selfcompress.tensors import stored_tensors
+from lightning_selfcompress.training.strategies import keep_depths_from_ddp
 
 
 def guard_strategy(strategy: Any) -> None:
@@ -40,7 +41,9 @@ def guard_strategy(strategy: Any) -> None:
     @wraps(fill)
     def whole(*args: Any, **kwargs: Any) -> Any:
         with _all_or_nothing(strategy.lightning_module):
-            return fill(*args, **kwargs)
+            filled = fill(*args, **kwargs)
+        keep_depths_from_ddp(strategy, strategy.lightning_module)  # of layers that were converted as they were loaded
+        return filled
 
     strategy.save_checkpoint, strategy.load_checkpoint, strategy.load_model_state_dict = marked, named, whole
 
