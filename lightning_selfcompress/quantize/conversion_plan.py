@@ -74,14 +74,14 @@ class ConversionPlan:
     @property
     def undecided(self) -> tuple[str, ...]:
         """The names of parameters that could be weights, of which no layer type tells it."""
-        modules = ((layer, self.model.get_submodule(layer.name)) for layer in self.layers)
-        return tuple(
-            name_of(layer.name, name)
-            for layer, module in modules
-            if layer.reason in ("", UNKNOWN)
-            for name, p in module._parameters.items()
-            if p is not None and p.dim() > 1 and name not in dict(layer.weights)
-        )
+        unknown = (layer for layer in self.left_alone if layer.reason == UNKNOWN)
+        return tuple(name for layer in (*unknown, *self.compressed) for name in self._others(layer))
+
+    def _others(self, layer: PlannedLayer) -> list[str]:
+        """Returns the names of parameters of several dimensions of a module that are not quantized."""
+        own = self.model.get_submodule(layer.name)._parameters.items()
+        weights = dict(layer.weights)
+        return [name_of(layer.name, n) for n, p in own if p is not None and p.dim() > 1 and n not in weights]
 
     def __str__(self) -> str:
         kinds = Counter(layer.kind for layer in self.compressed)
@@ -91,11 +91,15 @@ class ConversionPlan:
         groups: dict[tuple[str, str], list[PlannedLayer]] = {}
         for layer in self.left_alone:
             groups.setdefault((layer.kind, layer.reason), []).append(layer)
-        if groups:
+        if groups or any(map(self._others, self.compressed)):
             lines.append("Left in float:")
         for (kind, reason), members in groups.items():
             names = ", ".join([repr(m.name or "the module itself") for m in members[:3]] + ["..."] * (len(members) > 3))
             lines.append(f"  {len(members)} {kind} ({names}; {sum(m.numel for m in members):,} values): {reason}")
+        others = [name for layer in self.compressed for name in self._others(layer)]
+        if others:
+            names = ", ".join([*map(repr, others[:3]), *["..."] * (len(others) > 3)])
+            lines.append(f"  beside the weights of compressed layers: {names}, not known as weights")
         return "\n".join(lines)
 
 

@@ -195,5 +195,5 @@ def check_axis(parameter: nn.Parameter, axis: ChannelAxis, said: str) -> None:
 
 
 def supported_types() -> str:
-    """Returns the names of the layer types that can be quantized, for messages."""
-    return ", ".join(t.__name__ for t in (*REGISTRY, *_TOLD))
+    """Returns the names of torch's layer types that can be quantized, for messages."""
+    return ", ".join(t.__name__ for t in REGISTRY)

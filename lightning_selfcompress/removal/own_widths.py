@@ -13,7 +13,10 @@ from lightning_selfcompress.quantize.parameters import attributes_of
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-_WIDTH = re.compile(r"(^|_)(n?(features?|channels?|dims?|widths?|units|hidden|size|ch|feats?|planes)|nf|nx|nin|nout)$")
+_WIDTH = re.compile(
+    r"(^|_)(n?(features?|channels?|dims?|widths?|units|hidden|sizes?|ch|feats?|planes)|nf|nx|nin|nout)$"
+    r"|(^|_)(n|num)_(in|out|inputs?|outputs?)$|^d_(model|ff|in|out|inner)$"
+)
 
 
 _OTHER = re.compile(r"(batch|kernel|window|patch|vocab|image|img|chunk|block|step|head|pool|grid|group|memory)")

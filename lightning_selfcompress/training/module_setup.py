@@ -150,7 +150,8 @@ class ModuleSetup:
             if complete and not plan.compressed and not (axes is None and plan.undecided):
                 raise ValueError(
                     f"Expected something to compress in {type(module).__name__}, found nothing. SelfCompression "
-                    f"takes {supported_types()} and their subclasses.\n{plan}"
+                    f"takes {supported_types()}, their subclasses, layers that do the same, and those of "
+                    f"register_layer.\n{plan}"
                 )
         except ValueError:
             if self._was_float:
