@@ -207,9 +207,8 @@ class Watcher:
             self._store.tie(axis.atoms if groups == 1 else axis.tile(groups).atoms, depth.atoms, "")
             dims[spec.axis.dim] = axis.with_zero(True)
         if groups > 1 and not in_convolution:  # experts or heads, each of which has a bit depth for every channel
-            for entries in (dims[0], None if isinstance(axis, Axis) else depth):
-                if isinstance(entries, Axis):
-                    self._store.pin(entries.atoms, f"{weight.name!r} has channels in each of them")
+            if not isinstance(axis, Axis):
+                self._store.pin(depth.atoms, f"{weight.name!r} has a single channel in each of them")
             dims[0] = None
         produced = depth.with_zero(True) if in_convolution else None
         constant = self._stored[id(latent)].constant

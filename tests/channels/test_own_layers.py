@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # as user code names it
 
 from lightning_selfcompress.channels.weight_roles import WeightRoles
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.size.coupling import couple
@@ -29,7 +30,7 @@ class Own(nn.Module):
 def gated(m, x):
     """Experts that a gate weighs, one after the other."""
     share = (x @ m.gate).softmax(-1)
-    return sum(share[:, i : i + 1] * F.linear(F.linear(x, m.up[i]).relu(), m.down[i]) for i in range(3))
+    return sum(share[:, i : i + 1] * (F.linear(x, m.up[i]).relu() @ m.down[i]) for i in range(3))
 
 
 def picked(m, x):
@@ -83,7 +84,7 @@ NETS = {
         {"a": 6, "b": 8},
     ),
     "embedding": (lambda m, x: F.embedding(x.argmax(1), m.a) @ m.b, {"a": (5, 6), "b": (6, 8)}, {"a": 6, "b": 8}),
-    "experts": (gated, {"gate": (5, 3), "up": (3, 6, 5), "down": (3, 8, 6)}, {"up": 6, "down": 8}),
+    "experts": (gated, {"gate": (5, 3), "up": (3, 6, 5), "down": (3, 6, 8)}, {"up": 6, "down": 8}),
     "experts picked": (picked, {"up": (3, 6, 5), "down": (3, 8, 6)}, {"up": 6, "down": 8}),
     "experts in parts": (in_parts, {"up": (3, 12, 5), "down": (3, 8, 6)}, {"up": 6, "down": 8}),
     "experts at once": (all_at_once, {"up": (3, 6, 5), "down": (3, 8, 6)}, {"up": 6, "down": 8}),
@@ -129,6 +130,14 @@ def test_experts_stay(name):
     assert not channels.removable()[experts].any()
     depths = channels.of("up_bit_depth", 0).reshape(3, -1)
     assert (depths == depths[0]).all()
+
+
+def test_experts_of_one_channel():
+    """An expert whose only channel is dead stays, as no weight could lose it alone."""
+    net = Own(lambda m, x: torch.cat([F.linear(x, w) for w in m.up], 1) @ m.down, up=(3, 1, 5), down=(3, 8)).double()
+    convert(net, axes={"up": ChannelAxis(1, groups=3), "down": ChannelAxis(1)})
+    channels, _ = watched(net, torch.randn(4, 5).double())
+    assert not channels.removable()[channels.of("up_bit_depth", 0)].any()
 
 
 def test_weights_of_experts_count_while_their_inputs_live():

@@ -114,6 +114,11 @@ FLOATS = {
     "summed as a whole": ((5, 7), lambda m: torch.tensordot(BATCH, m.w, dims=2), "makes no output channels"),
     "one value per channel": ((4, 1, 1, 1), lambda m: F.conv2d(IMAGES, m.w, groups=4), "one value per channel"),
     "rows picked": ((9, 7), lambda m: F.linear(X, m.w[NUMBERS]), "makes no output channels"),
+    "viewed across": (
+        (6, 4),
+        lambda m: F.linear(torch.randn(5, 12), m.w.view(2, 12)),
+        "has dimensions of which a part is summed over",
+    ),
     "never used": ((3, 7), lambda m: None, NOT_SEEN),
 }
 

@@ -249,8 +249,14 @@ class TestFiles:
         for name in ("own_bit_depth", "first.bit_depth"):
             checkpoint["state_dict"][name].fill_(5.5)
         torch.save(checkpoint, tmp_path / "changed.ckpt")
-        resumed = Mixed(seed=5)
-        fit(resumed, ckpt_path=tmp_path / "changed.ckpt")
+        resumed, seen = Mixed(seed=5), []
+
+        class Look(pl.Callback):
+            def on_fit_start(self, trainer, pl_module):
+                seen.extend((m.depths_loaded, m.pristine) for m in (pl_module, pl_module.first))
+
+        fit(resumed, Look(), ckpt_path=tmp_path / "changed.ckpt")
+        assert seen == [(True, False)] * 2
         assert resumed.own_bit_depth.tolist() == [5.5] * 12
         assert resumed.first.bit_depth.tolist() == [5.5] * 12
 
