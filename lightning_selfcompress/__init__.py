@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from lightning_selfcompress.files.load import load
     from lightning_selfcompress.metrics import BitsPerWeight, NBytes
     from lightning_selfcompress.onnx.export import to_onnx
+    from lightning_selfcompress.quantize.channel_axis import ChannelAxis
     from lightning_selfcompress.quantize.conversion_plan import plan_conversion
     from lightning_selfcompress.quantize.convert import convert, revert
+    from lightning_selfcompress.quantize.registry import register_layer
     from lightning_selfcompress.removal.remove_dead_channels import remove_dead_channels
     from lightning_selfcompress.running_statistics import recalibrate
     from lightning_selfcompress.size.report import size_report
@@ -41,6 +43,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BitsPerWeight": "metrics",
+    "ChannelAxis": "quantize.channel_axis",
     "CheckpointError": "errors",
     "NBytes": "metrics",
     "Objective": "training.objective",
@@ -56,6 +59,7 @@ _HOMES = {
     "load_from_checkpoint": "files.checkpoint",
     "plan_conversion": "quantize.conversion_plan",
     "recalibrate": "running_statistics",
+    "register_layer": "quantize.registry",
     "remove_dead_channels": "removal.remove_dead_channels",
     "revert": "quantize.convert",
     "size_report": "size.report",
@@ -64,6 +68,7 @@ _HOMES = {
 
 __all__ = [
     "BitsPerWeight",
+    "ChannelAxis",
     "CheckpointError",
     "NBytes",
     "Objective",
@@ -79,6 +84,7 @@ __all__ = [
     "load_from_checkpoint",
     "plan_conversion",
     "recalibrate",
+    "register_layer",
     "remove_dead_channels",
     "revert",
     "size_report",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_selfcompress.files.checkpoint import couple_as_saved
@@ -13,9 +13,9 @@ from lightning_selfcompress.quantize.parameters import forget_quantized, quantiz
 from lightning_selfcompress.size.prices import price_of
 from lightning_selfcompress.size.report import SizeReport, size_report
 from lightning_selfcompress.training.arguments import Gamma, Price, check_gamma, check_goal, check_numbers, check_skip
-from lightning_selfcompress.training.budget import Budget, is_last_batch
+from lightning_selfcompress.training.budget import Budget, is_last_batch, start_budget
 from lightning_selfcompress.training.depth_training import DepthTraining, let_train, loss_scale
-from lightning_selfcompress.training.distillation import Distillation
+from lightning_selfcompress.training.distillation import Distillation, start_distillation
 from lightning_selfcompress.training.intercept import intercept
 from lightning_selfcompress.training.lightning_private import (
     accumulates,
@@ -23,7 +23,7 @@ from lightning_selfcompress.training.lightning_private import (
     logs_are_due,
     saves_after_this_batch,
 )
-from lightning_selfcompress.training.module_setup import ModuleSetup, tell_frozen
+from lightning_selfcompress.training.module_setup import ModuleSetup
 from lightning_selfcompress.training.normalization import Normalization
 from lightning_selfcompress.training.operation_uses import note_uses_of_step, uses_are_known
 from lightning_selfcompress.training.other_callbacks import refuse
@@ -167,16 +167,12 @@ class SelfCompression(pl.Callback):
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Says what is compressed and what is not, and begins to train depths and to look for channels."""
         assert self._module_setup is not None
-        plan = self._module_setup.finish(pl_module)
         goal = f"gamma={self.gamma!r}" if self.target_size is None else f"target_size={self.target_size!r}"
-        rank_zero_info(f"SelfCompression({goal}, initial_bits={self.initial_bits:g})\n{plan}")
-        tell_frozen(pl_module)
+        told = f"SelfCompression({goal}, initial_bits={self.initial_bits:g})"
+        self._module_setup.finish(pl_module, told, resumed=bool(self._restored))
         state, self._restored = self._restored or {}, None
-        let_train(pl_module)
-        if self.teacher is not None:
-            self._distillation = Distillation(trainer, pl_module, self.teacher, state.get("teacher"))
-        if self.target_size is not None:
-            self._budget = Budget(trainer, pl_module, self.target_size, state.get("budget"))
+        self._distillation = start_distillation(trainer, pl_module, self.teacher, state.get("teacher"))
+        self._budget = start_budget(trainer, pl_module, self.target_size, state.get("budget"))
         every, round_to, removed = self.prune_every_n_epochs, self.round_to, state.get("removal")
         self._removal = start_removal(trainer, pl_module, every_n_epochs=every, round_to=round_to, state=removed)
         self._normalization = None if shards_parameters(trainer.strategy) else Normalization(pl_module)
@@ -192,17 +188,12 @@ class SelfCompression(pl.Callback):
         )
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Makes the size known to callbacks that monitor it, and frees quantized weights early where none is needed."""
+        """Makes the size known to callbacks that monitor it."""
         make_known(trainer, self._totals(trainer, pl_module))
-        step_each_backward = pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1
-        for layer in quantized_layers(pl_module):
-            layer.release_after_backward = step_each_backward
 
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Looks for the layers there are, should any have been replaced since the last epoch."""
-        self._layers = tuple(quantized_layers(pl_module))
-        if self._removal is not None:
-            self._removal.begin_epoch(pl_module)
+        self._take_up_layers(trainer, pl_module)
         if self._normalization is not None:
             self._normalization.begin_epoch()
 
@@ -215,6 +206,9 @@ class SelfCompression(pl.Callback):
         if self._distillation is not None:
             self._distillation.close()
         self._module_setup.recalibrate()
+        if self._module_setup.find(pl_module, batch, batch_idx):
+            self._depths.renew(trainer)
+            self._take_up_layers(trainer, pl_module)
         self._depths.before_batch(trainer, batch_idx)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             forget_quantized(self._layers)
@@ -359,6 +353,14 @@ class SelfCompression(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a state for the next ``fit``, whose optimizers do not exist yet."""
         self._restored = state_dict
+
+    def _take_up_layers(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Goes by the layers there are, which free quantized weights early where none is needed."""
+        self._layers = tuple(quantized_layers(pl_module))
+        for layer in self._layers:
+            layer.release_after_backward = pl_module.automatic_optimization and trainer.accumulate_grad_batches == 1
+        if self._removal is not None:
+            self._removal.begin_epoch(pl_module)
 
     def _detach(self) -> None:
         self._layers, self._loss = (), None

@@ -212,11 +212,16 @@ class Watcher:
         if not isinstance(depth, Axis) or not isinstance(exponent, Axis):
             return  # a single channel, which is never removed
         self._store.tie(depth.atoms, exponent.atoms, "")
-        axis = dims[spec.axis.dim]
-        if spec.axis.groups == 1 and isinstance(axis, Axis):
-            self._store.tie(axis.atoms, depth.atoms, "")
+        axis, groups = dims[spec.axis.dim], spec.axis.groups
+        in_convolution = groups > 1 and isinstance(weight.layer, nn.modules.conv._ConvNd)
+        if not in_convolution and isinstance(axis, Axis):
+            self._store.tie(axis.atoms if groups == 1 else axis.tile(groups).atoms, depth.atoms, "")
             dims[spec.axis.dim] = axis.with_zero(True)
-        produced = depth.with_zero(True) if spec.axis.groups > 1 else None
+        if groups > 1 and not in_convolution:  # experts or heads, each of which has a bit depth for every channel
+            if not isinstance(axis, Axis):
+                self._store.pin(depth.atoms, f"{weight.name!r} has a single channel in each of them")
+            dims[0] = None
+        produced = depth.with_zero(True) if in_convolution else None
         constant = self._stored[id(latent)].constant
         layout = Layout(tuple(dims), Storage(), constant=constant, produced=produced, stored=True)
         self._weights[id(latent), weight.weight_name] = layout

@@ -30,8 +30,9 @@ from lightning_selfcompress.packing import (
     packed_size,
     stored_dtype,
 )
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.formula import bit_depth, integer_bits
-from lightning_selfcompress.quantize.layers import ChannelAxis
+from lightning_selfcompress.quantize.layers import axis_key, saved_axis
 from lightning_selfcompress.quantize.parameters import learned_names, quantized_parameters, weight_name_of
 
 
@@ -232,7 +233,8 @@ def _of_checkpoint(path: str, checkpoint: Mapping[str, Any]) -> Contents:
     names = {weight: learned_names(weight) for weight in map(weight_name_of, saved) if weight in saved}
     names = {weight: pair for weight, pair in names.items() if all(name in saved for name in pair)}
     of_weight = {weight: (saved[depth], saved[exponent]) for weight, (depth, exponent) in names.items()}
-    not_shown = {name for pair in names.values() for name in pair}
+    told = {weight: saved_axis(saved[key]) for weight, (depth, _) in names.items() if (key := axis_key(depth)) in saved}
+    not_shown = {name for pair in names.values() for name in (*pair, axis_key(pair[0]))}
     tensors, depths, notes = [], {}, {}
     for name, tensor in saved.items():
         if name in of_weight:
@@ -241,6 +243,9 @@ def _of_checkpoint(path: str, checkpoint: Mapping[str, Any]) -> Contents:
             rows = not name.endswith("weight") or (tensor.dim() == 2 and f"{name.removesuffix('weight')}bias" in saved)
             fit = raw_depth.shape == exponent.shape
             axes = channel_axes(tuple(tensor.shape), raw_depth.numel(), rows=rows) if fit else []
+            axis = told.get(name)
+            if axis is not None and fit and axis.fits(tensor):
+                axes = [axis] if axis.channels(tensor) == raw_depth.numel() else []
             if axes and tensor.numel():
                 tensors.append(as_codes(name, tensor, axes[0], raw_depth, exponent))
                 depths[name] = bit_depth(raw_depth)

@@ -12,10 +12,11 @@ from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.errors import CheckpointError
 from lightning_selfcompress.files.modest import check_members, check_regular, check_tensors
 from lightning_selfcompress.files.shapes import check_sizes, wrong_shape
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.conversion_plan import plan_conversion
 from lightning_selfcompress.quantize.convert import convert
-from lightning_selfcompress.quantize.layers import Quantized
-from lightning_selfcompress.quantize.parameters import learned_names, weight_name_of
+from lightning_selfcompress.quantize.layers import AXIS_KEY, Quantized, saved_axis
+from lightning_selfcompress.quantize.parameters import learned_names, quantized_parameters, weight_name_of
 from lightning_selfcompress.removal.surgery import (
     Replacement,
     replace_tensors,
@@ -120,11 +121,14 @@ def couple_as_saved(module: nn.Module, state: Any) -> None:
 def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Converts the layers of a float module that have bit depths in a state dict, and calls :func:`follow_shapes`.
 
+    Layers of types that are not known are among them: the state dict holds their axes.
+
     Args:
         module: A freshly built module.
         state_dict: The state dict of a compressed network, or of a float network, which changes nothing.
     """
-    plan = plan_conversion(module)
+    axes = axes_in(module, state_dict)
+    plan = plan_conversion(module, axes=axes)
     compressed = {weight_name_of(key) for key in state_dict}
     float_there = [
         layer.name
@@ -132,8 +136,28 @@ def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
         if compressed.isdisjoint(name_of(layer.name, name) for name, _ in layer.weights)
     ]
     if len(float_there) < len(plan.compressed):
-        convert(module, skip=float_there)
+        convert(module, skip=float_there, axes=axes)
         follow_shapes(module)
+
+
+def axes_in(module: nn.Module, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, ChannelAxis]:
+    """Returns the axes in a state dict of parameters of a module that are not quantized yet, by the parameters' names.
+
+    Args:
+        module: A module.
+        state_dict: A state dict of the module when it was compressed, or of another one.
+        prefix: The prefix of the module's keys.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    latent = {id(p.latent) for p in quantized_parameters(module)}
+    keys = [key for key, value in state_dict.items() if key.endswith(AXIS_KEY) and isinstance(value, Tensor)]
+    found: dict[str, ChannelAxis] = {}
+    for key in (key for key in keys if key.startswith(prefix)):
+        name = weight_name_of(f"{key.removeprefix(prefix).removesuffix(AXIS_KEY)}bit_depth") or ""
+        axis, parameter = saved_axis(state_dict[key]), parameters.get(name)
+        if axis is not None and parameter is not None and id(parameter) not in latent and axis.fits(parameter):
+            found[name] = axis
+    return found
 
 
 def follow_shapes(module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from lightning_selfcompress.files.export import check_there
 from lightning_selfcompress.files.finalize import make_plain
 from lightning_selfcompress.files.shapes import Shape, check_sizes
 from lightning_selfcompress.packing import Packed, from_file, kept_number
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.parameters import learned_tensors
 from lightning_selfcompress.removal.surgery import (
     Replacement,
@@ -71,7 +72,8 @@ def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> 
         raise PackedFileError(f"{os.fspath(path)}: {error}") from error
     make_plain(into)
     saved = {t.name: t.tensor() for t in packed.tensors if t.name in own}
-    _fill(into, own, saved, packed.attributes)
+    axes = {id(own[t.name]): t.codes.axis for t in packed.coded if t.name in own and t.codes is not None}
+    _fill(into, own, saved, packed.attributes, axes)
     take_sizes(into, sizes)
     if rounded:
         warnings.warn(f"{_some(rounded)}: rounded to the types of the network.", stacklevel=2)
@@ -167,14 +169,20 @@ def _some(names: list[str]) -> str:
 
 
 @torch.no_grad()
-def _fill(into: nn.Module, own: Mapping[str, Tensor], saved: Mapping[str, Tensor], numbers: Mapping[str, int]) -> None:
+def _fill(
+    into: nn.Module,
+    own: Mapping[str, Tensor],
+    saved: Mapping[str, Tensor],
+    numbers: Mapping[str, int],
+    axes: Mapping[int, ChannelAxis],
+) -> None:
     fresh: dict[int, Replacement] = {}
     for name, values in saved.items():
         old = own[name]
         expanded = any(n > 1 and stride == 0 for n, stride in zip(old.shape, old.stride(), strict=True))
         if values.shape != old.shape or expanded:  # the entries of an expanded tensor share memory
             fresh[id(old)] = zeros_in_place_of(old, values.shape)
-    replace_tensors(into, fresh)
+    replace_tensors(into, fresh, axes)
     now = stored_tensors(into, transient=False)
     for name, values in saved.items():
         now[name].copy_(values)

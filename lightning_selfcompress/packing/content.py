@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.packing.storages import CODED, RAW, storage_of
 from lightning_selfcompress.packing.structure import EXPONENT_LIMIT
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.formula import EXPONENT_STEPS, codes, step_size
-from lightning_selfcompress.quantize.layers import ChannelAxis
 from lightning_selfcompress.quantize.parameters import learned_tensors, quantized_parameters
 from lightning_selfcompress.tensors import SIZES, is_bare_norm, name_of, stored_tensors, whole
 

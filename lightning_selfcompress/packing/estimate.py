@@ -168,9 +168,10 @@ class _Sample:
     @classmethod
     def of(cls, parameter: QuantizedParameter, kept: Mapping[int, Tensor]) -> "_Sample":
         axis, learned = parameter.spec.axis, tuple(t.detach() for t in parameter.learned)
-        kept = kept if axis.groups == 1 else {}
-        rows = to_rows(_part(whole(parameter.latent.detach()), kept), axis)
-        along = {0: kept[axis.dim]} if axis.dim in kept else {}
+        latent = whole(parameter.latent.detach())
+        kept = kept if axis.groups == 1 or (axis.groups == len(latent) and 0 not in kept) else {}
+        rows = to_rows(_part(latent, kept), axis)
+        along = {0: _in_all_groups(kept[axis.dim], axis.groups, latent.shape[axis.dim])} if axis.dim in kept else {}
         depth, exponent = (_part(t, along) for t in learned)
         stride = min(max(1, rows.numel() // SAMPLE), rows.shape[1])
         sample = rows[:, ::stride]
@@ -184,6 +185,11 @@ def _part(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     for dim, positions in kept.items():
         tensor = tensor.index_select(dim, positions.to(tensor.device))
     return tensor
+
+
+def _in_all_groups(positions: Tensor, groups: int, channels: int) -> Tensor:
+    """Returns the positions in an array ``(groups * channels,)`` of positions among the channels of a group."""
+    return (positions + channels * torch.arange(groups, device=positions.device)[:, None]).flatten()
 
 
 def _batches(parameters: Iterable[QuantizedParameter], kept: Kept) -> Iterator[list[_Sample]]:

@@ -36,7 +36,7 @@ from lightning_selfcompress.packing.structure import (
     path_and_leaf,
 )
 from lightning_selfcompress.packing.tokens import TOKENS
-from lightning_selfcompress.quantize.layers import ChannelAxis
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 
 ADVICE = "The file is damaged; take another copy."
 

@@ -29,7 +29,7 @@ from lightning_selfcompress.packing.structure import (
     entries,
     path_and_leaf,
 )
-from lightning_selfcompress.quantize.layers import ChannelAxis
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 
 _FORMS = {storage: form for form, storage in VECTOR_FORMS.items()}
 

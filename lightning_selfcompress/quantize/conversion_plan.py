@@ -1,7 +1,7 @@
 """The conversion plan: which layers of a model are quantized and which stay in float, decided before any change."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -10,12 +10,23 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_selfcompress.quantize.layers import ChannelAxis, Quantized
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
+from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import learned_names
-from lightning_selfcompress.quantize.registry import REGISTRY
+from lightning_selfcompress.quantize.quantized_class import quantized_class
+from lightning_selfcompress.quantize.registry import check_axis, is_known, is_registered, known_axes
 from lightning_selfcompress.tensors import is_a, is_sharded, name_of
 
 Skip = Sequence[str | type[nn.Module]]
+
+
+Axes = Mapping[str, ChannelAxis | str]  # name of a parameter -> its axis, or why it stays in float
+
+
+UNKNOWN = "there is no quantized class for it; register_layer tells where its output channels lie"
+
+
+VECTORS = "one value per channel, no weight matrix"
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,18 @@ class ConversionPlan:
         """The modules that stay in float, each with its reason."""
         return tuple(layer for layer in self.layers if layer.reason)
 
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """The names of parameters that could be weights, of which no layer type tells it."""
+        unknown = (layer for layer in self.left_alone if layer.reason == UNKNOWN)
+        return tuple(name for layer in (*unknown, *self.compressed) for name in self._others(layer))
+
+    def _others(self, layer: PlannedLayer) -> list[str]:
+        """Returns the names of parameters of several dimensions of a module that are not quantized."""
+        own = self.model.get_submodule(layer.name)._parameters.items()
+        weights = dict(layer.weights)
+        return [name_of(layer.name, n) for n, p in own if p is not None and p.dim() > 1 and n not in weights]
+
     def __str__(self) -> str:
         kinds = Counter(layer.kind for layer in self.compressed)
         weights = sum(layer.numel for layer in self.compressed)
@@ -68,15 +91,19 @@ class ConversionPlan:
         groups: dict[tuple[str, str], list[PlannedLayer]] = {}
         for layer in self.left_alone:
             groups.setdefault((layer.kind, layer.reason), []).append(layer)
-        if groups:
+        if groups or any(map(self._others, self.compressed)):
             lines.append("Left in float:")
         for (kind, reason), members in groups.items():
             names = ", ".join([repr(m.name or "the module itself") for m in members[:3]] + ["..."] * (len(members) > 3))
             lines.append(f"  {len(members)} {kind} ({names}; {sum(m.numel for m in members):,} values): {reason}")
+        others = [name for layer in self.compressed for name in self._others(layer)]
+        if others:
+            names = ", ".join([*map(repr, others[:3]), *["..."] * (len(others) > 3)])
+            lines.append(f"  beside the weights of compressed layers: {names}, not known as weights")
         return "\n".join(lines)
 
 
-def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
+def plan_conversion(model: nn.Module, *, skip: Skip = (), axes: Axes | None = None) -> ConversionPlan:
     """Plans which layers :func:`convert` would quantize, without changing the model.
 
     >>> from torch import nn
@@ -91,30 +118,36 @@ def plan_conversion(model: nn.Module, *, skip: Skip = ()) -> ConversionPlan:
     Args:
         model: Any module.
         skip: The modules that stay in float, given as in :func:`convert`.
+        axes: The axes of weights that no layer type tells, given as in :func:`convert`.
 
     Returns:
         The plan, with one entry for each module that has parameters of its own.
 
     Raises:
         TypeError: If an entry of ``skip`` is neither a string nor a module type.
-        ValueError: If an entry of ``skip`` matches no module.
+        ValueError: If an entry of ``skip`` matches no module, or if an axis in ``axes`` or of :func:`register_layer`
+            does not fit its parameter.
     """
     skipped = _skipped(model, skip)
+    given = _given(model, axes or {})
     fsdp = {id(inner) for m in model.modules() if is_a(m, "FSDPModule") for inner in m.modules()}
-    axes: dict[int, dict[str, ChannelAxis]] = {}  # id(module) -> the names and axes of its weights
+    found: dict[int, dict[str, ChannelAxis]] = {}  # id(module) -> the names and axes of its weights
     reasons: dict[int, str] = {}
-    owners = [(name, m) for name, m in model.named_modules() if any(p is not None for p in m._parameters.values())]
+    owners = [(name, m) for name, m in model.named_modules() if _is_owner(m)]
     for _, module in owners:
         unwanted = id(module) in skipped and not isinstance(module, Quantized)
-        reason = f"skip={skipped[id(module)]!r}" if unwanted else _obstacle(module, id(module) in fsdp)
+        weights = {} if unwanted else _weights(module, given)
+        reason = f"skip={skipped[id(module)]!r}" if unwanted else _obstacle(module, weights, given, id(module) in fsdp)
+        if reason and isinstance(module, Quantized):  # what is found of it beside its quantized weights stays in float
+            weights, reason = _weights(module, {}), ""
         if reason:
             reasons[id(module)] = reason
         else:
-            axes[id(module)] = _weights(module)
-    _exclude_half_tied(owners, axes, reasons)
+            found[id(module)] = weights
+    _exclude_half_tied(owners, found, reasons)
     layers, counted = [], set[int]()
     for name, module in owners:
-        weights = axes.get(id(module), {})
+        weights = found.get(id(module), {})
         own = [module._parameters[n] for n in weights] if weights else list(module._parameters.values())
         fresh = [p for p in own if p is not None and id(p) not in counted and not is_lazy(p)]
         counted |= {id(p) for p in fresh}
@@ -129,26 +162,74 @@ def unmatched(model: nn.Module, skip: Skip) -> list[str | type[nn.Module]]:
     return [entry for entry in skip if not _matches(model, entry)]
 
 
-def _weights(module: nn.Module) -> dict[str, ChannelAxis]:
-    if isinstance(module, Quantized):
-        return {name: spec.axis for name, spec in module._quantized.items()}
-    return next(find(module) for kind, find in REGISTRY.items() if isinstance(module, kind))
+def _given(model: nn.Module, axes: Axes) -> dict[int, ChannelAxis | str]:
+    """Maps the ids of parameters to the axes that were given for them."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, axis in axes.items():
+        if name not in parameters:
+            near = get_close_matches(name, parameters, n=3) or list(parameters)[:3]
+            raise ValueError(
+                f"axes[{name!r}] is of no parameter of {type(model).__name__}. Expected one such as "
+                f"{', '.join(map(repr, near))}."
+            )
+        if isinstance(axis, ChannelAxis):
+            check_axis(parameters[name], axis, f"axes[{name!r}]")
+    return {id(parameters[name]): axis for name, axis in axes.items()}
 
 
-def _obstacle(module: nn.Module, fsdp: bool) -> str:
-    """Returns why a module cannot be quantized, or an empty string; ``fsdp`` says whether FSDP2 manages the module."""
-    if isinstance(module, Quantized):
+def _is_owner(module: nn.Module) -> bool:
+    """Returns whether a module has parameters of its own, or was registered as one that has."""
+    own = any(p is not None for p in module._parameters.values())
+    return own or (not isinstance(module, Quantized) and is_registered(module))
+
+
+def _weights(module: nn.Module, given: Mapping[int, ChannelAxis | str]) -> dict[str, ChannelAxis]:
+    """Returns the names and axes of a module's weights: as quantized already, by its type, or as given."""
+    known = (
+        {name: spec.axis for name, spec in module._quantized.items()}
+        if isinstance(module, Quantized)
+        else known_axes(module)
+    )
+    for name, parameter in module._parameters.items():
+        axis = given.get(id(parameter))
+        if isinstance(axis, ChannelAxis) and name not in known and not _is_computed_from(module, name):
+            known[name] = axis
+    return known
+
+
+def _is_computed_from(module: nn.Module, name: str) -> bool:
+    """Returns whether a parameter is what a hook (weight_norm, spectral_norm, pruning) computes a weight from."""
+    endings = ("_orig", "_v", "_g")
+    return any(name.endswith(end) and name.removesuffix(end) in module.__dict__ for end in endings)
+
+
+def _obstacle(
+    module: nn.Module, weights: Mapping[str, ChannelAxis], given: Mapping[int, ChannelAxis | str], fsdp: bool
+) -> str:
+    """Returns why a module cannot be quantized, or an empty string.
+
+    Args:
+        module: The module.
+        weights: The names and axes of its weights.
+        given: As :func:`_given` returns it.
+        fsdp: Whether FSDP2 manages the module.
+    """
+    done = module._quantized if isinstance(module, Quantized) else {}
+    if weights and weights.keys() == done.keys():
         return ""
     if any(p is not None and is_lazy(p) for p in module._parameters.values()):
         return "lazy: its shapes are not known before the first batch; run one batch before training"
-    if not isinstance(module, tuple(REGISTRY)):
-        large = any(p is not None and p.dim() > 1 for p in module._parameters.values())
-        return "there is no quantized class for it" if large else "one value per channel, no weight matrix"
+    if is_a(module, "ParametrizationList"):
+        return "parametrized: torch.nn.utils.parametrize computes a weight from it"
+    if not weights and not is_known(module):
+        large = {name: p for name, p in module._parameters.items() if p is not None and p.dim() > 1}
+        said = [f"{name} {given[id(p)]}" for name, p in large.items() if isinstance(given.get(id(p)), str)]
+        return "; ".join(said) or (UNKNOWN if large else VECTORS)
     if is_parametrized(module):
         return "parametrized: its weight is computed by torch.nn.utils.parametrize"
     if type(module).__module__.startswith(("torch.ao.", "torch.nn.intrinsic", "torch.nn.qat")):
         return "quantized by torch.ao already"
-    weights = _weights(module)
+    weights = {name: axis for name, axis in weights.items() if name not in done}
     for name in weights:
         obstacle = _weight_obstacle(module, name, fsdp)
         if obstacle:
@@ -160,7 +241,14 @@ def _obstacle(module: nn.Module, fsdp: bool) -> str:
     if getattr(module, "sparse", False):
         return "sparse=True: the size of its weights has a dense gradient"
     taken = [n for names in map(learned_names, weights) for n in names if hasattr(module, n)]
-    return f"it has attributes named {', '.join(taken)} already" if taken else ""
+    if taken:
+        return f"it has attributes named {', '.join(taken)} already"
+    float_class = module._float_class if isinstance(module, Quantized) else type(module)
+    try:
+        quantized_class(float_class, (*done, *weights))
+    except Exception as error:  # code of the user's class runs when a class is derived from it
+        return f"no class can be derived from {float_class.__name__} ({type(error).__name__}: {error})"
+    return ""
 
 
 def _weight_obstacle(module: nn.Module, name: str, fsdp: bool) -> str:

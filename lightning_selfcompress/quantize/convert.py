@@ -2,26 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.quantize.conversion_plan import ConversionPlan, Skip, plan_conversion
-from lightning_selfcompress.quantize.layers import (
-    COUPLING,
-    ChannelAxis,
-    Quantized,
-    QuantizedSpec,
-    _QuantizedRNN,
-)
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
+from lightning_selfcompress.quantize.conversion_plan import Axes, ConversionPlan, Skip, plan_conversion
+from lightning_selfcompress.quantize.layers import COUPLING, Quantized, QuantizedSpec, _QuantizedRNN
 from lightning_selfcompress.quantize.parameters import USES, learned_names, quantized_parameters
 from lightning_selfcompress.quantize.quantized_class import quantized_class
+from lightning_selfcompress.quantize.registry import is_told_by_torch
 from lightning_selfcompress.tensors import is_sharded, name_of
 
 
-def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> ConversionPlan:
+def convert(
+    model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = (), axes: Axes | None = None
+) -> ConversionPlan:
     """Quantizes in place every layer that can be quantized; :func:`revert` undoes the conversion.
 
     Each layer keeps its identity, its parameters, its hooks and its state-dict keys. Raw bit depths and exponents are
@@ -45,38 +44,72 @@ def convert(model: nn.Module, *, initial_bits: float = 8.0, skip: Skip = ()) -> 
         initial_bits: Bit depth of all channels at the start, from 2 to 24.
         skip: The modules that stay in float, with all their submodules: module names (``"head"``), patterns
             (``"blocks.*.attn"``) or module types (``nn.Embedding``).
+        axes: The axes of weights whose layer types are not known: name of a parameter -> its :class:`ChannelAxis`, or
+            a reason for which it stays in float. :func:`register_layer` says it for a whole class.
 
     Returns:
         The plan that was carried out.
 
     Raises:
         TypeError: If an entry of ``skip`` is neither a string nor a module type.
-        ValueError: If an entry of ``skip`` matches no module, ``initial_bits`` is out of range, a weight is not
-            finite, or FSDP2 sharded the model after an earlier conversion. The model is then unchanged.
+        ValueError: If an entry of ``skip`` matches no module, an axis does not fit its parameter, ``initial_bits`` is
+            out of range, a weight is not finite, or FSDP2 sharded the model after an earlier conversion.
+
+    Whatever is raised, the model is unchanged then.
     """
     if not 2 <= initial_bits <= 24:
         raise ValueError(f"Expected initial_bits from 2 to 24, got {initial_bits!r}.")
-    plan = plan_conversion(model, skip=skip)
-    fresh = [layer for layer in plan.compressed if not isinstance(model.get_submodule(layer.name), Quantized)]
+    plan = plan_conversion(model, skip=skip, axes=axes)
     for quantized in quantized_parameters(model):
         if is_sharded(quantized.latent) and not quantized.layer.sharded:
             raise ValueError(
                 f"Expected a float network to be sharded, got {quantized.name!r}, converted before fully_shard took it "
                 f"apart. Shard first, then convert: with SelfCompression in a Trainer, hand over the float network."
             )
-    for layer in fresh:
-        for weight_name, _ in layer.weights:
-            if not bool(torch.isfinite(cast(Tensor, model.get_submodule(layer.name)._parameters[weight_name])).all()):
+    fresh: list[tuple[nn.Module, dict[str, ChannelAxis]]] = []
+    for planned in plan.compressed:
+        layer = model.get_submodule(planned.name)
+        done = layer._quantized if isinstance(layer, Quantized) else {}
+        if done.keys() != dict(planned.weights).keys():
+            fresh.append((layer, dict(planned.weights)))
+        for name in dict(planned.weights).keys() - done.keys():
+            if not bool(torch.isfinite(cast(Tensor, layer._parameters[name])).all()):
                 raise ValueError(
-                    f"Expected finite weights, got NaN or infinity in {name_of(layer.name, weight_name)!r}. "
+                    f"Expected finite weights, got NaN or infinity in {name_of(planned.name, name)!r}. "
                     f"Repair the checkpoint or the initialization, or leave the layer out with skip=."
                 )
-    for layer in fresh:  # a class that cannot be made raises before anything is changed
-        quantized_class(type(model.get_submodule(layer.name)), tuple(name for name, _ in layer.weights))
     shared = _learned_of(model)
-    for layer in fresh:
-        _quantize_in_place(model.get_submodule(layer.name), dict(layer.weights), float(initial_bits), shared)
+    before = [(layer, _content(layer)) for layer, _ in fresh]
+    try:
+        for layer, weights in fresh:
+            _quantize_in_place(layer, weights, float(initial_bits), shared)
+    except BaseException:
+        for layer, content in before:
+            _put_back(layer, content)
+        raise
     return plan
+
+
+Content = tuple[type[nn.Module], dict[str, Any]]  # of a module: its class, and its attributes with their tables
+
+
+def _content(layer: nn.Module) -> Content:
+    """Returns all of a layer that a conversion changes."""
+    return type(layer), {name: copy(v) if isinstance(v, dict | set) else v for name, v in vars(layer).items()}
+
+
+def _put_back(layer: nn.Module, content: Content) -> None:
+    """Gives a layer the class and the attributes that it had, where a conversion has failed."""
+    object.__setattr__(layer, "__class__", content[0])
+    for name, value in content[1].items():
+        table: Any = vars(layer).get(name)
+        if isinstance(value, dict | set) and type(table) is type(value):
+            table.clear()
+            table.update(value)
+        else:
+            vars(layer)[name] = value
+    for name in vars(layer).keys() - content[1].keys():
+        del vars(layer)[name]
 
 
 def revert(model: nn.Module | ConversionPlan) -> nn.Module:
@@ -99,10 +132,15 @@ def revert(model: nn.Module | ConversionPlan) -> nn.Module:
     model = model.model if isinstance(model, ConversionPlan) else model
     for layer in list(model.modules()):
         if isinstance(layer, Quantized):
-            _swap_out(layer)
-            for name in ("release_after_backward", "depths_loaded", "pristine", "sharded", COUPLING, USES):
-                layer.__dict__.pop(name, None)
+            revert_layer(layer)
     return model
+
+
+def revert_layer(layer: Quantized) -> None:
+    """Turns one quantized layer back into its float class."""
+    _swap_out(layer)
+    for name in ("release_after_backward", "depths_loaded", "pristine", "sharded", COUPLING, USES):
+        layer.__dict__.pop(name, None)
 
 
 @contextmanager
@@ -133,8 +171,9 @@ def _learned_of(model: nn.Module) -> dict[int, Learned]:
 def _quantize_in_place(
     layer: nn.Module, weights: dict[str, ChannelAxis], initial_bits: float, shared: dict[int, Learned]
 ) -> None:
-    specs, buffers, fresh = {}, {}, []
-    for name, axis in weights.items():
+    specs, buffers = _swap_out(layer) if isinstance(layer, Quantized) else ({}, {})
+    fresh = []
+    for name, axis in ((name, axis) for name, axis in weights.items() if name not in specs):
         weight = cast(nn.Parameter, layer._parameters[name])
         depth_name, exponent_name = learned_names(name)
         if id(weight) not in shared:
@@ -144,7 +183,8 @@ def _quantize_in_place(
             shared[id(weight)] = (spec, *(t.clone().requires_grad_() for t in learned))
             fresh.append(name)
         spec, buffers[depth_name], buffers[exponent_name] = shared[id(weight)]
-        specs[name] = replace(spec, bit_depth=depth_name, exponent=exponent_name)
+        saved = not is_told_by_torch(layer, name)
+        specs[name] = replace(spec, bit_depth=depth_name, exponent=exponent_name, saves_axis=saved)
     sharded = any(is_sharded(layer._parameters[name]) for name in weights)  # type: ignore[arg-type]
     _swap_in(layer, quantized_class(type(layer), tuple(specs)), specs, buffers)
     if sharded:
@@ -157,10 +197,10 @@ def _swap_in(
     layer: nn.Module, quantized: type[Quantized], specs: dict[str, QuantizedSpec], buffers: dict[str, Tensor]
 ) -> None:
     for key, buffer in buffers.items():
-        layer.register_buffer(key, buffer)
+        nn.Module.register_buffer(layer, key, buffer)  # a class may have a method of its own of this name
     layer.__dict__["_quantized"], layer.__dict__["_quantized_values"] = specs, {}
     layer.__dict__.pop("_flat_weights", None)
-    layer.__class__ = quantized
+    object.__setattr__(layer, "__class__", quantized)  # past a ``__setattr__`` of the layer's own class
 
 
 def _swap_out(layer: Quantized) -> tuple[dict[str, QuantizedSpec], dict[str, Tensor]]:
@@ -169,7 +209,7 @@ def _swap_out(layer: Quantized) -> tuple[dict[str, QuantizedSpec], dict[str, Ten
     specs: dict[str, QuantizedSpec] = layer.__dict__.pop("_quantized")
     del layer.__dict__["_quantized_values"]
     recurrent = isinstance(layer, _QuantizedRNN)
-    layer.__class__ = layer._float_class  # type: ignore[assignment]
+    object.__setattr__(layer, "__class__", layer._float_class)
     if recurrent:
         layer._init_flat_weights()  # type: ignore[operator]
     return specs, buffers

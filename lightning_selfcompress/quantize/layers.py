@@ -20,58 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.computed_weight import ComputedWeight
-from lightning_selfcompress.quantize.formula import Range, bit_depth, initial_exponent, q_composite, q_known, quantize
+from lightning_selfcompress.quantize.formula import Range, initial_exponent, q_composite, q_known, quantize
 from lightning_selfcompress.tensors import is_sharded, whole
 
+AXIS_KEY = "channel_axis"  # how the keys of axes end in a state dict
 
-@dataclass(frozen=True)
-class ChannelAxis:
-    """The position of the output channels in a weight.
 
-    Args:
-        dim: The dimension of the weight that counts output channels.
-        groups: Number of groups along dimension 0, each with its own output channels, as in a grouped transposed
-            convolution with weights ``(in, out / groups, *kernel)``. It is 1 for every other layer.
-    """
-
-    dim: int = 0
-    groups: int = 1
-
-    def channels(self, weight: Tensor) -> int:
-        """Returns the number of output channels of ``weight``."""
-        return weight.shape[self.dim] * self.groups
-
-    def split(self, weight: Tensor) -> Tensor:
-        """Returns a view with a dimension for the groups, if any: ``(groups, in / groups, out / groups, *kernel)``."""
-        return weight if self.groups == 1 else weight.unflatten(0, (self.groups, -1))
-
-    def join(self, weight: Tensor) -> Tensor:
-        """Undoes :meth:`split`."""
-        return weight if self.groups == 1 else weight.flatten(0, 1)
-
-    def expand(self, per_channel: Tensor, split_weight: Tensor) -> Tensor:
-        """Returns a view of ``(channels,)`` values that broadcasts to a weight that :meth:`split` returned."""
-        shape = [1] * split_weight.dim()
-        if self.groups == 1:
-            shape[self.dim] = -1
-        else:
-            shape[0], shape[self.dim + 1] = self.groups, -1
-        return per_channel.view(shape)
-
-    def arrange(self, x: Tensor, raw_depth: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the arguments of q for a weight, its raw bit depths ``(channels,)`` and exponents ``(channels,)``."""
-        split = self.split(x)
-        return split, self.expand(bit_depth(raw_depth), split), self.expand(exponent, split)
-
-    def extremes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the smallest and the largest weight of each channel, ``(channels,)`` each."""
-        split = self.split(whole(weight.detach()))
-        kept = {self.dim} if self.groups == 1 else {0, self.dim + 1}
-        within = tuple(d for d in range(split.dim()) if d not in kept)
-        if not within:
-            return split.flatten(), split.flatten()
-        return split.amin(within).flatten(), split.amax(within).flatten()
+def axis_key(depth_name: str) -> str:
+    """Returns the key under which a state dict holds the axis of the weight whose raw bit depths have this name."""
+    return depth_name.removesuffix("bit_depth") + AXIS_KEY
 
 
 COUPLING = "_coupling"  # the layer attribute in which ``size.coupling`` keeps its notes
@@ -88,6 +47,7 @@ class QuantizedSpec:
         initial_bits: Bit depth of all channels at the start.
         original_numel: Number of weights before any compression.
         original_channels: Number of output channels before any compression.
+        saves_axis: Whether state dicts hold the axis, since torch's own layer types do not tell it.
     """
 
     bit_depth: str
@@ -96,6 +56,23 @@ class QuantizedSpec:
     initial_bits: float
     original_numel: int
     original_channels: int
+    saves_axis: bool = False
+
+    @property
+    def learned(self) -> tuple[str, str]:
+        """The names of the buffers of raw bit depths and of exponents."""
+        return self.bit_depth, self.exponent
+
+    @property
+    def axis_key(self) -> str:
+        """The key under which a state dict holds the axis, if it does: dimension and groups, in floats."""
+        return axis_key(self.bit_depth)
+
+
+def saved_axis(value: Tensor) -> ChannelAxis | None:
+    """Returns the axis that a state dict holds, or None if the value is none."""
+    numbers = [round(n) for n in value.flatten().tolist()] if value.is_floating_point() else []
+    return ChannelAxis(*numbers) if len(numbers) == 2 and numbers[0] >= 0 and numbers[1] >= 1 else None
 
 
 class _Cached(NamedTuple):
@@ -303,6 +280,15 @@ class Quantized(nn.Module):
         """Returns the names of the buffers of raw bit depths and exponents, in the order of the weights."""
         return [n for spec in self._quantized.values() for n in (spec.bit_depth, spec.exponent)]
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, spec in self._quantized.items():
+            # A class may write ``self.weight`` itself, which is computed, and leave out what it does not know.
+            for key, tensor in ((name, self.latent(name)), *zip(spec.learned, self.learned(name), strict=True)):
+                destination[prefix + key] = tensor if keep_vars else tensor.detach()
+            if spec.saves_axis:  # in floats, since averages over state dicts multiply whatever is in them
+                destination[prefix + spec.axis_key] = torch.tensor([float(spec.axis.dim), float(spec.axis.groups)])
+
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],
@@ -314,8 +300,16 @@ class Quantized(nn.Module):
         error_msgs: list[str],
     ) -> None:
         missing: list[str] = []
+        unexpected: list[str] = []
         trained = {n: cast(Tensor, self._buffers[n]).requires_grad for n in self.learned_names()}
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, error_msgs)
+        axes = {prefix + spec.axis_key: spec.axis for spec in self._quantized.values()}
+        unexpected_keys.extend(key for key in unexpected if key not in axes)
+        for key, axis in axes.items():
+            if key in state_dict and (saved := saved_axis(state_dict[key])) != axis:
+                error_msgs.append(
+                    f"Expected {key!r} to be {axis}, as {self._float_class.__name__} has it, got {saved}."
+                )
         for n, was_trained in trained.items():  # assign=True replaces the buffers by tensors of the state dict
             cast(Tensor, self._buffers[n]).requires_grad_(was_trained)
         for name, spec in self._quantized.items():

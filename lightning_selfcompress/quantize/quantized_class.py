@@ -24,6 +24,9 @@ def quantized_class(float_class: type[nn.Module], names: tuple[str, ...]) -> typ
 
     Returns:
         A subclass of :class:`Quantized` and ``float_class``, the same class at every call.
+
+    Raises:
+        Exception: If no class can be derived from ``float_class``; its own code may raise anything then.
     """
     if (float_class, names) in _CLASSES:
         return _CLASSES[float_class, names]
@@ -39,6 +42,8 @@ def quantized_class(float_class: type[nn.Module], names: tuple[str, ...]) -> typ
     made = types.new_class(name, (mixin, float_class), {}, lambda own: own.update(body))
     if not _can_become(float_class, made):
         made = _of_float_class_first(mixin, float_class, body)
+        if not _can_become(float_class, made):
+            raise TypeError(f"an object of {float_class.__name__} cannot change to a class derived from it")
     return _CLASSES.setdefault((float_class, names), cast("type[Quantized]", made))
 
 
@@ -46,7 +51,7 @@ def _can_become(float_class: type[nn.Module], made: type) -> bool:
     """Returns whether Python lets an object change from one class to another."""
     probe = object.__new__(float_class)
     try:
-        probe.__class__ = made
+        object.__setattr__(probe, "__class__", made)
     except TypeError:
         return False
     return True

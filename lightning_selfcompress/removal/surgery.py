@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.layers import COUPLING, Quantized
+from lightning_selfcompress.removal.own_widths import bring_widths_along, own_shapes
 from lightning_selfcompress.tensors import NORMS, SIZES, name_of, own_tensors, size_attribute, stored_tensors
 
 
@@ -124,7 +126,9 @@ class Replacement:
     grad: Tensor | None = None
 
 
-def replace_tensors(model: nn.Module, replacements: Mapping[int, Replacement]) -> dict[int, Tensor]:
+def replace_tensors(
+    model: nn.Module, replacements: Mapping[int, Replacement], axes: Mapping[int, ChannelAxis] | None = None
+) -> dict[int, Tensor]:
     """Gives tensors of a model new entries in every module that has them; the tensors stay the same objects.
 
     A list, an optimizer, a hook or a closure that holds a parameter therefore holds the smaller parameter afterwards.
@@ -135,12 +139,13 @@ def replace_tensors(model: nn.Module, replacements: Mapping[int, Replacement]) -
     Args:
         model: The module, whose size attributes are updated.
         replacements: Id of a parameter or buffer -> its new entries.
+        axes: Id of a parameter -> the axis of its output channels, for layers that are not quantized.
 
     Returns:
         Id -> the tensor that the model has now, which is the same object or a new one.
     """
     touched = [m for m in model.modules() if any(id(t) in replacements for _, t in own_tensors(m))]
-    before = [_sizes(m) for m in touched]
+    before = [(_sizes(m), own_shapes(m), _axes_of(m, axes or {})) for m in touched]
     now: dict[int, Tensor] = {}
     for module in touched:
         learned = _learned_names(module)
@@ -155,14 +160,20 @@ def replace_tensors(model: nn.Module, replacements: Mapping[int, Replacement]) -
                         now[id(tensor)] = give(tensor, entries)
                     table[name] = now[id(tensor)]  # type: ignore[assignment]
         module.__dict__["_removed_nbytes"] = module.__dict__.get("_removed_nbytes", 0) + gone
-    for module, sizes in zip(touched, before, strict=True):
+    for module, (sizes, shapes, of_weights) in zip(touched, before, strict=True):
         if isinstance(module, Quantized):
             module.forget_quantized()
             module.__dict__.pop(COUPLING, None)
         elif isinstance(module, nn.RNNBase):
             module._init_flat_weights()
         _resize(module, _sizes(module, sizes))
+        if not sizes:
+            bring_widths_along(module, shapes, of_weights)
     return now
+
+
+def _axes_of(module: nn.Module, axes: Mapping[int, ChannelAxis]) -> dict[str, ChannelAxis]:
+    return {name: axes[id(p)] for name, p in module._parameters.items() if id(p) in axes}
 
 
 def give(tensor: Tensor, entries: Replacement) -> Tensor:

@@ -283,7 +283,7 @@ def _along(
 def _input_dims(p: QuantizedParameter) -> list[int]:
     """Returns the dimensions of a weight that do not belong to its output channels: inputs and kernel positions."""
     axis = p.spec.axis
-    own = {axis.dim} if axis.groups < p.latent.shape[0] or axis.groups == 1 else {0, 1}
+    own = {axis.dim} if axis.groups < p.latent.shape[0] or axis.groups == 1 else {0, axis.dim}
     return [d for d in range(p.latent.dim()) if d not in own]
 
 

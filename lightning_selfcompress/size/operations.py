@@ -20,7 +20,9 @@ def counting_uses(model: nn.Module) -> Iterator[dict[str, float]]:
     """Counts how often each quantized weight is used while a model runs within this context.
 
     A weight is used as often as its layer multiplies, divided by the number of the layer's weights. A recurrent layer,
-    whose products torch does not show on all devices, uses a weight once for each element of its sequences.
+    whose products torch does not show on all devices, uses a weight once for each element of its sequences. What the
+    quantized layers inside a layer multiply is theirs. A layer whose ``forward`` is not what uses its weights, such as
+    a list of parameters, is left out.
 
     >>> from torch import nn
     >>> from lightning_selfcompress import convert
@@ -40,13 +42,18 @@ def counting_uses(model: nn.Module) -> Iterator[dict[str, float]]:
     layers = {path: m for path, m in model.named_modules() if isinstance(m, Quantized)}
     products: dict[int, float] = {}
     handles = []
+    running: list[list[int]] = []  # of each layer that runs: the products before it, and those of the layers inside it
     with FlopCounterMode(display=False) as counter:
 
         def before(layer: Any, inputs: Any) -> None:
-            layer.__dict__["_flops_before"] = counter.get_total_flops()
+            running.append([counter.get_total_flops(), 0])
 
         def after(layer: Any, inputs: Any, outputs: Any) -> None:
-            flops = counter.get_total_flops() - layer.__dict__.pop("_flops_before")
+            start, inside = running.pop()
+            total = counter.get_total_flops() - start
+            flops = total - inside
+            if running:
+                running[-1][1] += total
             elements = sum(t.numel() // max(t.shape[-1], 1) for t in tensors_in(inputs)[:1] if t.dim())
             numel = sum(layer.latent(name).numel() for name in layer._quantized)
             products[id(layer)] = products.get(id(layer), 0.0) + (flops / 2 or elements * numel)
@@ -67,6 +74,8 @@ def counting_uses(model: nn.Module) -> Iterator[dict[str, float]]:
     of_layer = {id(layer): id(owners[path]) for path, layer in layers.items()}
     for p in quantized_parameters(model):
         owner = of_layer[id(p.layer)]
+        if p.spec.saves_axis and owner not in products:
+            continue
         uses[p.name] = products.get(owner, 0.0) / max(numel[owner], 1)
 
 

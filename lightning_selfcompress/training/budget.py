@@ -139,6 +139,11 @@ class Budget:
         )
 
 
+def start_budget(trainer: Any, module: nn.Module, target_size: int | float | str | None, state: Any) -> Budget | None:
+    """Returns the budget of a training; None where no size is asked for."""
+    return None if target_size is None else Budget(trainer, module, target_size, state)
+
+
 @torch.no_grad()
 def _agree(strategy: Any, module: nn.Module) -> None:
     """Has all processes end with the vectors of the first one: each has estimated statistics on batches of its own."""

@@ -81,6 +81,11 @@ class DepthTraining:
         for depth_optimizer in self._optimizers:
             depth_optimizer.set_lr(lr)
 
+    def renew(self, trainer: Any) -> None:
+        """Begins with the weights that there are now, before the first step of the training."""
+        self.close()
+        self._attach(trainer, None)
+
     def stage(self) -> None:
         """Evaluates the size's gradient for the steps to come, once for each step of an optimizer."""
         with unwatched():

@@ -210,5 +210,12 @@ class Distillation:
             )
 
 
+def start_distillation(
+    trainer: Any, module: nn.Module, teacher: Teacher | None, state: Mapping[str, Any] | None
+) -> Distillation | None:
+    """Returns the distillation of a training; None without a teacher."""
+    return None if teacher is None else Distillation(trainer, module, teacher, state)
+
+
 def _floats(value: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]

@@ -1,21 +1,27 @@
 """The conversion of a module that a Trainer is about to train, whose own hooks may still build layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_selfcompress.files.checkpoint import follow_shapes
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.conversion_plan import ConversionPlan, unmatched
 from lightning_selfcompress.quantize.convert import as_float, convert, revert
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.quantize.registry import supported_types
 from lightning_selfcompress.tensors import put_on
+from lightning_selfcompress.training.depth_training import let_train
+from lightning_selfcompress.training.found_layers import axes_of_step, convert_when_loaded, tell_found
 from lightning_selfcompress.training.intercept import overrides
 from lightning_selfcompress.training.lightning_private import averaged_models
+from lightning_selfcompress.training.sandbox import proves_nothing
 from lightning_selfcompress.training.strategies import (
     agree_on_depths,
     give_depths_back,
@@ -44,6 +50,8 @@ class ModuleSetup:
         self._wrapped: dict[str, Callable[[], None]] = {}  # name of a method -> what gives it back
         self._uncalibrated: dict[int, QuantizedParameter] = {}
         self._was_float = True
+        self._hooks: list[RemovableHandle] = []
+        self._looks = False  # whether the next training step may show layers of unknown types
 
     def begin(self, module: nn.Module, *, training: bool) -> None:
         """Converts what is there now, and has the Trainer's strategy read and write checkpoints of it.
@@ -61,16 +69,21 @@ class ModuleSetup:
         for name in builders:
             self._wrap(module, name, self._then_convert)
         self._wrap(module, "configure_optimizers", _in_float)
-        for network in (module, *averaged_models(self._trainer.callbacks)):
+        self._unhook()
+        networks = (module, *averaged_models(self._trainer.callbacks))
+        self._hooks = [convert_when_loaded(n, self._initial_bits, self._skip) for n in networks]
+        for network in networks:
             follow_shapes(network)
         if not shards_parameters(self._trainer.strategy):
             guard_strategy(self._trainer.strategy)
 
-    def finish(self, module: nn.Module) -> ConversionPlan:
-        """Converts what is left of the module, which is complete now, and gives its own methods back.
+    def finish(self, module: nn.Module, told: str, *, resumed: bool = False) -> None:
+        """Converts what is left of the module, which is complete now, gives its own methods back, and tells the plan.
 
-        Returns:
-            The plan for the whole module.
+        Args:
+            module: The LightningModule.
+            told: What is told before the plan.
+            resumed: Whether an earlier training has looked for layers of unknown types already.
 
         Raises:
             ValueError: If there is nothing to compress, or ``skip`` names what is not there.
@@ -79,14 +92,48 @@ class ModuleSetup:
         plan = self.convert(module, complete=True)
         follow_shapes(module)
         agree_on_depths(self._trainer.strategy, module)
-        return plan
+        self._looks = not resumed and bool(plan.undecided) and not shards_parameters(self._trainer.strategy)
+        later = "\nThe first training step shows which of the layers without a quantized class are some." * self._looks
+        rank_zero_info(f"{told}\n{plan}{later}")
+        _tell_frozen(module)
+        let_train(module)
 
-    def convert(self, module: nn.Module, *, complete: bool = False) -> ConversionPlan:
+    def find(self, module: nn.Module, batch: Any, batch_idx: int) -> bool:
+        """Converts the layers that the first training step shows to be some, before it runs; returns whether any is.
+
+        Args:
+            module: The LightningModule, whose optimizers may exist: its parameters stay the same objects.
+            batch: The batch of the step.
+            batch_idx: Its number.
+
+        Raises:
+            ValueError: If there is nothing to compress.
+        """
+        if not self._looks or proves_nothing(batch):
+            return False
+        self._looks = False
+        found = axes_of_step(self._trainer, module, batch, batch_idx) if self._trainer.is_global_zero else {}
+        found = self._trainer.strategy.broadcast(found)
+        before = sum(1 for _ in quantized_parameters(module))
+        plan = self.convert(module, complete=True, axes=found)
+        if sum(1 for _ in quantized_parameters(module)) == before:
+            return False
+        self.recalibrate()
+        follow_shapes(module)
+        let_train(module)
+        torch.compiler.reset()  # graphs of the float layers
+        tell_found(plan, found)
+        return True
+
+    def convert(
+        self, module: nn.Module, *, complete: bool = False, axes: Mapping[str, ChannelAxis | str] | None = None
+    ) -> ConversionPlan:
         """Converts the layers that are there now, and the same layers of averaged copies.
 
         Args:
             module: A LightningModule.
             complete: Whether nothing will be added to the module any more.
+            axes: What is known of layers of unknown types, as in :func:`convert`; None if the first step may show it.
 
         Returns:
             The plan for the whole module.
@@ -99,18 +146,20 @@ class ModuleSetup:
         skip = [entry for entry in self._skip if entry not in absent]
         before = {id(p.latent) for p in quantized_parameters(module)}
         try:
-            plan = convert(module, initial_bits=self._initial_bits, skip=skip)
-            if complete and not plan.compressed:
+            plan = convert(module, initial_bits=self._initial_bits, skip=skip, axes=axes)
+            if complete and not plan.compressed and not (axes is None and plan.undecided):
                 raise ValueError(
                     f"Expected something to compress in {type(module).__name__}, found nothing. SelfCompression "
-                    f"takes {supported_types()} and their subclasses.\n{plan}"
+                    f"takes {supported_types()}, their subclasses, layers that do the same, and those of "
+                    f"register_layer.\n{plan}"
                 )
         except ValueError:
             if self._was_float:
                 revert(module)
             raise
         for copied in averaged_models(self._trainer.callbacks):
-            convert(copied, initial_bits=self._initial_bits, skip=[e for e in skip if not unmatched(copied, [e])])
+            own = [e for e in skip if not unmatched(copied, [e])]
+            convert(copied, initial_bits=self._initial_bits, skip=own, axes=axes)
         keep_depths_from_ddp(self._trainer.strategy, module)
         self._uncalibrated |= {id(p.latent): p for p in quantized_parameters(module) if id(p.latent) not in before}
         return plan
@@ -126,6 +175,7 @@ class ModuleSetup:
     def close(self, module: nn.Module) -> None:
         """Leaves nothing of this class on the module; its layers stay converted."""
         self.unwrap(module)
+        self._unhook()
         give_depths_back(module)
 
     def unwrap(self, module: nn.Module) -> None:
@@ -133,6 +183,11 @@ class ModuleSetup:
         for give_back in self._wrapped.values():
             give_back()
         self._wrapped.clear()
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
     def _wrap(self, module: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
         if name not in self._wrapped:
@@ -162,7 +217,7 @@ def _in_float(module: nn.Module, method: Callable[..., Any]) -> Callable[..., An
     return wrapped
 
 
-def tell_frozen(pl_module: nn.Module) -> None:
+def _tell_frozen(pl_module: nn.Module) -> None:
     """Says which weights keep their depths since they are frozen."""
     frozen = [p.name for p in quantized_parameters(pl_module) if not p.latent.requires_grad]
     if frozen:

@@ -75,8 +75,8 @@ class RemovalSchedule:
         }
 
     def begin_epoch(self, module: nn.Module) -> None:
-        """Begins anew where the module has other parts than before."""
-        if self.channels is not None and not self.channels.describes(module):
+        """Begins anew where the module has other parts than before, or more of them are converted."""
+        if self.channels is None or not self.channels.describes(module):
             self._forget(module)
 
     def before_batch(self, trainer: Any, module: nn.Module) -> None:

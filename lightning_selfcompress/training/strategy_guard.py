@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from lightning_selfcompress.files.checkpoint import FORMAT, MARK, check_readable, misfit
+from lightning_selfcompress.quantize.convert import revert_layer
 from lightning_selfcompress.quantize.layers import Quantized
+from lightning_selfcompress.quantize.parameters import quantized_layers
 from lightning_selfcompress.removal.surgery import Replacement, changed_sizes, replace_tensors, take_sizes
 from lightning_selfcompress.tensors import stored_tensors
+from lightning_selfcompress.training.strategies import keep_depths_from_ddp
 
 
 def guard_strategy(strategy: Any) -> None:
@@ -40,19 +43,24 @@ def guard_strategy(strategy: Any) -> None:
     @wraps(fill)
     def whole(*args: Any, **kwargs: Any) -> Any:
         with _all_or_nothing(strategy.lightning_module):
-            return fill(*args, **kwargs)
+            filled = fill(*args, **kwargs)
+        keep_depths_from_ddp(strategy, strategy.lightning_module)  # of layers that were converted as they were loaded
+        return filled
 
     strategy.save_checkpoint, strategy.load_checkpoint, strategy.load_model_state_dict = marked, named, whole
 
 
 @contextmanager
 def _all_or_nothing(module: nn.Module) -> Iterator[None]:
-    """Leaves a module as it was, shapes included, where loading raises; the error also says what to do."""
+    """Leaves a module as it was, shapes and classes included, where loading raises; the error also says what to do."""
+    converted = set(quantized_layers(module))
     before = {name: tensor.detach().clone() for name, tensor in stored_tensors(module).items()}
     sizes = changed_sizes(module)
     try:
         yield
     except Exception as error:
+        for layer in [layer for layer in quantized_layers(module) if layer not in converted]:
+            revert_layer(layer)
         now = stored_tensors(module)
         reshaped = {name for name, values in before.items() if now[name].shape != values.shape}
         replace_tensors(module, {id(now[name]): Replacement(before[name].clone()) for name in reshaped})

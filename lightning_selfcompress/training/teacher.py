@@ -103,7 +103,7 @@ class Teacher:
             raise ValueError('Expected a network of its own as a teacher, got the module itself. Take teacher="start".')
         network = copy_module(self.network if isinstance(self.network, nn.Module) else module)
         if state is not None:
-            network.load_state_dict(dict(state))
+            network.load_state_dict(dict(state), strict=False)  # layers found in the first step have depths by now
             revert(network)
         return network.eval().requires_grad_(False)
 

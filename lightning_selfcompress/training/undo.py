@@ -4,7 +4,7 @@ import copy
 import io
 import os
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +35,7 @@ def undo(value: Any) -> Callable[[], None]:
         items = value[:]
         return lambda: value.__setitem__(slice(None), items)
     if isinstance(value, dict):
-        pairs = dict(value)
-        return lambda: _nothing((dict.clear(value), dict.update(value, pairs)))
+        return _undo_dict(value)
     if isinstance(value, set | deque):
         members = list(value)
         fill = value.extend if isinstance(value, deque) else value.update
@@ -57,6 +56,19 @@ def _set_all(value: Any, attributes: dict[str, Any]) -> None:
     for name, content in attributes.items():
         if vars(value).get(name) is not content:
             setattr(value, name, content)
+
+
+def _undo_dict(value: dict[Any, Any]) -> Callable[[], None]:
+    """Does it past the methods of the dictionary's own class; those of an ordered one keep a list beside the items."""
+    kind: Any = OrderedDict if isinstance(value, OrderedDict) else dict
+    pairs = [(key, kind.__getitem__(value, key)) for key in kind.__iter__(value)]
+
+    def put_back() -> None:
+        kind.clear(value)
+        for key, content in pairs:
+            kind.__setitem__(value, key, content)
+
+    return put_back
 
 
 def _undo_tensor(value: Tensor) -> Callable[[], None]:

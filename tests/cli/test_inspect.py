@@ -11,7 +11,7 @@ from networks import Lit, make_trainer
 from torch import nn
 from zoo import ZOO
 
-from lightning_selfcompress import convert, export, load_from_checkpoint, size_report
+from lightning_selfcompress import ChannelAxis, convert, export, load_from_checkpoint, size_report
 from lightning_selfcompress.cli.contents import read_contents
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 
@@ -191,3 +191,17 @@ def test_json_of_any_checkpoint(said, folder, facts):
     assert status == 0
     assert json.loads("\n".join(lines))["file"].endswith("odd.ckpt")
     assert said("inspect", "odd.ckpt")[0] == 0
+
+
+def test_a_checkpoint_tells_the_axes_that_no_type_tells(tmp_path):
+    """The codes of layers of unknown types are read along the axes in the checkpoint, which is no tensor shown."""
+    net = nn.ParameterDict({"experts": torch.randn(3, 8, 5), "square": torch.randn(6, 6)})
+    convert(net, axes={"experts": ChannelAxis(1, groups=3), "square": ChannelAxis(1)})
+    path = tmp_path / "net.ckpt"
+    torch.save({"state_dict": net.state_dict(), "pytorch-lightning_version": "2.6.6"}, path)
+    contents = read_contents(str(path))
+    assert contents.notes == {}
+    assert {t.name: t.codes.axis for t in contents.packed.tensors} == {
+        "experts": ChannelAxis(1, groups=3),
+        "square": ChannelAxis(1),
+    }

@@ -21,8 +21,8 @@ from lightning_selfcompress.packing.content import from_rows, to_rows
 from lightning_selfcompress.packing.levels import LEVELS, SHARES
 from lightning_selfcompress.packing.tokens import extra_bits, join_tokens, tokens_of
 from lightning_selfcompress.packing.writing import classes_of
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.formula import step_size
-from lightning_selfcompress.quantize.layers import ChannelAxis
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 
 READER = Path(format_reader.__file__)

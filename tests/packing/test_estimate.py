@@ -18,6 +18,8 @@ from lightning_selfcompress.packing.estimate import estimated_size, table_bits
 from lightning_selfcompress.packing.levels import kinds_of, number_classes
 from lightning_selfcompress.packing.rans import EVEN, INCREMENT, lane_count
 from lightning_selfcompress.packing.tokens import tokens_of
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
+from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.quantize.formula import bit_depth, codes
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 
@@ -118,6 +120,20 @@ def test_all_layers_at_once_are_each_layer_alone(name, batch, monkeypatch):
     lanes = estimate.LANE_NBYTES * lane_count(symbols) if expected else 0
     assert size.code_nbytes == pytest.approx(of_codes + lanes, abs=half, rel=0)
     assert size.channel_nbytes == pytest.approx(of_channels, abs=half, rel=0)
+
+
+def test_kept_channels_of_experts():
+    """The estimate of what is kept of a weight with experts is that of the smaller weight."""
+    torch.manual_seed(0)
+    net = nn.ParameterDict({"experts": torch.randn(3, 8, 40)})
+    convert(net, axes={"experts": ChannelAxis(1, groups=3)})
+    kept = torch.tensor([0, 2, 5])
+    size = estimated_size(net, {"experts": {1: kept, 2: torch.arange(30)}})
+    smaller = nn.ParameterDict({"experts": net.latent("experts").detach()[:, kept, :30].clone()})
+    convert(smaller, axes={"experts": ChannelAxis(1, groups=3)})
+    for mine, other in zip(smaller.learned("experts"), net.learned("experts"), strict=True):
+        mine.data.copy_(other.detach().view(3, 8)[:, kept].flatten())
+    assert (size.codes, size.channels) == (estimated_size(smaller).codes, estimated_size(smaller).channels)
 
 
 def test_the_sorts_are_there():

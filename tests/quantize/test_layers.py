@@ -14,9 +14,10 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from lightning_selfcompress.quantize import layers
+from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.quantize.formula import bit_depth, q, q_composite, quantize
-from lightning_selfcompress.quantize.layers import ChannelAxis, Quantized
+from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.quantize.quantized_class import quantized_class
 from lightning_selfcompress.quantize.registry import REGISTRY

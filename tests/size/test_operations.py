@@ -7,7 +7,7 @@ from networks import Lit, batches, make_trainer
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_selfcompress import SelfCompression, convert, revert, size_report
+from lightning_selfcompress import ChannelAxis, SelfCompression, convert, revert, size_report
 from lightning_selfcompress.quantize.formula import bit_depth
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.size.operations import counting_uses, model_operations, note_uses, uses_of
@@ -38,6 +38,36 @@ def test_every_layer_is_counted(kind):
         layer(*KINDS[kind].inputs())
     assert len(uses) == len(list(quantized_parameters(layer)))
     assert all(u > 0 for u in uses.values())
+
+
+class Within(nn.Module):
+    """A weight of its own beside a layer, in a module that is run, and one in a list that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.own = nn.Linear(4, 6), nn.Parameter(torch.randn(6, 5))
+        self.listed = nn.ParameterList([torch.randn(5, 3)])
+
+    def forward(self, x):
+        return self.inner(x) @ self.own @ self.listed[0]
+
+
+def test_layers_inside_a_layer_are_counted_once():
+    """What a layer inside multiplies is not the outer layer's; a list that is never run shares those of its owner."""
+    net = Within()
+    convert(net, axes={"own": ChannelAxis(1), "listed.0": ChannelAxis(1)})
+    with counting_uses(net) as uses:
+        net(torch.randn(2, 4))
+    assert uses == {"own": 2.0, "inner.weight": 2.0, "listed.0": 2.0}
+
+
+def test_weights_that_no_forward_uses_are_not_known():
+    """A weight that a step uses past the ``forward`` of its module has no number of uses."""
+    net = Within()
+    convert(net, axes={"own": ChannelAxis(1), "listed.0": ChannelAxis(1)})
+    with counting_uses(net) as uses:
+        net.inner(torch.randn(2, 4)) @ net.own @ net.listed[0]
+    assert uses == {"inner.weight": 2.0}
 
 
 def test_price_is_bits_by_multiplication():

@@ -15,18 +15,18 @@ def reshape(call: Call) -> Result:
     source = call.inputs[0]
     dims, sizes, target = call.dims(source), tuple(source.shape), call.shape
     result: list[Dim] = [None] * len(target)
-    for ins, outs in _blocks(sizes, target):
+    for ins, outs in blocks(sizes, target):
         block = _reshape_block(call, [dims[i] for i in ins], [sizes[i] for i in ins], [target[o] for o in outs])
         for o, dim in zip(outs, block, strict=True):
             result[o] = dim
     return [tuple(result)]
 
 
-def _blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Returns the finest matching of the dimensions larger than 1 of two shapes into blocks of equal size."""
     ins = [i for i, n in enumerate(source) if n != 1]
     outs = [o for o, n in enumerate(target) if n != 1]
-    blocks, i, o = [], 0, 0
+    matched, i, o = [], 0, 0
     while i < len(ins) and o < len(outs):
         left, right = [ins[i]], [outs[o]]
         n, m = source[ins[i]], target[outs[o]]
@@ -39,9 +39,9 @@ def _blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int
                 o += 1
                 right.append(outs[o])
                 m *= target[outs[o]]
-        blocks.append((left, right))
+        matched.append((left, right))
         i, o = i + 1, o + 1
-    return blocks
+    return matched
 
 
 def _reshape_block(call: Call, dims: list[Dim], sizes: list[int], target: list[int]) -> list[Dim]:
