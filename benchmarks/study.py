@@ -132,6 +132,9 @@ VARIANTS = {
         "training ends 15% above the size, the landing's choice of codes takes it off",
         constants=((budget, "_ABOVE", 1.15), (set_point, "MARGIN", 0.15)),
     ),
+    "within": Variant(
+        "training ends 1.5% below the size, with nothing to land", constants=((budget, "_ABOVE", 0.985),)
+    ),
     "teacher": Variant("the float network teaches", teacher=True),
     "zeros_held": Variant("codes that are zero after 0.7 of the steps stay zero", callbacks=(HoldZeros,)),
     "zeros_held_late": Variant("the same after 0.85 of the steps", callbacks=(partial(HoldZeros, 0.85),)),
