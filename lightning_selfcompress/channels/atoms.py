@@ -3,6 +3,10 @@
 An atom is one index along one dimension of one stored tensor. A watched step yields pairs of atoms that must be kept or
 removed together, and atoms that must be kept in any case. The store holds both as arrays and merges them into groups
 once, at the end.
+
+A tensor that a step makes and fills with one number (``torch.zeros(n, width)``) fits any channels, as long as the
+program reads its size from them. Its dimensions are blank: they have atoms of their own, which belong to no stored
+tensor and are tied to those that the blank dimension meets. A blank dimension that meets fixed positions is fixed.
 """
 
 from collections.abc import Sequence
@@ -89,11 +93,41 @@ class AtomStore:
         self.count = 1  # atom 0 is FIXED
         # keyed by the ids of both arrays, which the value keeps alive; a tie that a loop repeats is stored once
         self._ties: dict[tuple[int, int], tuple[Atoms, Atoms, str]] = {}
+        self._blanks: list[int] = []  # the first atom of each blank dimension, ascending
+        self._fixed: list[bool] = []  # whether each blank dimension is fixed
 
     def new(self, size: int) -> Atoms:
         """Makes ``size`` new atoms and returns their numbers."""
         self.count += size
         return np.arange(self.count - size, self.count)
+
+    def blank(self, size: int) -> Atoms:
+        """Makes ``size`` atoms of a blank dimension, after all atoms of stored tensors, and returns their numbers."""
+        atoms = self.new(size)
+        self._blanks.append(int(atoms[0]))
+        self._fixed.append(False)
+        return atoms
+
+    def is_fixed(self, atoms: Atoms) -> bool:
+        """Returns whether all of some atoms belong to blank dimensions that are fixed."""
+        if not self._blanks or not len(atoms) or atoms[0] < self._blanks[0]:
+            return False
+        return bool(atoms.min() >= self._blanks[0]) and all(self._fixed[i] for i in self._blanks_of(atoms))
+
+    def _blanks_of(self, atoms: Atoms) -> list[int]:
+        """Returns which blank dimensions some atoms belong to."""
+        found = np.unique(np.searchsorted(self._blanks, atoms, side="right")) - 1
+        return [int(i) for i in found if i >= 0]
+
+    def _fix(self, atoms: Atoms, reason: str) -> None:
+        """Fixes the whole of each blank dimension of which an atom is pinned: it holds positions, not channels."""
+        if not self._blanks or not len(atoms) or atoms.max() < self._blanks[0]:
+            return
+        ends = [*self._blanks[1:], self.count]
+        for i in self._blanks_of(atoms):
+            if not self._fixed[i]:
+                self._fixed[i] = True
+                self.pin(np.arange(self._blanks[i], ends[i]), reason)
 
     def tie(self, one: Atoms, other: Atoms, reason: str) -> None:
         """Ties the atoms at equal positions of two arrays; an atom that is tied to FIXED is pinned."""
@@ -105,16 +139,18 @@ class AtomStore:
     def pin(self, atoms: Atoms, reason: str) -> None:
         """Pins atoms for a reason, so that their channels are kept."""
         self._ties.setdefault((id(atoms), FIXED), (atoms, np.zeros(len(atoms), np.int64), reason))
+        self._fix(atoms, reason)
 
     def groups(self) -> tuple[NDArray[np.int64], dict[int, str]]:
         """Merges all ties and pins into groups of atoms.
 
         Returns:
-            The group of each atom ``(count,)``, numbered from 0 (group 0 contains FIXED alone), and the first reason
-            that was given for each pinned group.
+            The group of each atom of a stored tensor, numbered from 0 (group 0 contains FIXED alone), and the first
+            reason that was given for each pinned group.
         """
+        stored = self._blanks[0] if self._blanks else self.count
         if not self._ties:
-            return np.arange(self.count), {}
+            return np.arange(stored), {}
         ones, others, reasons = zip(*self._ties.values(), strict=True)
         one, other = np.concatenate(ones), np.concatenate(others)
         came = np.repeat(np.arange(len(ones)), [len(atoms) for atoms in ones])
@@ -123,8 +159,9 @@ class AtomStore:
         pinned = np.flatnonzero(~free & (one != other))
         groups, first = np.unique(group[np.maximum(one, other)[pinned]], return_index=True)
         first = came[pinned[first]]
-        order = np.argsort(first, kind="stable")
-        return group, {int(groups[i]): reasons[first[i]] for i in order}  # in the order of the reasons
+        order = np.argsort(first, kind="stable")  # in the order of the reasons
+        group = group[:stored]  # a group is numbered by its smallest atom, so those of blank atoms alone come last
+        return group, {int(groups[i]): reasons[first[i]] for i in order if groups[i] <= group.max()}
 
 
 def smallest_of_components(count: int, one: Atoms, other: Atoms) -> Atoms:

@@ -8,13 +8,26 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_selfcompress.channels.atoms import UNIFORM, Atoms, AtomStore, Axis, Dim, Dims, Flags, Uniform
+from lightning_selfcompress.channels.atoms import (
+    UNIFORM,
+    Atoms,
+    AtomStore,
+    Axis,
+    Dim,
+    Dims,
+    Flags,
+    Uniform,
+    everywhere,
+)
 from lightning_selfcompress.tensors import tensors_in
 
 Result = list[Dims | None]  # the dimensions of each tensor that an operation returns; None if they are unknown
 
 
 Rule = Callable[["Call"], Result]
+
+
+MOST_CHANNELS = 2**20  # a longer dimension of a new tensor is taken for positions
 
 
 class Storage:
@@ -57,14 +70,26 @@ class Layout:
         storage: The state that the tensor shares with all views of its memory.
         constant: The origin of the tensor, if it was computed from parameters alone.
         produced: The axis of the bit depths, for a quantized weight whose output channels lie along two dimensions.
+        is_nought: Whether the tensor is the number zero, as the program has it.
     """
 
     def __init__(
-        self, dims: Dims, storage: Storage, *, constant: Constant | None = None, produced: Axis | None = None
+        self,
+        dims: Dims,
+        storage: Storage,
+        *,
+        constant: Constant | None = None,
+        produced: Axis | None = None,
+        is_nought: bool = False,
     ) -> None:
         self._dims = tuple(None if isinstance(d, Axis) and len(d) == 1 else d for d in dims)
-        self.storage, self.constant, self.produced = storage, constant, produced
+        self.storage, self.constant, self.produced, self._is_nought = storage, constant, produced, is_nought
         storage.views += 1
+
+    @property
+    def is_nought(self) -> bool:
+        """Whether the tensor is the number zero, as the program has it, and nothing was written to it."""
+        return self._is_nought and not self.storage.written
 
     @property
     def dims(self) -> Dims:
@@ -108,6 +133,9 @@ class Call:
         inputs: All tensors among the arguments, in order.
         layouts: The layout of each input, or None if nothing is known of the input.
         outputs: All tensors in the return value, in order.
+        reduces: Whether the operation is a reduction; its rule says so.
+        makes_nought: Whether the operation makes the number zero; its rule says so.
+        is_new: Whether the outputs take at most their dtype and device from the inputs; the rule says so.
     """
 
     def __init__(
@@ -126,12 +154,16 @@ class Call:
         self._layout_of = layout_of
         self._owed: list[tuple[Atoms, str]] = []
         self.name = name_of(func)
-        self.reduces = False
+        self.reduces = self.makes_nought = self.is_new = False
 
     def __getitem__(self, argument: str) -> Any:
         """Returns the value of an argument, or its default."""
         i, default = _declared(self.func)[argument]
         return self.args[i] if i < len(self.args) else self.kwargs.get(argument, default)
+
+    def get(self, argument: str) -> Any:
+        """Returns the value of an argument, its default, or None if the operation has no argument of this name."""
+        return self[argument] if argument in _declared(self.func) else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -141,7 +173,18 @@ class Call:
     def dims(self, tensor: Tensor) -> Dims:
         """Returns the dimensions of a tensor, with None for each of them if nothing is known of the tensor."""
         layout = self._layout_of(tensor)
-        return (None,) * tensor.dim() if layout is None else layout.dims
+        if layout is None:
+            return (None,) * tensor.dim()
+        return tuple(None if isinstance(d, Axis) and self.store.is_fixed(d.atoms) else d for d in layout.dims)
+
+    def is_nought(self, tensor: Tensor) -> bool:
+        """Returns whether a tensor is the number zero, as the program has it."""
+        layout = self._layout_of(tensor)
+        return layout is not None and layout.is_nought
+
+    def blank(self, sizes: Sequence[int], *, zero: bool) -> Dims:
+        """Returns the dimensions of a new tensor that is filled with one number, zero or another."""
+        return tuple(Axis(self.store.blank(n), everywhere(zero, n)) if 1 < n <= MOST_CHANNELS else None for n in sizes)
 
     def produced(self, weight: Tensor) -> Axis | None:
         """Returns the axis of the bit depths, for a quantized weight whose output channels lie along two dimensions."""
@@ -150,7 +193,9 @@ class Call:
 
     @property
     def constant(self) -> Constant | None:
-        """The origin of the outputs, if all inputs were computed from parameters alone, otherwise None."""
+        """The origin of the outputs, if they are computed from inputs that are all computed from parameters alone."""
+        if self.is_new or not self.layouts:
+            return None
         found = []
         for layout in self.layouts:
             if layout is None or layout.constant is None:
@@ -246,10 +291,10 @@ class Call:
         self.tie(one.atoms, other.atoms)
         self.sum_over(one.with_zero(one.zero | other.zero))
 
-    def sum_over(self, dim: Dim) -> None:
+    def sum_over(self, dim: Dim, text: str = "sums over it, and it is not zero when dead") -> None:
         """Pins the channels along a summed dimension that are not known to be zero when they are dead."""
         if isinstance(dim, Axis) and not dim.zero.all():
-            self.pin_or_owe(dim[np.flatnonzero(~dim.zero)], "sums over it, and it is not zero when dead")
+            self.pin_or_owe(dim[np.flatnonzero(~dim.zero)], text)
 
     def add_bias(self, result: Dims, bias: Tensor | None, dim: int) -> Dims:
         """Returns the dimensions of a result after the addition of a bias ``(channels,)`` along dimension ``dim``."""

@@ -16,10 +16,18 @@ from lightning_selfcompress.channels.call import Call, Constant, Layout, Storage
 from lightning_selfcompress.channels.channels import Channels, Slot
 from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled, unfused, unwatched
 from lightning_selfcompress.channels.optimizer_steps import OptimizerSteps
-from lightning_selfcompress.channels.rules import RULES, moves, pointwise, products
+from lightning_selfcompress.channels.rules import RULES, STARTING, pointwise, products
 from lightning_selfcompress.quantize.layers import Quantized, reading_through
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, attributes_of, quantized_parameters
-from lightning_selfcompress.tensors import is_bare_norm, name_of, put_on, size_attribute, stored_tensors, tensors_in
+from lightning_selfcompress.tensors import (
+    is_bare_norm,
+    name_of,
+    own_tensors,
+    put_on,
+    size_attribute,
+    stored_tensors,
+    tensors_in,
+)
 
 _ADDING = frozenset({"add", "sub", "stack", "cat"})  # the operations that add a penalty to the loss
 
@@ -28,6 +36,9 @@ _COPIES = frozenset({"_to_copy", "clone", "detach", "alias"})
 
 
 _BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers"}  # hooks and the like, which hold no tensors
+
+
+_WRITTEN = "it is written through a view"
 
 
 _LAYOUT = "_selfcompress_layout"  # the attribute of a tensor that holds its layout; an id would be reused
@@ -155,6 +166,8 @@ class Watcher:
             self._add_quantized(weight)
 
         for path, module in self.model.named_modules():
+            if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+                self._pin_state(path, module)
             if is_bare_norm(module):
                 name = name_of(path, size_attribute(module))
                 size = getattr(module, size_attribute(module))
@@ -162,6 +175,13 @@ class Watcher:
                 self._slots.append(Slot(name, 0, size, self._store.count - size, attribute=True))
                 if isinstance(module, nn.GroupNorm):  # a loaded network would group other channels
                     self._store.pin(self._sizes[module].atoms, f"{path!r} has groups of them, which no file could tell")
+
+    def _pin_state(self, path: str, module: nn.Module) -> None:
+        """Pins the hidden state of a recurrent layer, whose size no file could tell; its inputs may go."""
+        for name, tensor in own_tensors(module):
+            for d, dim in enumerate(self._stored[id(tensor)]._dims):
+                if isinstance(dim, Axis) and not (d == 1 and name.startswith("weight_ih")):
+                    self._store.pin(dim.atoms, f"{path!r} keeps a hidden state of them")
 
     def _recall(self, earlier: Channels) -> None:
         _, first, which = np.unique(earlier.group, return_index=True, return_inverse=True)
@@ -252,7 +272,7 @@ class Watcher:
             call = Call(func, args, kwargs, out, self._store, self._layout)
             inputs = [(t, known) for t, known in zip(call.inputs, call.layouts, strict=True) if known is not None]
             self._in_step.add(call.name)
-            if inputs or call.name in moves.SPREAD:
+            if inputs or call.name in STARTING:
                 result = self._apply_rule(call)
                 produced = self._produced(call, inputs)
                 self._settle(call, result)
@@ -269,8 +289,19 @@ class Watcher:
             rule = pointwise.pointwise
         if rule is None or not call.outputs or call.func._schema.overload_name.endswith("out"):
             self.without_rule.add(call.name)
+            self._lose_written(call)
             return call.pin_all("has no rule")
         return rule(call)
+
+    def _lose_written(self, call: Call) -> None:
+        """Forgets the channels of arguments that an operation without a rule writes to."""
+        for i, declared in enumerate(call.func._schema.arguments):
+            if declared.alias_info is not None and declared.alias_info.is_write:
+                value = call.args[i] if i < len(call.args) else call.kwargs.get(declared.name)
+                for tensor in tensors_in(value):
+                    layout = self._layout(tensor)
+                    if layout is not None and id(tensor) not in self._stored:
+                        layout.storage.lost = True
 
     def _produced(self, call: Call, inputs: list[tuple[Tensor, Layout]]) -> Axis | None:
         """Returns the bit depths of a copied weight in groups; only copies and convolutions do not pin it."""
@@ -316,26 +347,36 @@ class Watcher:
                 self._written(tensor, before, dims, constant)
                 continue
             alias = next((known for t, known in inputs if _shares_memory(t, tensor)), None)
-            if dims is not None and (alias is not None or any(d is not None for d in dims) or constant is not None):
+            known = any(d is not None for d in dims or ())
+            if dims is not None and (alias is not None or known or constant is not None or call.makes_nought):
                 storage = Storage() if alias is None else alias.storage
-                self._set(tensor, Layout(dims, storage, constant=constant, produced=produced))
+                new = Layout(dims, storage, constant=constant, produced=produced, is_nought=call.makes_nought)
+                self._set(tensor, new)
 
     def _written(self, tensor: Tensor, before: Layout, dims: Dims | None, constant: Constant | None) -> None:
         """Handles an in-place operation, after which the layouts of other views of the memory may be wrong."""
         dims = dims if dims is not None else (None,) * tensor.dim()
-        same = len(dims) == len(before.dims) and all(map(_same_atoms, before.dims, dims))
         if before.storage.views == 1:
             self._set(tensor, Layout(dims, Storage(), constant=constant))
             return
         before.storage.written = True
-        if not same:
+        if len(dims) != len(before.dims):
             before.storage.lost = True
-            for dim in (*before._dims, *dims):
-                if isinstance(dim, Axis):
-                    self._store.pin(dim.atoms, "it is written through a view")
-        elif any(_loses_zero(a, b) for a, b in zip(before.dims, dims, strict=True)):
-            before.storage.zero_lost = True
+            self._pin_written(*before._dims, *dims)
+        else:
+            for one, other in zip(before.dims, dims, strict=True):
+                if isinstance(one, Axis) and isinstance(other, Axis) and len(one) == len(other):
+                    self._store.tie(one.atoms, other.atoms, _WRITTEN)
+                else:
+                    self._pin_written(one, other)
+            if any(_loses_zero(one, other) for one, other in zip(before.dims, dims, strict=True)):
+                before.storage.zero_lost = True
         self._set(tensor, Layout(dims, before.storage, constant=constant))
+
+    def _pin_written(self, *dims: Any) -> None:
+        for dim in dims:
+            if isinstance(dim, Axis):
+                self._store.pin(dim.atoms, _WRITTEN)
 
     def _layout(self, tensor: Tensor) -> Layout | None:
         layout: Layout | None = tensor.__dict__.get(_LAYOUT) if hasattr(tensor, "__dict__") else None
@@ -361,12 +402,6 @@ class Watcher:
 
 def _shares_memory(one: Tensor, other: Tensor) -> bool:
     return bool(torch._C._is_alias_of(one, other))  # type: ignore[attr-defined]
-
-
-def _same_atoms(one: Any, other: Any) -> bool:
-    if isinstance(one, Axis) and isinstance(other, Axis):
-        return bool((one.atoms == other.atoms).all())
-    return not isinstance(one, Axis) and not isinstance(other, Axis)
 
 
 def _loses_zero(before: Any, after: Any) -> bool:

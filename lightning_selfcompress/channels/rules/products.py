@@ -8,10 +8,13 @@ from lightning_selfcompress.channels.atoms import Axis, Dim, Dims
 from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
 
 
+_ADDING = ("addmm", "baddbmm", "addmv", "_addmm_activation", "_sparse_addmm")
+
+
 def matrix_product(call: Call) -> Result:
     """Handles ``mm``, ``bmm``, ``mv``, ``dot``, ``linear``, and the variants that add a tensor to the product."""
     tensors = [*call.inputs]
-    added = tensors.pop(0) if call.name.rstrip("_") in ("addmm", "baddbmm", "addmv", "_addmm_activation") else None
+    added = tensors.pop(0) if call.name.rstrip("_") in _ADDING else None
     one, other = (call.dims(t) for t in tensors[:2])
     if call.name == "linear":
         other = other[::-1]
@@ -33,6 +36,15 @@ def _any(known: Any) -> bool:
 
 def _all(known: Any) -> bool:
     return bool(known.all())
+
+
+def distances(call: Call) -> Result:
+    """Handles the distances between rows of two tensors: where both are zero when dead, they do not count."""
+    one, other = (call.dims(call[name]) for name in ("x1", "x2"))
+    sizes = [tuple(call[name].shape) for name in ("x1", "x2")]
+    call.sum_over(call.meet([one[-1], other[-1]], [shape[-1] for shape in sizes], zero=_all))
+    lead = call.broadcast([one[:-2], other[:-2]], [shape[:-2] for shape in sizes], _all) if len(one) > 2 else ()
+    return [(*lead, *never_zero((one[-2], other[-2])))]
 
 
 def trilinear(call: Call) -> Result:
@@ -132,21 +144,19 @@ def attention(call: Call) -> Result:
     lead: list[Dim] = []
     sizes = [tuple(call[name].shape) for name in ("query", "key", "value")]
     for d in range(len(q) - 2):
-        here = [dims[d] for dims in (q, k, v)]
-        lead.append(call.meet(here, [shape[d] for shape in sizes], zero=lambda known: bool(known[2])))
+        here, there = [dims[d] for dims in (q, k, v)], [shape[d] for shape in sizes]
+        if any(n not in (1, there[0]) for n in there):  # heads of keys that several heads of queries share
+            for dim in here:
+                call.pin(dim, "has several heads for one")
+            lead.append(None)
+        else:
+            lead.append(call.meet(here, there, zero=lambda known: bool(known[2])))
     for extra in ("attn_mask", "attn_bias"):
-        mask = _optional(call, extra)
+        mask = call.get(extra)
         for dim in call.dims(mask) if mask is not None else ():
             call.pin(dim, "takes its channels for positions")
     rows = q[-2].with_zero(False) if isinstance(q[-2], Axis) else q[-2]
     return [(*lead, rows, v[-1]), *[None] * (len(call.outputs) - 1)]
-
-
-def _optional(call: Call, name: str) -> Any:
-    try:
-        return call[name]
-    except KeyError:
-        return None
 
 
 def embedding(call: Call) -> Result:
@@ -179,8 +189,13 @@ def recurrent_layer(call: Call) -> Result:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot", "linear", "_addmm_activation"), matrix_product
+        (
+            *("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot", "linear", "_addmm_activation"),
+            "_sparse_addmm",
+        ),
+        matrix_product,
     ),
+    **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), distances),
     "_trilinear": trilinear,
     **dict.fromkeys(CONVOLUTIONS, convolution),
     **dict.fromkeys(
