@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from graph_nets import WIDTH, Case, filled, legit, module, pinned, with_layer, with_linear, with_norm
+from index_cases import INDEX_CASES
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # as user code names it
 
@@ -467,6 +468,8 @@ CASES["linalg_vector_norm, the smallest channel"] = pinned(
     lambda x: torch.linalg.vector_norm(x, -torch.inf, 1, keepdim=True), "linalg_vector_norm needs all its"
 )
 CASES["sum, channels that are not zero"] = pinned(lambda x: x.cos().sum(1, keepdim=True), "sum sums over it")
+
+CASES |= INDEX_CASES
 
 WITHOUT_A_CASE = {
     "cudnn_batch_norm": "CUDA",

@@ -16,6 +16,7 @@ UNTAGGED = frozenset(
         *("log_sigmoid_forward", "selu", "softplus", "softshrink", "threshold", "clamp", "clamp_max", "clamp_min"),
         *("_to_copy", "alias", "alias_copy", "copy", "detach", "detach_copy", "lift_fresh_copy"),
         *("conj_physical", "fill", "positive", "real", "zero", "fake_quantize_per_tensor_affine_cachemask"),
+        *("complex", "polar", "_conj", "_neg_view"),
     )
 )
 

@@ -7,7 +7,6 @@ from torch import Tensor
 from lightning_selfcompress.channels.atoms import Axis, Dim, Dims
 from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
 
-
 _ADDING = ("addmm", "baddbmm", "addmv", "_addmm_activation", "_sparse_addmm")
 
 

@@ -1,7 +1,5 @@
 """Rules of operations that combine positions: normalization, pooling, softmax and reductions."""
 
-from typing import Any
-
 import numpy as np
 from torch import Tensor
 
