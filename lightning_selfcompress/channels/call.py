@@ -1,24 +1,16 @@
 """One operation as a rule sees it: the arguments by name, and the known channels of the tensors."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 
-from lightning_selfcompress.channels.atoms import (
-    UNIFORM,
-    Atoms,
-    AtomStore,
-    Axis,
-    Dim,
-    Dims,
-    Flags,
-    Uniform,
-    everywhere,
-)
+from lightning_selfcompress.channels.atoms import UNIFORM, Atoms, AtomStore, Axis, Dim, Dims, Flags, everywhere
+from lightning_selfcompress.channels.layout import Constant, Layout, never_zero
 from lightning_selfcompress.tensors import tensors_in
 
 Result = list[Dims | None]  # the dimensions of each tensor that an operation returns; None if they are unknown
@@ -30,92 +22,36 @@ Rule = Callable[["Call"], Result]
 MOST_CHANNELS = 2**20  # a longer dimension of a new tensor is taken for positions
 
 
-class Storage:
-    """The state that all views of one piece of memory share.
-
-    Attributes:
-        views: Number of known tensors that view the memory.
-        written: Whether an operation wrote through one of several views, so that no dimension is uniform any more.
-        zero_lost: Whether a write may have left a value other than zero where dead channels were known to be zero.
-        lost: Whether a write put other channels into the memory, so that its channels are unknown.
-    """
-
-    def __init__(self) -> None:
-        self.views, self.written, self.zero_lost, self.lost = 0, False, False, False
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """The origin of a tensor that was computed from parameters alone.
-
-    A penalty on parameters pins no channels. Once such a tensor is combined with data, its parameters have taken part
-    in the step, and the atoms that it owes are pinned.
-
-    Args:
-        parameters: Ids of the parameters.
-        owed: Arrays of atoms that were reduced over, each with the reason for which the atoms have to be kept.
-        reduced: Whether a reduction took part in the computation.
-    """
-
-    parameters: frozenset[int] = frozenset()
-    owed: tuple[tuple[Atoms, str], ...] = ()
-    reduced: bool = False
-
-
-class Layout:
-    """The known channels of one tensor, and its origin.
-
-    Args:
-        dims: The dimensions of the tensor.
-        storage: The state that the tensor shares with all views of its memory.
-        constant: The origin of the tensor, if it was computed from parameters alone.
-        produced: The axis of the bit depths, for a quantized weight whose output channels lie along two dimensions.
-        is_nought: Whether the tensor is the number zero, as the program has it.
-    """
-
-    def __init__(
-        self,
-        dims: Dims,
-        storage: Storage,
-        *,
-        constant: Constant | None = None,
-        produced: Axis | None = None,
-        is_nought: bool = False,
-    ) -> None:
-        self._dims = tuple(None if isinstance(d, Axis) and len(d) == 1 else d for d in dims)
-        self.storage, self.constant, self.produced, self._is_nought = storage, constant, produced, is_nought
-        storage.views += 1
-
-    @property
-    def is_nought(self) -> bool:
-        """Whether the tensor is the number zero, as the program has it, and nothing was written to it."""
-        return self._is_nought and not self.storage.written
-
-    @property
-    def dims(self) -> Dims:
-        """The dimensions of the tensor, without the facts that writes through other views of its memory have undone."""
-        if self.storage.lost:
-            return (None,) * len(self._dims)
-        dims = never_zero(self._dims) if self.storage.zero_lost else self._dims
-        return tuple(None if isinstance(d, Uniform) else d for d in dims) if self.storage.written else dims
-
-
 @cache
 def name_of(func: Any) -> str:
     """Returns the name of an operation without its namespace and its overload."""
-    name: str = func._schema.name
-    return name.partition("::")[2]
+    name: str = func.name() if isinstance(func, HigherOrderOperator) else func._schema.name
+    return name.rpartition("::")[2]
 
 
 @cache
 def _declared(func: Any) -> dict[str, tuple[int, Any]]:
     """Returns the position and the default value of every argument of an operation, by name."""
+    if isinstance(func, HigherOrderOperator):  # has no schema, but a method with the arguments
+        _, *parameters = signature(type(func).__call__).parameters.values()
+        return {p.name: (i, p.default) for i, p in enumerate(parameters)}
     return {declared.name: (i, declared.default_value) for i, declared in enumerate(func._schema.arguments)}
 
 
-def never_zero(dims: Dims) -> Dims:
-    """Returns dimensions with the same channels, none of which is known to be zero when it is dead."""
-    return tuple(d.with_zero(False) if isinstance(d, Axis) else d for d in dims)
+@cache
+def written_arguments(func: Any) -> tuple[str, ...]:
+    """Returns the names of the arguments that an operation writes to."""
+    return tuple(a.name for a in _arguments(func) if a.alias_info is not None and a.alias_info.is_write)
+
+
+@cache
+def writes_out(func: Any) -> bool:
+    """Returns whether an operation writes its results to tensors that are given for them, as ``out=`` does."""
+    return any(a.kwarg_only and a.name in written_arguments(func) for a in _arguments(func))
+
+
+def _arguments(func: Any) -> Sequence[Any]:
+    return () if isinstance(func, HigherOrderOperator) else func._schema.arguments
 
 
 class Call:
@@ -145,7 +81,7 @@ class Call:
         kwargs: dict[str, Any],
         out: Any,
         store: AtomStore,
-        layout_of: Callable[[Tensor], "Layout | None"],
+        layout_of: Callable[[Tensor], Layout | None],
     ) -> None:
         self.func, self.args, self.kwargs, self.store = func, args, kwargs, store
         self.inputs = tensors_in((args, kwargs))

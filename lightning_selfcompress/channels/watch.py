@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.channels.atoms import AtomStore, Axis, Dims, everywhere
-from lightning_selfcompress.channels.call import Call, Constant, Layout, Storage
+from lightning_selfcompress.channels.call import Call, writes_out, written_arguments
 from lightning_selfcompress.channels.channels import Channels, Slot
-from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled, unfused, unwatched
+from lightning_selfcompress.channels.dispatch import ShowOperations, ShowScaledAttention, uncompiled, unfused, unwatched
+from lightning_selfcompress.channels.layout import Constant, Layout, Storage, overwritten
 from lightning_selfcompress.channels.optimizer_steps import OptimizerSteps
 from lightning_selfcompress.channels.rules import RULES, STARTING, pointwise, products
 from lightning_selfcompress.quantize.layers import Quantized, reading_through
@@ -36,9 +37,6 @@ _COPIES = frozenset({"_to_copy", "clone", "detach", "alias"})
 
 
 _BOOKKEEPING = vars(nn.Module()).keys() - {"_parameters", "_buffers"}  # hooks and the like, which hold no tensors
-
-
-_WRITTEN = "it is written through a view"
 
 
 _LAYOUT = "_selfcompress_layout"  # the attribute of a tensor that holds its layout; an id would be reused
@@ -118,6 +116,7 @@ class Watcher:
             stack.enter_context(uncompiled())
             stack.enter_context(unfused())
             stack.enter_context(self._steps.noticed())
+            stack.enter_context(ShowScaledAttention(self._scaled))
             stack.enter_context(ShowOperations(self._visit))
             self._exit = stack.pop_all()
         return self
@@ -283,11 +282,16 @@ class Watcher:
             for tensor in tensors_in([list(args), kwargs]):
                 self.pin_outputs(tensor, reason)
 
+    def _scaled(self, query: Tensor) -> None:
+        layout = self._layout(query)
+        if layout is not None and isinstance(layout.dims[-1], Axis):
+            self._store.pin(layout.dims[-1].atoms, "attention scales by the number of channels")
+
     def _apply_rule(self, call: Call) -> list[Dims | None]:
         rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_"))
         if rule is None and pointwise.is_pointwise(call.func):
             rule = pointwise.pointwise
-        if rule is None or not call.outputs or call.func._schema.overload_name.endswith("out"):
+        if rule is None or not call.outputs or writes_out(call.func):
             self.without_rule.add(call.name)
             self._lose_written(call)
             return call.pin_all("has no rule")
@@ -295,13 +299,11 @@ class Watcher:
 
     def _lose_written(self, call: Call) -> None:
         """Forgets the channels of arguments that an operation without a rule writes to."""
-        for i, declared in enumerate(call.func._schema.arguments):
-            if declared.alias_info is not None and declared.alias_info.is_write:
-                value = call.args[i] if i < len(call.args) else call.kwargs.get(declared.name)
-                for tensor in tensors_in(value):
-                    layout = self._layout(tensor)
-                    if layout is not None and id(tensor) not in self._stored:
-                        layout.storage.lost = True
+        for name in written_arguments(call.func):
+            for tensor in tensors_in(call[name]):
+                layout = self._layout(tensor)
+                if layout is not None and id(tensor) not in self._stored:
+                    layout.storage.lost = True
 
     def _produced(self, call: Call, inputs: list[tuple[Tensor, Layout]]) -> Axis | None:
         """Returns the bit depths of a copied weight in groups; only copies and convolutions do not pin it."""
@@ -344,7 +346,8 @@ class Watcher:
                 raise ValueError(f"{len(dims)} dimensions for a tensor of {tensor.dim()}")
             before = self._layout(tensor)
             if before is not None:
-                self._written(tensor, before, dims, constant)
+                now = dims if dims is not None else (None,) * tensor.dim()
+                self._set(tensor, overwritten(before, now, constant, self._store))
                 continue
             alias = next((known for t, known in inputs if _shares_memory(t, tensor)), None)
             known = any(d is not None for d in dims or ())
@@ -352,31 +355,6 @@ class Watcher:
                 storage = Storage() if alias is None else alias.storage
                 new = Layout(dims, storage, constant=constant, produced=produced, is_nought=call.makes_nought)
                 self._set(tensor, new)
-
-    def _written(self, tensor: Tensor, before: Layout, dims: Dims | None, constant: Constant | None) -> None:
-        """Handles an in-place operation, after which the layouts of other views of the memory may be wrong."""
-        dims = dims if dims is not None else (None,) * tensor.dim()
-        if before.storage.views == 1:
-            self._set(tensor, Layout(dims, Storage(), constant=constant))
-            return
-        before.storage.written = True
-        if len(dims) != len(before.dims):
-            before.storage.lost = True
-            self._pin_written(*before._dims, *dims)
-        else:
-            for one, other in zip(before.dims, dims, strict=True):
-                if isinstance(one, Axis) and isinstance(other, Axis) and len(one) == len(other):
-                    self._store.tie(one.atoms, other.atoms, _WRITTEN)
-                else:
-                    self._pin_written(one, other)
-            if any(_loses_zero(one, other) for one, other in zip(before.dims, dims, strict=True)):
-                before.storage.zero_lost = True
-        self._set(tensor, Layout(dims, before.storage, constant=constant))
-
-    def _pin_written(self, *dims: Any) -> None:
-        for dim in dims:
-            if isinstance(dim, Axis):
-                self._store.pin(dim.atoms, _WRITTEN)
 
     def _layout(self, tensor: Tensor) -> Layout | None:
         layout: Layout | None = tensor.__dict__.get(_LAYOUT) if hasattr(tensor, "__dict__") else None
@@ -402,7 +380,3 @@ class Watcher:
 
 def _shares_memory(one: Tensor, other: Tensor) -> bool:
     return bool(torch._C._is_alias_of(one, other))  # type: ignore[attr-defined]
-
-
-def _loses_zero(before: Any, after: Any) -> bool:
-    return isinstance(before, Axis) and isinstance(after, Axis) and bool((before.zero & ~after.zero).any())

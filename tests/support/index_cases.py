@@ -4,6 +4,7 @@ import torch
 from graph_nets import WIDTH, Case, module, pinned
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # as user code names it
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 ATEN = torch.ops.aten
@@ -55,6 +56,17 @@ def positions_flattened(x: Tensor) -> Tensor:
     out = x.new_zeros(x.shape)
     out[:, :, 1:3] = x[:, :, 1:3]
     return out.flatten(1)
+
+
+def grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, scale=0.5, enable_gqa=True)
+
+
+def flexible(x: Tensor, v: Tensor) -> Tensor:
+    """Attention with a bias of its own, of one head; on a CPU it has no gradients."""
+    q, v = x.detach().unsqueeze(1), v.detach().unsqueeze(1)
+    with torch.no_grad():
+        return flex_attention(q, q, v, lambda score, b, h, i, j: score - (i - j).abs()).squeeze(1)
 
 
 MASK = torch.tensor([True, False, True])
@@ -267,6 +279,24 @@ INDEX_CASES = {
     "_fft_c2r": Case(lambda x: torch.fft.irfft(torch.fft.rfft(x, 12), 12)[..., :6]),
     "_fft_c2c": Case(lambda x: torch.fft.ifft(torch.fft.fft(x, dim=2), dim=2).imag),
     # products
+    "bmm, attention with dropout, scaled by width": pinned(
+        lambda x: F.scaled_dot_product_attention(*[x.unsqueeze(1)] * 3, dropout_p=1e-9).squeeze(1),
+        "attention scales by the number of channels",
+        "tokens",
+    ),
+    "bmm, attention with dropout": Case(
+        lambda x: F.scaled_dot_product_attention(*[x.unsqueeze(1)] * 3, dropout_p=1e-9, scale=0.5).squeeze(1), "tokens"
+    ),
+    "_scaled_dot_product_flash_attention_for_cpu, fewer heads of keys": Case(
+        lambda x: grouped(x.new_ones(3, 4, 6, x.shape[2]), *[x.unsqueeze(1).repeat(1, 2, 1, 1)] * 2)[:, 0], "tokens"
+    ),
+    "_scaled_dot_product_flash_attention_for_cpu, fewer heads of keys, channels for heads": pinned(
+        lambda x: grouped(x.new_ones(3, 16, 6, 5), x.mT.unsqueeze(-1).repeat(1, 1, 1, 5), x.new_ones(3, 8, 6, 5)),
+        "has several heads for one",
+        "tokens",
+    ),
+    "flex_attention": Case(lambda x: flexible(torch.ones(3, 6, 4).to(x), x), "tokens"),
+    "flex_attention, channels ask": pinned(lambda x: flexible(x, x), "flex_attention scales by the", "tokens"),
     "_sparse_addmm": Case(lambda x: torch.sparse.mm(torch.eye(4).to(x).to_sparse(), x), "linear"),
     "mm, sparse": Case(lambda x: torch.eye(4).to(x).to_sparse_csr() @ x, "linear"),
     "_cdist_forward": Case(lambda x: torch.cdist(x, x.relu()).softmax(-1) @ x, "linear"),

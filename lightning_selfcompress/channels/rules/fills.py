@@ -1,7 +1,8 @@
 """Rules of operations that make new tensors, filled with one number or with random numbers."""
 
 from lightning_selfcompress.channels.atoms import UNIFORM, Axis
-from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
+from lightning_selfcompress.channels.call import Call, Result, Rule
+from lightning_selfcompress.channels.layout import never_zero
 
 _NOUGHT_AT_FIRST = ("zeros", "empty")  # what was never written to is never read
 

@@ -6,7 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from lightning_selfcompress.channels.atoms import UNIFORM, Axis, Dim, Dims, fixed, join
-from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
+from lightning_selfcompress.channels.call import Call, Result, Rule
+from lightning_selfcompress.channels.layout import never_zero
 
 
 def reshape(call: Call) -> Result:

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 
 from lightning_selfcompress.channels.atoms import Axis, Flags
-from lightning_selfcompress.channels.call import Call, Result, Rule, name_of, never_zero
+from lightning_selfcompress.channels.call import Call, Result, Rule, name_of
+from lightning_selfcompress.channels.layout import never_zero
 
 # elementwise operations that some supported versions of torch do not tag as pointwise
 UNTAGGED = frozenset(
@@ -30,6 +32,8 @@ _zeros: dict[tuple[Any, ...], tuple[bool, bool]] = {}
 @cache
 def is_pointwise(func: Any) -> bool:
     """Returns whether an operation draws no random numbers and computes each element from those at its position."""
+    if isinstance(func, HigherOrderOperator):
+        return False
     base = name_of(func).rstrip("_")
     return (torch.Tag.pointwise in func.tags or base in UNTAGGED) and torch.Tag.nondeterministic_seeded not in func.tags
 
@@ -76,8 +80,10 @@ def _probe(call: Call, known: tuple[bool, ...]) -> tuple[bool, bool]:
     def replace(value: Any) -> Any:
         if isinstance(value, Tensor):
             i, is_zero = next(operands)
-            probe = torch.zeros(8, dtype=torch.float64, device="cpu") if is_zero else _arbitrary(i)
-            return (probe > 0) if value.dtype == torch.bool else probe.to(_kind(value))
+            kind = _kind(value)
+            if is_zero:
+                return torch.zeros(8, dtype=kind, device="cpu")
+            return _arbitrary_of(torch.float64, i) > 0 if kind == torch.bool else _arbitrary_of(kind, i)
         if isinstance(value, (list, tuple)):
             return type(value)(replace(v) for v in value)
         return value
@@ -92,8 +98,10 @@ def _probe(call: Call, known: tuple[bool, ...]) -> tuple[bool, bool]:
     return not bool(first.any()), bool(torch.isfinite(first).all())
 
 
-def _arbitrary(i: int) -> Tensor:
-    return torch.tensor(_ARBITRARY, dtype=torch.float64, device="cpu").roll(3 * i)
+def _arbitrary_of(kind: torch.dtype, i: int) -> Tensor:
+    """Returns numbers of a dtype, none of them zero, that differ from operand to operand."""
+    numbers = torch.tensor(_ARBITRARY, dtype=torch.float64, device="cpu").roll(3 * i)
+    return (numbers.sign() * numbers.abs().ceil() if kind == torch.int64 else numbers).to(kind)
 
 
 def glu(call: Call) -> Result:

@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from lightning_selfcompress.channels.atoms import Axis, Dim, Dims
-from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
+from lightning_selfcompress.channels.call import Call, Result, Rule
+from lightning_selfcompress.channels.layout import never_zero
 
 _ADDING = ("addmm", "baddbmm", "addmv", "_addmm_activation", "_sparse_addmm")
 
@@ -158,6 +159,17 @@ def attention(call: Call) -> Result:
     return [(*lead, rows, v[-1]), *[None] * (len(call.outputs) - 1)]
 
 
+def flex_attention(call: Call) -> Result:
+    """Handles attention whose scores a function of the user changes, by the numbers of batch, head and positions."""
+    q, k, v = (call.dims(call[name]) for name in ("query", "key", "value"))
+    call.pin(q[-1], "scales by the number of channels")
+    call.contract(q[-1], k[-1])
+    others = [d for t in call.inputs[3:] for d in call.dims(t)]
+    for dim in (*q[:-1], *k[:-1], *v[:-1], *others):
+        call.pin(dim, "takes its channels for positions")
+    return [(*[None] * (len(q) - 1), v[-1]), *[None] * (len(call.outputs) - 1)]
+
+
 def embedding(call: Call) -> Result:
     """Handles ``embedding``: it pins the rows, which are picked by number, and keeps the channels of the columns."""
     rows, columns = call.dims(call["weight"])
@@ -207,6 +219,7 @@ RULES: dict[str, Rule] = {
         ),
         attention,
     ),
+    "flex_attention": flex_attention,
     "embedding": embedding,
     **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), embedding_bag),
     "mkldnn_rnn_layer": recurrent_layer,

@@ -4,7 +4,8 @@ import numpy as np
 from torch import Tensor
 
 from lightning_selfcompress.channels.atoms import Axis, Dim, Dims, Flags
-from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
+from lightning_selfcompress.channels.call import Call, Result, Rule
+from lightning_selfcompress.channels.layout import never_zero
 
 
 def batch_norm(call: Call) -> Result:
