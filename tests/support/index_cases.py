@@ -247,7 +247,11 @@ INDEX_CASES = {
         "tokens",
     ),
     "full, pad_sequence": Case(lambda x: pad_sequence([x[0], x[1, :4], x[2, :1]], batch_first=True), "tokens"),
-    # windows, triangles, complex numbers, transforms
+    # views, windows, triangles, complex numbers, transforms
+    "view, a size left open": Case(lambda x: x.view(x.shape[0], -1, 4)[:, :, 1], "linear", free=2),
+    "view, heads of a size left open": Case(
+        lambda x: x.view(x.shape[0], 4, -1).relu().view(x.shape[0], -1), "linear", free=2
+    ),
     "col2im": Case(lambda x: F.fold(F.unfold(x, 2, stride=2), 6, 2, stride=2)),
     "col2im, windows of channels": Case(lambda x: F.fold(x.flatten(2), (12, 12), 2, stride=2), free=2),
     "col2im, not all zero": pinned(

@@ -14,9 +14,13 @@ def reshape(call: Call) -> Result:
     """Handles ``view`` and the other reshapes, in blocks of dimensions of equal size (:func:`_reshape_block`)."""
     source = call.inputs[0]
     dims, sizes, target = call.dims(source), tuple(source.shape), call.shape
+    given = [*(call.get("size") or ())]
     result: list[Dim] = [None] * len(target)
     for ins, outs in _blocks(sizes, target):
-        block = _reshape_block(call, [dims[i] for i in ins], [sizes[i] for i in ins], [target[o] for o in outs])
+        left_open = next((j for j, o in enumerate(outs) if o < len(given) and given[o] == -1), None)
+        block = _reshape_block(
+            call, [dims[i] for i in ins], [sizes[i] for i in ins], [target[o] for o in outs], left_open
+        )
         for o, dim in zip(outs, block, strict=True):
             result[o] = dim
     return [tuple(result)]
@@ -44,12 +48,15 @@ def _blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int
     return blocks
 
 
-def _reshape_block(call: Call, dims: list[Dim], sizes: list[int], target: list[int]) -> list[Dim]:
+def _reshape_block(
+    call: Call, dims: list[Dim], sizes: list[int], target: list[int], left_open: int | None
+) -> list[Dim]:
     """Splits and merges the dimensions within one block.
 
     The result is exact where the channels vary along one dimension of the target. Where the channels vary along several
-    dimensions, as in a view to (groups, channels per group), they are tied across all of these but the largest, whose
-    size is assumed to depend on the number of channels. Only a dry run can confirm this assumption.
+    dimensions, as in a view to (groups, channels per group), they are tied across all of these but one: the one whose
+    size the program left open (-1), otherwise the largest, whose size is assumed to depend on the number of channels.
+    Only a dry run can confirm this assumption.
     """
     if len(dims) == 1 and len(target) == 1:
         return dims
@@ -68,7 +75,7 @@ def _reshape_block(call: Call, dims: list[Dim], sizes: list[int], target: list[i
     if not varies:
         call.pin(axis, "splits a single channel")
         return [None] * len(target)
-    chosen = max(varies, key=lambda j: (target[j], j))
+    chosen = left_open if left_open in varies else max(varies, key=lambda j: (target[j], j))
     rows = np.moveaxis(atoms, chosen, -1).reshape(-1, target[chosen])
     for row in rows[1:] if len(varies) > 1 else ():
         call.tie(rows[0], row)
