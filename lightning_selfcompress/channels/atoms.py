@@ -3,6 +3,10 @@
 An atom is one index along one dimension of one stored tensor. A watched step yields pairs of atoms that must be kept or
 removed together, and atoms that must be kept in any case. The store holds both as arrays and merges them into groups
 once, at the end.
+
+A tensor that a step makes and fills with one number (``torch.zeros(n, width)``) fits any channels, as long as the
+program reads its size from them. Its dimensions are blank: they have atoms of their own, which belong to no stored
+tensor and are tied to those that the blank dimension meets. A blank dimension that meets fixed positions is fixed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -118,6 +122,9 @@ class AtomStore:
         self.batches: list[Atoms] = []  # along which products of matrices are taken one by one, as for heads
         # keyed by the ids of both arrays, which the value keeps alive; a tie that a loop repeats is stored once
         self._ties: dict[tuple[int, int], tuple[Atoms, Atoms, str]] = {}
+        self._blanks: list[int] = []  # the first atom of each blank dimension, ascending
+        self._ends: list[int] = []  # the atom after the last one of each blank dimension
+        self._fixed: list[bool] = []  # whether each blank dimension is fixed
 
     def new(self, size: int) -> Atoms:
         """Makes ``size`` new atoms and returns their numbers."""
@@ -125,11 +132,45 @@ class AtomStore:
         return np.arange(self.count - size, self.count)
 
     def copy(self) -> "AtomStore":
-        """Returns a store with the same atoms, ties, pins and grids."""
+        """Returns a store with the same atoms, ties, pins, blank dimensions and grids."""
         copied = AtomStore()
         copied.count, copied.grids, copied.batches = self.count, self.grids, self.batches
         copied._ties = dict(self._ties)
+        copied._blanks, copied._ends, copied._fixed = self._blanks.copy(), self._ends.copy(), self._fixed.copy()
         return copied
+
+    def blank(self, size: int) -> Atoms:
+        """Makes ``size`` atoms of a blank dimension and returns their numbers."""
+        atoms = self.new(size)
+        self._blanks.append(self.count - size)
+        self._ends.append(self.count)
+        self._fixed.append(False)
+        return atoms
+
+    def new_of(self, size: int, *sources: Atoms) -> Atoms:
+        """Makes atoms for a dimension that a reshape makes of others: a blank one, if all others are blank."""
+        blank = bool(self._blanks) and all(bool((self._blank_of(atoms) >= 0).all()) for atoms in sources)
+        return self.blank(size) if blank else self.new(size)
+
+    def is_fixed(self, atoms: Atoms) -> bool:
+        """Returns whether all of some atoms belong to blank dimensions that are fixed."""
+        if not self._blanks or not len(atoms) or atoms[0] < self._blanks[0]:
+            return False
+        return all(i >= 0 and self._fixed[i] for i in np.unique(self._blank_of(atoms)).tolist())
+
+    def _blank_of(self, atoms: Atoms) -> NDArray[np.int64]:
+        """Returns which blank dimension each atom belongs to, -1 for the atoms of tensors, and of rows and columns."""
+        last = np.searchsorted(self._blanks, atoms, side="right") - 1
+        return np.where((last >= 0) & (atoms < np.array(self._ends)[last]), last, -1)
+
+    def _fix(self, atoms: Atoms, reason: str) -> None:
+        """Fixes the whole of each blank dimension of which an atom is pinned: it holds positions, not channels."""
+        if not self._blanks or not len(atoms) or atoms.max() < self._blanks[0]:
+            return
+        for i in np.unique(self._blank_of(atoms)).tolist():
+            if i >= 0 and not self._fixed[i]:
+                self._fixed[i] = True
+                self.pin(np.arange(self._blanks[i], self._ends[i]), reason)
 
     def tie(self, one: Atoms, other: Atoms, reason: str) -> None:
         """Ties the atoms at equal positions of two arrays; an atom that is tied to FIXED is pinned."""
@@ -141,6 +182,7 @@ class AtomStore:
     def pin(self, atoms: Atoms, reason: str) -> None:
         """Pins atoms for a reason, so that their channels are kept."""
         self._ties.setdefault((id(atoms), FIXED), (atoms, np.zeros(len(atoms), np.int64), reason))
+        self._fix(atoms, reason)
 
     def left_to_fade(self, buffers: Iterable[int]) -> int:
         """Returns how many entries of the buffers with these ids are not zero, besides those that fade in any case."""
@@ -151,7 +193,8 @@ class AtomStore:
 
         Returns:
             The group of each atom ``(count,)``, numbered from 0 (group 0 contains FIXED alone), and the first reason
-            that was given for each pinned group.
+            that was given for each pinned group. A group has the smaller number the smaller its first atom is, so that
+            the groups of stored tensors, whose atoms are made first, come before all others.
         """
         if not self._ties:
             return np.arange(self.count), {}

@@ -1,12 +1,13 @@
 """One operation as a rule sees it: the arguments by name, and the known channels of the tensors."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 
 from lightning_selfcompress.channels.atoms import (
     UNIFORM,
@@ -17,9 +18,9 @@ from lightning_selfcompress.channels.atoms import (
     Dims,
     Flags,
     Grid,
-    Uniform,
     everywhere,
 )
+from lightning_selfcompress.channels.layout import Constant, Layout, never_zero
 from lightning_selfcompress.tensors import tensors_in
 
 Result = list[Dims | None]  # the dimensions of each tensor that an operation returns; None if they are unknown
@@ -34,82 +35,39 @@ NEEDS_ALL = "needs every channel of its input"
 FIXED_SIZE = "combines it with a tensor of a fixed size, such as an input or a constant"
 
 
-class Storage:
-    """The state that all views of one piece of memory share.
-
-    Attributes:
-        views: Number of known tensors that view the memory.
-        written: Whether an operation wrote through one of several views, so that no dimension is uniform any more.
-        zero_lost: Whether a write may have left a value other than zero where dead channels were known to be zero.
-        lost: Whether a write put other channels into the memory, so that its channels are unknown.
-    """
-
-    def __init__(self) -> None:
-        self.views, self.written, self.zero_lost, self.lost = 0, False, False, False
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """The origin of a tensor that was computed from parameters alone.
-
-    A penalty on parameters pins no channels. Once such a tensor is combined with data, its parameters have taken part
-    in the step, and the atoms that it owes are pinned.
-
-    Args:
-        parameters: Ids of the parameters.
-        owed: Arrays of atoms that were reduced over, each with the reason for which the atoms have to be kept.
-        reduced: Whether a reduction took part in the computation.
-    """
-
-    parameters: frozenset[int] = frozenset()
-    owed: tuple[tuple[Atoms, str], ...] = ()
-    reduced: bool = False
-
-
-class Layout:
-    """The known channels of one tensor, and its origin.
-
-    Args:
-        dims: The dimensions of the tensor.
-        storage: The state that the tensor shares with all views of its memory.
-        constant: The origin of the tensor, if it was computed from parameters alone.
-        produced: The axis of the bit depths, for a quantized weight whose output channels lie along two dimensions.
-        stored: Whether the tensor is a parameter or a buffer, or was computed from these alone.
-    """
-
-    def __init__(
-        self,
-        dims: Dims,
-        storage: Storage,
-        *,
-        constant: Constant | None = None,
-        produced: Axis | None = None,
-        stored: bool = False,
-    ) -> None:
-        self._dims = tuple(None if isinstance(d, Axis) and len(d) == 1 else d for d in dims)
-        self.storage, self.constant, self.produced, self.stored = storage, constant, produced, stored
-        storage.views += 1
-
-    @property
-    def dims(self) -> Dims:
-        """The dimensions of the tensor, without the facts that writes through other views of its memory have undone."""
-        if self.storage.lost:
-            return (None,) * len(self._dims)
-        dims = never_zero(self._dims) if self.storage.zero_lost else self._dims
-        return tuple(None if isinstance(d, Uniform) else d for d in dims) if self.storage.written else dims
+MOST_CHANNELS = 2**20  # a longer dimension of a new tensor is taken for positions
 
 
 @cache
 def name_of(func: Any) -> str:
     """Returns the name of an operation without its namespace and its overload."""
-    name: str = func._schema.name
-    return name.partition("::")[2]
+    name: str = func.name() if isinstance(func, HigherOrderOperator) else func._schema.name
+    return name.rpartition("::")[2]
 
 
 @cache
 def _declared(func: Any) -> dict[str, tuple[int, Any]]:
     """Returns the position and the default value of every argument of an operation, by name."""
+    if isinstance(func, HigherOrderOperator):  # has no schema, but a method with the arguments
+        _, *parameters = signature(type(func).__call__).parameters.values()
+        return {p.name: (i, p.default) for i, p in enumerate(parameters)}
     return {declared.name: (i, declared.default_value) for i, declared in enumerate(func._schema.arguments)}
+
+
+@cache
+def written_arguments(func: Any) -> tuple[str, ...]:
+    """Returns the names of the arguments that an operation writes to."""
+    return tuple(a.name for a in _arguments(func) if a.alias_info is not None and a.alias_info.is_write)
+
+
+@cache
+def writes_out(func: Any) -> bool:
+    """Returns whether an operation writes its results to tensors that are given for them, as ``out=`` does."""
+    return any(a.kwarg_only and a.name in written_arguments(func) for a in _arguments(func))
+
+
+def _arguments(func: Any) -> Sequence[Any]:
+    return () if isinstance(func, HigherOrderOperator) else func._schema.arguments
 
 
 def _flags(known: Flags, zero: Callable[[Flags], bool]) -> Flags:
@@ -118,11 +76,6 @@ def _flags(known: Flags, zero: Callable[[Flags], bool]) -> Flags:
         return everywhere(zero(known[:, 0]), known.shape[1])
     patterns, where = np.unique(known, axis=1, return_inverse=True)
     return np.array([zero(p) for p in patterns.T])[where.reshape(-1)]
-
-
-def never_zero(dims: Dims) -> Dims:
-    """Returns dimensions with the same channels, none of which is known to be zero when it is dead."""
-    return tuple(d.with_zero(False) if isinstance(d, Axis) else d for d in dims)
 
 
 class Call:
@@ -141,7 +94,9 @@ class Call:
         inputs: All tensors among the arguments, in order.
         layouts: The layout of each input, or None if nothing is known of the input.
         outputs: All tensors in the return value, in order.
-        stored: Whether all inputs are parameters and buffers, or computed from these alone.
+        reduces: Whether the operation is a reduction; its rule says so.
+        makes_nought: Whether the operation makes the number zero; its rule says so.
+        is_new: Whether the outputs take at most their dtype and device from the inputs; the rule says so.
         supposes: Whether a rule is asked, for a trial, what would be zero if buffers faded; it pins nothing then.
     """
 
@@ -152,7 +107,7 @@ class Call:
         kwargs: dict[str, Any],
         out: Any,
         store: AtomStore,
-        layout_of: Callable[[Tensor], "Layout | None"],
+        layout_of: Callable[[Tensor], Layout | None],
         place: Callable[[str], str] = str,
     ) -> None:
         self.func, self.args, self.kwargs, self.store = func, args, kwargs, store
@@ -162,13 +117,16 @@ class Call:
         self._layout_of, self._place = layout_of, place
         self._owed: list[tuple[Atoms, str]] = []
         self.name = name_of(func)
-        self.reduces = self.supposes = False
-        self.stored = bool(self.layouts) and all(known is not None and known.stored for known in self.layouts)
+        self.reduces = self.makes_nought = self.is_new = self.supposes = False
 
     def __getitem__(self, argument: str) -> Any:
         """Returns the value of an argument, or its default."""
         i, default = _declared(self.func)[argument]
         return self.args[i] if i < len(self.args) else self.kwargs.get(argument, default)
+
+    def get(self, argument: str) -> Any:
+        """Returns the value of an argument, its default, or None if the operation has no argument of this name."""
+        return self[argument] if argument in _declared(self.func) else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -178,7 +136,18 @@ class Call:
     def dims(self, tensor: Tensor) -> Dims:
         """Returns the dimensions of a tensor, with None for each of them if nothing is known of the tensor."""
         layout = self._layout_of(tensor)
-        return (None,) * tensor.dim() if layout is None else layout.dims
+        if layout is None:
+            return (None,) * tensor.dim()
+        return tuple(None if isinstance(d, Axis) and self.store.is_fixed(d.atoms) else d for d in layout.dims)
+
+    def is_nought(self, tensor: Tensor) -> bool:
+        """Returns whether a tensor is the number zero, as the program has it."""
+        layout = self._layout_of(tensor)
+        return layout is not None and layout.is_nought
+
+    def blank(self, sizes: Sequence[int], *, zero: bool) -> Dims:
+        """Returns the dimensions of a new tensor that is filled with one number, zero or another."""
+        return tuple(Axis(self.store.blank(n), everywhere(zero, n)) if 1 < n <= MOST_CHANNELS else None for n in sizes)
 
     def produced(self, weight: Tensor) -> Axis | None:
         """Returns the axis of the bit depths, for a quantized weight whose output channels lie along two dimensions."""
@@ -187,7 +156,9 @@ class Call:
 
     @property
     def constant(self) -> Constant | None:
-        """The origin of the outputs, if all inputs were computed from parameters alone, otherwise None."""
+        """The origin of the outputs, if they are computed from inputs that are all computed from parameters alone."""
+        if self.is_new or not self.layouts:
+            return None
         found = []
         for layout in self.layouts:
             if layout is None or layout.constant is None:
@@ -198,6 +169,12 @@ class Call:
             (*{id(debt): debt for c in found for debt in c.owed}.values(), *self._owed),
             self.reduces or any(c.reduced for c in found),
         )
+
+    @property
+    def stored(self) -> bool:
+        """Whether the outputs are computed from parameters and buffers alone."""
+        known = [layout is not None and layout.stored for layout in self.layouts]
+        return not self.is_new and bool(known) and all(known)
 
     def why(self, text: str) -> str:
         """Returns a reason that begins with the module or the operation that gives it."""
@@ -331,13 +308,17 @@ class Call:
         self.tie(one.atoms, other.atoms)
         self.sum_over(one.with_zero(one.zero | other.zero))
 
-    def sum_over(self, dim: Dim) -> None:
+    def sum_over(self, dim: Dim, text: str | None = None) -> None:
         """Pins the channels along a summed dimension that are not known to be zero when they are dead."""
         if isinstance(dim, Axis) and not dim.zero.all():
             rest = dim[np.flatnonzero(~dim.zero)]
-            lost = self.store.lost.get(int(rest.atoms[0]))
-            why = "it is not zero when dead" if lost is None else f"{lost} leaves it other than zero when it is dead"
-            self.pin_or_owe(rest, f"sums over it, and {why}")
+            if text is None:
+                lost = self.store.lost.get(int(rest.atoms[0]))
+                why = (
+                    "it is not zero when dead" if lost is None else f"{lost} leaves it other than zero when it is dead"
+                )
+                text = f"sums over it, and {why}"
+            self.pin_or_owe(rest, text)
 
     def add_bias(self, result: Dims, bias: Tensor | None, dim: int) -> Dims:
         """Returns the dimensions of a result after the addition of a bias ``(channels,)`` along dimension ``dim``."""

@@ -1,12 +1,16 @@
-"""A dispatch mode that shows operations as they run, and contexts in which none are shown or compiled."""
+"""Modes that show operations as they run, and contexts in which none are shown or compiled."""
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch import Tensor
+from torch._ops import HigherOrderOperator
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
@@ -16,7 +20,13 @@ def _is_composite(func: Any) -> bool:
 
 
 class ShowOperations(TorchDispatchMode):
-    """Shows every operation after it has run, except the operations of a backward pass."""
+    """Shows every operation after it has run, except the operations of a backward pass.
+
+    Of an operation that calls functions, such as a branch or attention with scores of one's own, the operations within
+    these functions are shown as well.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self, visit: Callable[..., None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -24,12 +34,41 @@ class ShowOperations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() and _is_composite(func):
+        if isinstance(func, HigherOrderOperator):
+            args = tuple(self._shown(a) if callable(a) and not isinstance(a, Tensor) else a for a in args)
+        elif torch.is_inference_mode_enabled() and _is_composite(func):
             with self:  # without autograd, a composite operation arrives before it is decomposed
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
         out = func(*args, **kwargs)
         if torch._C._current_graph_task_id() == -1:
             self._visit(func, args, kwargs, out)
+        return out
+
+    def _shown(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function that calls another one and shows its operations, except while it is traced."""
+
+        def shown(*args: Any, **kwargs: Any) -> Any:
+            with self if _get_current_dispatch_mode() is None else nullcontext():
+                return function(*args, **kwargs)
+
+        return shown
+
+
+class ShowScaledAttention(TorchFunctionMode):
+    """Shows the query of every attention that scales by the number of features.
+
+    With dropout, the attention arrives as several operations, of which one multiplies with a number.
+    """
+
+    def __init__(self, visit: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._visit = visit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func is functional.scaled_dot_product_attention and kwargs.get("scale") is None:
+            self._visit(args[0] if args else kwargs["query"])
         return out
 
 

@@ -115,10 +115,13 @@ def _settle_merges(store: AtomStore, grids: Sequence[Grid]) -> None:
 
 
 def _with_free_rows(store: AtomStore, grids: list[Grid]) -> list[Grid]:
-    """Returns the grids of attention whose heads may go; the cells of all others are tied to their columns."""
+    """Returns the grids of attention whose heads may go; the cells of all others are tied to their columns.
+
+    Heads stay if they are pinned themselves, and if what they are merged into is: a pinned cell keeps its head.
+    """
     while grids:
         pinned = _pinned(store)
-        stay = [grid for grid in grids if pinned[grid.rows].any()]
+        stay = [g for g in grids if pinned[g.rows].any() or (g.merges and pinned[g.cells].any())]
         if not stay:
             return grids
         for grid in stay:

@@ -12,17 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from lightning_selfcompress.channels.atoms import AtomStore, Axis, Dims, everywhere
-from lightning_selfcompress.channels.call import Call, Constant, Layout, Storage
+from lightning_selfcompress.channels.call import Call, writes_out, written_arguments
 from lightning_selfcompress.channels.channels import Channels, Slot
-from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled, unfused, unwatched
+from lightning_selfcompress.channels.dispatch import ShowOperations, ShowScaledAttention, uncompiled, unfused, unwatched
 from lightning_selfcompress.channels.fading_buffers import FadingBuffers
 from lightning_selfcompress.channels.grids import grouped, numbered, recall_cells
+from lightning_selfcompress.channels.layout import Constant, Layout, Storage, overwritten
 from lightning_selfcompress.channels.optimizer_steps import OptimizerSteps
 from lightning_selfcompress.channels.places import Places, in_streams
-from lightning_selfcompress.channels.rules import RULES, moves, pointwise, products
+from lightning_selfcompress.channels.rules import RULES, STARTING, pointwise, products
 from lightning_selfcompress.quantize.layers import Quantized, reading_through
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, attributes_of, quantized_parameters
-from lightning_selfcompress.tensors import is_bare_norm, name_of, put_on, size_attribute, stored_tensors, tensors_in
+from lightning_selfcompress.tensors import (
+    is_bare_norm,
+    name_of,
+    own_tensors,
+    put_on,
+    size_attribute,
+    stored_tensors,
+    tensors_in,
+)
 
 _ADDING = frozenset({"add", "sub", "stack", "cat"})  # the operations that add a penalty to the loss
 
@@ -89,7 +98,7 @@ class Watcher:
     def channels(self) -> Channels:
         """Returns the channels that the watched steps have shown so far."""
         found = grouped(self._store)
-        group = found.group[: 1 + sum(slot.size for slot in self._slots)]  # without the rows and columns of grids
+        group = found.group[: 1 + sum(slot.size for slot in self._slots)]  # without those of grids and of new tensors
         cells, pinned = numbered(found, int(group.max()) + 1)
         pinned = in_streams(pinned, group, self._slots)
         names = set(self._unseen.values())
@@ -115,6 +124,7 @@ class Watcher:
             stack.enter_context(uncompiled())
             stack.enter_context(unfused())
             stack.enter_context(self._steps.noticed())
+            stack.enter_context(ShowScaledAttention(self._scaled))
             stack.enter_context(ShowOperations(self._visit))
             self._exit = stack.pop_all()
         return self
@@ -164,6 +174,8 @@ class Watcher:
             self._add_quantized(weight)
 
         for path, module in self.model.named_modules():
+            if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+                self._pin_state(path, module)
             if is_bare_norm(module):
                 name = name_of(path, size_attribute(module))
                 size = getattr(module, size_attribute(module))
@@ -171,6 +183,13 @@ class Watcher:
                 self._slots.append(Slot(name, 0, size, self._store.count - size, attribute=True))
                 if isinstance(module, nn.GroupNorm):  # a loaded network would group other channels
                     self._store.pin(self._sizes[module].atoms, f"{path!r} has groups of them, which no file could tell")
+
+    def _pin_state(self, path: str, module: nn.Module) -> None:
+        """Pins the hidden state of a recurrent layer, whose size no file could tell; its inputs may go."""
+        for name, tensor in own_tensors(module):
+            for d, dim in enumerate(self._stored[id(tensor)]._dims):
+                if isinstance(dim, Axis) and not (d == 1 and name.startswith("weight_ih")):
+                    self._store.pin(dim.atoms, f"{path!r} keeps a hidden state of them")
 
     def _recall(self, earlier: Channels) -> None:
         _, first, which = np.unique(earlier.group, return_index=True, return_inverse=True)
@@ -268,7 +287,7 @@ class Watcher:
             call = Call(func, args, kwargs, out, self._store, self._layout, self._places.of)
             inputs = [(t, known) for t, known in zip(call.inputs, call.layouts, strict=True) if known is not None]
             self._in_step.add(call.name)
-            if inputs or call.name in moves.SPREAD:
+            if inputs or call.name in STARTING:
                 result = self._apply_rule(call)
                 produced = self._produced(call, inputs)
                 self._settle(call, result)
@@ -279,14 +298,29 @@ class Watcher:
             for tensor in tensors_in([list(args), kwargs]):
                 self.pin_outputs(tensor, reason)
 
+    def _scaled(self, query: Tensor) -> None:
+        layout = self._layout(query)
+        if layout is not None and isinstance(layout.dims[-1], Axis):
+            reason = f"{self._places.of('scaled_dot_product_attention')} scales by the number of channels"
+            self._store.pin(layout.dims[-1].atoms, reason)
+
     def _apply_rule(self, call: Call) -> list[Dims | None]:
         rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_"))
         if rule is None and pointwise.is_pointwise(call.func):
             rule = pointwise.pointwise
-        if rule is None or not call.outputs or call.func._schema.overload_name.endswith("out"):
+        if rule is None or not call.outputs or writes_out(call.func):
             self.without_rule.add(call.name)
+            self._lose_written(call)
             return call.pin_all("has no rule")
         return rule(call)
+
+    def _lose_written(self, call: Call) -> None:
+        """Forgets the channels of arguments that an operation without a rule writes to."""
+        for name in written_arguments(call.func):
+            for tensor in tensors_in(call[name]):
+                layout = self._layout(tensor)
+                if layout is not None and id(tensor) not in self._stored:
+                    layout.storage.lost = True
 
     def _produced(self, call: Call, inputs: list[tuple[Tensor, Layout]]) -> Axis | None:
         """Returns the bit depths of a copied weight in groups; only copies and convolutions do not pin it."""
@@ -331,30 +365,17 @@ class Watcher:
             if dims is not None and len(dims) != tensor.dim():
                 raise ValueError(f"{len(dims)} dimensions for a tensor of {tensor.dim()}")
             if before is not None:
-                self._written(tensor, before, dims, constant)
+                now = dims if dims is not None else (None,) * tensor.dim()
+                self._set(tensor, overwritten(before, now, constant, self._store, stored=call.stored))
                 continue
             alias = next((known for t, known in inputs if _shares_memory(t, tensor)), None)
-            known = alias is not None or constant is not None or call.stored
-            if dims is not None and (known or any(d is not None for d in dims)):
+            computed = constant is not None or call.stored or call.makes_nought
+            if dims is not None and (alias is not None or computed or any(d is not None for d in dims)):
                 storage = Storage() if alias is None else alias.storage
-                self._set(tensor, Layout(dims, storage, constant=constant, produced=produced, stored=call.stored))
-
-    def _written(self, tensor: Tensor, before: Layout, dims: Dims | None, constant: Constant | None) -> None:
-        """Handles an in-place operation, after which the layouts of other views of the memory may be wrong."""
-        dims = dims if dims is not None else (None,) * tensor.dim()
-        same = len(dims) == len(before.dims) and all(map(_same_atoms, before.dims, dims))
-        if before.storage.views == 1:
-            self._set(tensor, Layout(dims, Storage(), constant=constant))
-            return
-        before.storage.written = True
-        if not same:
-            before.storage.lost = True
-            for dim in (*before._dims, *dims):
-                if isinstance(dim, Axis):
-                    self._store.pin(dim.atoms, "it is written through a view")
-        elif any(_loses_zero(a, b) for a, b in zip(before.dims, dims, strict=True)):
-            before.storage.zero_lost = True
-        self._set(tensor, Layout(dims, before.storage, constant=constant))
+                new = Layout(
+                    dims, storage, constant=constant, produced=produced, is_nought=call.makes_nought, stored=call.stored
+                )
+                self._set(tensor, new)
 
     def _layout(self, tensor: Tensor) -> Layout | None:
         layout: Layout | None = tensor.__dict__.get(_LAYOUT) if hasattr(tensor, "__dict__") else None
@@ -380,13 +401,3 @@ class Watcher:
 
 def _shares_memory(one: Tensor, other: Tensor) -> bool:
     return bool(torch._C._is_alias_of(one, other))  # type: ignore[attr-defined]
-
-
-def _same_atoms(one: Any, other: Any) -> bool:
-    if isinstance(one, Axis) and isinstance(other, Axis):
-        return bool((one.atoms == other.atoms).all())
-    return not isinstance(one, Axis) and not isinstance(other, Axis)
-
-
-def _loses_zero(before: Any, after: Any) -> bool:
-    return isinstance(before, Axis) and isinstance(after, Axis) and bool((before.zero & ~after.zero).any())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_selfcompress.channels.dispatch import uncompiled
@@ -219,9 +220,11 @@ def _repeatable() -> Iterator[None]:
 class _Constant(TorchDispatchMode):
     """Replaces random numbers by constants and turns dropout off, so that a smaller network sees the same numbers."""
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if isinstance(func, HigherOrderOperator) or torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         names = [a.name for a in func._schema.arguments]
         if "dropout_p" in names and names.index("dropout_p") < len(args):

@@ -301,6 +301,25 @@ def test_what_meets_no_channel_is_pinned():
     assert pinned == {int(group[atoms[0]]): "first", int(group[atoms[1]]): "first"}
 
 
+def test_rows_and_columns_are_not_blank():
+    """Atoms that grids add between blank dimensions belong to none of them, and a copy fixes for itself."""
+    store = AtomStore()
+    store.new(4)
+    blank, row, later = store.blank(3), store.new(2), store.blank(2)
+    store.pin(row, "")
+    assert not any(store.is_fixed(atoms) for atoms in (blank, row, later))
+    store.pin(blank[:1], "")
+    assert store.is_fixed(blank)
+    assert not store.is_fixed(row)
+    copied = store.copy()
+    copied.pin(later[1:], "")
+    assert (copied.is_fixed(later), store.is_fixed(later)) == (True, False)
+    merged, mixed = store.new_of(2, blank, later), store.new_of(2, blank, row)
+    store.pin(merged[:1], "")
+    store.pin(mixed, "")
+    assert (store.is_fixed(merged), store.is_fixed(mixed)) == (True, False)
+
+
 def test_ties_of_different_lengths_are_refused():
     """A rule that ties what does not fit is told so at once, where the operation is still known."""
     store = AtomStore()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from graph_nets import WIDTH, Case, filled, legit, module, pinned, with_layer, with_linear, with_norm
+from index_cases import INDEX_CASES
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # as user code names it
 
@@ -162,7 +163,7 @@ CASES = {
     "new_empty": Case(lambda x: x * x.new_empty(x.shape[0], 1, 1, 1).fill_(2.0)),
     "new_empty_strided": Case(lambda x: x * x.new_empty_strided((1,), (1,)).fill_(2.0)),
     "new_zeros": Case(lambda x: x * (1 + x.new_zeros(1))),
-    "new_zeros, by width": pinned(lambda x: x + x.new_zeros(x.shape), "add combines it with a tensor of a fixed size"),
+    "new_zeros, by width": Case(lambda x: x + x.new_zeros(x.shape)),
     "new_ones": Case(lambda x: x * x.new_ones(1)),
     "new_full": Case(lambda x: x * x.new_full((1,), 3.0)),
     "bernoulli": Case(filled(lambda x: torch.bernoulli(x.sigmoid()))),
@@ -183,16 +184,24 @@ CASES = {
     "cauchy": Case(filled(lambda x: torch.empty_like(x).cauchy_())),
     # products
     "mm": Case(with_linear(lambda layer, x: layer(x), bias=False), "linear"),
-    "mm, with constants": pinned(
-        lambda x: x @ torch.ones(x.shape[1], 2).to(x), "mm combines it with a tensor of a fixed size", "linear"
+    "mm, with constants": Case(lambda x: x @ torch.ones(x.shape[1], 2).to(x), "linear"),
+    "mm, with constants that vary": pinned(
+        lambda x: x @ torch.arange(2.0 * x.shape[1]).view(-1, 2).to(x),
+        "mm combines it with a tensor of a fixed size",
+        "linear",
     ),
     "addmm": Case(with_linear(lambda layer, x: layer(x)), "linear"),
     "addmm, to what is not zero": pinned(
         with_linear(lambda layer, x: torch.addmm(x.cos(), x, layer.weight.t())), "Linear at last sums over it", "linear"
     ),
     "addmm, an input too": pinned(
-        with_linear(lambda layer, x: layer(x) + layer(torch.ones(4, WIDTH).to(x))),
+        with_linear(lambda layer, x: layer(x) + layer(torch.arange(4.0 * WIDTH).view(4, WIDTH).to(x))),
         "Linear at body.linear combines it with a tensor of a fixed size",
+        "linear",
+    ),
+    "addmm, ones too": pinned(
+        with_linear(lambda layer, x: layer(x) + layer(torch.ones(4, WIDTH).to(x))),
+        "Linear at body.linear sums over it, and",
         "linear",
     ),
     "bmm": Case(lambda x: torch.bmm(x, x.transpose(1, 2).relu() @ x), "tokens"),
@@ -231,8 +240,11 @@ CASES = {
         )
     ),
     "convolution, depthwise, fixed kernel": pinned(
-        lambda x: F.conv2d(x, torch.ones(x.shape[1], 1, 3, 3).to(x), groups=x.shape[1]),
+        lambda x: F.conv2d(x, torch.arange(9.0 * x.shape[1]).view(-1, 1, 3, 3).to(x), groups=x.shape[1]),
         "convolution combines it with a tensor of a fixed size",
+    ),
+    "convolution, depthwise, box filter": Case(
+        lambda x: F.conv2d(x, torch.full((x.shape[1], 1, 3, 3), 1 / 9).to(x), groups=x.shape[1])
     ),
     "convolution, transposed, groups, scaled weight": pinned(
         module(
@@ -257,10 +269,7 @@ CASES = {
     "convolution, transposed, depthwise, several outputs": Case(
         with_layer(lambda: nn.ConvTranspose2d(WIDTH, 16, 2, groups=WIDTH))
     ),
-    "convolution, circular": pinned(
-        with_layer(lambda: nn.Conv2d(WIDTH, 6, 3, padding=1, padding_mode="circular")),
-        "Conv2d at body.layer combines it with a tensor of a fixed size",
-    ),
+    "convolution, circular": Case(with_layer(lambda: nn.Conv2d(WIDTH, 6, 3, padding=1, padding_mode="circular"))),
     "convolution, in inference mode": Case(
         with_layer(lambda: nn.Sequential(nn.Conv2d(WIDTH, 6, 3), nn.BatchNorm2d(6), nn.MaxPool2d(2), nn.Flatten())),
         mode=torch.inference_mode,
@@ -424,11 +433,22 @@ KEPT = {
     "max": lambda x, d: x.max(d, keepdim=True)[0],
     "min": lambda x, d: x.min(d, keepdim=True)[0],
     "prod": lambda x, d: x.prod(d, keepdim=True),
+    "nansum": lambda x, d: x.nansum(d, keepdim=True),
+    "aminmax": lambda x, d: torch.aminmax(x, dim=d, keepdim=True)[1],
+    "var_mean": lambda x, d: torch.var_mean(x, d, keepdim=True)[0],
+    "std_mean": lambda x, d: torch.std_mean(x, d, keepdim=True)[1],
+    "nanmedian": lambda x, d: x.nanmedian(d, keepdim=True)[0],
+    "kthvalue": lambda x, d: x.kthvalue(2, d, keepdim=True)[0],
     "norm": lambda x, d: ATEN.norm(x, 2, [d], True),
     "linalg_vector_norm": lambda x, d: x.norm(dim=d, keepdim=True),
     "var": lambda x, d: x.var(d, keepdim=True),
     "std": lambda x, d: x.std(d, keepdim=True),
     "cumsum": lambda x, d: x.cumsum(d),
+    "cummin": lambda x, d: x.cummin(d)[0],
+    "cummax": lambda x, d: x.cummax(d)[0],
+    "cumprod": lambda x, d: x.cumprod(d),
+    "mode": lambda x, d: x.mode(d, keepdim=True)[0],
+    "median": lambda x, d: x.median(d, keepdim=True)[0],
     "sort": lambda x, d: x.sort(d)[0],
     "topk": lambda x, d: x.topk(3, d)[0],
 }
@@ -439,20 +459,27 @@ LOST = {
     "all": lambda x, d: (x > 0).all(d, keepdim=True) + 0.0 * x,
     "any": lambda x, d: (x > 0).any(d, keepdim=True) + 0.0 * x,
     "count_nonzero": lambda x, d: x.count_nonzero(d).unsqueeze(d) + 0.0 * x,
-    "median": lambda x, d: x.median(d, keepdim=True)[0],
-    "mode": lambda x, d: x.mode(d, keepdim=True)[0],
-    "cumprod": lambda x, d: x.cumprod(d),
     "logcumsumexp": lambda x, d: x.logcumsumexp(d),
-    "cummax": lambda x, d: x.cummax(d)[0],
-    "cummin": lambda x, d: x.cummin(d)[0],
 }
 for op, reduce in {**KEPT, **LOST}.items():
     space = Case(lambda x, f=reduce: f(x, -1)) if op in KEPT else pinned(lambda x, f=reduce: f(x, -1), SUMS)
     CASES[op] = space
     CASES[f"{op}, then multiplied"] = Case(lambda x, f=reduce: x * f(x, -1)) if op != "topk" else space
     CASES[f"{op}, channels"] = pinned(lambda x, f=reduce: f(x, 1), f"{op} needs every channel of its input")
-CASES["sum, channels"] = Case(lambda x: x.sum(1, keepdim=True))
+SUMMED = {name: KEPT[name] for name in ("sum", "nansum", "norm", "linalg_vector_norm")}
+for op, reduce in SUMMED.items():
+    CASES[f"{op}, channels"] = Case(lambda x, f=reduce: f(x, 1))
+for op in ("norm", "linalg_vector_norm"):
+    CASES[f"{op}, channels that are not zero"] = pinned(
+        lambda x, f=KEPT[op]: f(x.cos(), 1), f"{op} needs every channel"
+    )
+CASES["norm, the smallest channel"] = pinned(lambda x: ATEN.norm(x, -torch.inf, [1], True), "norm needs every channel")
+CASES["linalg_vector_norm, the smallest channel"] = pinned(
+    lambda x: torch.linalg.vector_norm(x, -torch.inf, 1, keepdim=True), "linalg_vector_norm needs every channel"
+)
 CASES["sum, channels that are not zero"] = pinned(lambda x: x.cos().sum(1, keepdim=True), "sum sums over it")
+
+CASES |= INDEX_CASES
 
 WITHOUT_A_CASE = {
     "cudnn_batch_norm": "CUDA",

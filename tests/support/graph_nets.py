@@ -13,13 +13,21 @@ FIRST: dict[str, Callable[[], nn.Module]] = {
     "conv3d": lambda: nn.Conv3d(2, WIDTH, 3, padding=1),
     "linear": lambda: nn.Linear(5, WIDTH),
     "tokens": lambda: nn.Linear(5, WIDTH, bias=False),
+    "rows": lambda: nn.Linear(5, WIDTH),
     "vector": lambda: nn.Linear(5, WIDTH),
     "embedding": lambda: nn.Embedding(10, WIDTH),
     "bag": lambda: nn.EmbeddingBag(10, WIDTH),
     "frozen bag": lambda: nn.EmbeddingBag(10, WIDTH).requires_grad_(False),
     "float32": lambda: nn.Linear(5, WIDTH),
 }
-SHAPES = {"conv1d": (3, 2, 6), "conv2d": (3, 2, 6, 6), "conv3d": (3, 2, 4, 4, 4), "linear": (4, 5), "vector": (5,)}
+SHAPES = {
+    "conv1d": (3, 2, 6),
+    "conv2d": (3, 2, 6, 6),
+    "conv3d": (3, 2, 4, 4, 4),
+    "linear": (4, 5),
+    "rows": (3, 5),
+    "vector": (5,),
+}
 SHAPES |= {"tokens": (3, 6, 5), "float32": (3, 6, 5)}
 
 

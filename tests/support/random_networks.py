@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # as user code names it
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 BATCH = 3
 Choose = Callable[[Sequence[Any]], Any]  # picks one of several
@@ -398,7 +399,265 @@ def with_constant(b: Builder, at: int) -> Made:
     return (lambda x: x + number), [], [at]
 
 
+def numbers(b: Builder, size: int, count: int) -> Tensor:
+    """As many numbers below a size, some of them twice."""
+    return torch.tensor([b.choose(range(size)) for _ in range(count)])
+
+
+def along(numbers: Tensor, dim: int, x: Tensor) -> Tensor:
+    """Numbers along one dimension of a tensor, the same at all positions along the others."""
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    return numbers.view(shape).expand(*x.shape[:dim], len(numbers), *x.shape[dim + 1 :])
+
+
+def row_dim(b: Builder, at: int) -> int:
+    """A dimension without channels: that of the batch, or the last one."""
+    return 0 if b.values[at].dim() == 2 else b.choose([0, b.values[at].dim() - 1])
+
+
+def rows_picked(b: Builder, at: int) -> Made:
+    dim = row_dim(b, at)
+    n = numbers(b, b.values[at].shape[dim], b.values[at].shape[dim])
+    pick = b.choose(
+        [
+            lambda x: x.index_select(dim, n),
+            lambda x: x.gather(dim, along(n, dim, x)),
+            lambda x: torch.take_along_dim(x, n.view([-1 if d == dim else 1 for d in range(x.dim())]), dim),
+            lambda x: x.movedim(dim, 0)[n].movedim(0, dim),
+            lambda x: x.gather(dim, x.argsort(dim)),
+        ]
+    )
+    return pick, [], [at]
+
+
+def messages(b: Builder, at: int) -> Made:
+    """Rows that are gathered, and added up where other numbers say."""
+    dim, other = row_dim(b, at), b.other(at)
+    size = b.values[at].shape[dim]
+    source, target = numbers(b, size, size + 2), numbers(b, size, size + 2)
+    start = b.choose(
+        [
+            *(lambda x, y: torch.zeros_like(x), lambda x, y: x.new_zeros(x.shape)),
+            *(lambda x, y: torch.zeros(x.shape).double(), lambda x, y: torch.full(x.shape, 0.5).double()),
+            lambda x, y: y.clone(),
+        ]
+    )
+
+    def put(out: Tensor, m: Tensor) -> Tensor:
+        return out.movedim(dim, 0).index_put((target,), m.movedim(dim, 0), accumulate=True).movedim(0, dim)
+
+    add = b.choose(
+        [
+            lambda out, m: out.index_add_(dim, target, m),
+            lambda out, m: out.index_add(dim, target, m, alpha=0.5),
+            lambda out, m: out.scatter_add_(dim, along(target, dim, m), m),
+            put,
+            *(
+                lambda out, m, how=how: out.scatter_reduce(dim, along(target, dim, m), m, how, include_self=False)
+                for how in ("sum", "mean", "amax", "amin")
+            ),
+            lambda out, m: out.index_reduce(dim, target, m.detach(), "mean", include_self=False),
+        ]
+    )
+    return (lambda x, y: add(start(x, y), x.index_select(dim, source))), [], [at, other]
+
+
+def under_a_mask(b: Builder, at: int) -> Made:
+    dim, other = row_dim(b, at), b.other(at)
+    value = b.choose([0.0, 0.0, 1.0])
+    mask = torch.arange(b.values[at].shape[dim]) % 2 == b.choose([0, 1])
+
+    def spread(x: Tensor) -> Tensor:
+        return mask.view([-1 if d == dim else 1 for d in range(x.dim())])
+
+    def assigned(x: Tensor, y: Tensor) -> Tensor:
+        x = x.clone()
+        x.movedim(dim, 0)[mask] = value
+        return x
+
+    def assigned_from(x: Tensor, y: Tensor) -> Tensor:
+        x = x.clone()
+        x.movedim(dim, 0)[mask] = y.movedim(dim, 0)[mask]
+        return x
+
+    def positive(x: Tensor, y: Tensor) -> Tensor:
+        x = x.clone()
+        x[y > 0] = value
+        return x
+
+    function = b.choose(
+        [
+            assigned,
+            assigned_from,
+            positive,
+            lambda x, y: torch.where(spread(x), x, y),
+            lambda x, y: torch.where(spread(x), x, value),
+            lambda x, y: torch.where(y > 0, x, torch.full(y.shape, value).to(y)),
+            lambda x, y: x.masked_fill(spread(x), value),
+            lambda x, y: x.movedim(1, -1).masked_scatter(spread(x).movedim(1, -1), y.movedim(1, -1)).movedim(-1, 1),
+        ]
+    )
+    return function, [], [at, other]
+
+
+def written_in_turn(b: Builder, at: int) -> Made:
+    """A state that starts at zero, and a new tensor that takes each of its values."""
+    start = b.choose([torch.zeros, torch.zeros, torch.ones])
+    make = b.choose([torch.zeros, torch.empty])
+
+    def function(x: Tensor) -> Tensor:
+        state, out = start(x.shape[:-1]).to(x), make(x.shape, dtype=x.dtype)
+        for i in range(x.shape[-1]):
+            state = 0.5 * state + x[..., i]
+            out[..., i] = state
+        return out
+
+    return function, [], [at] if b.values[at].dim() > 2 else []
+
+
+def made_anew(b: Builder, at: int) -> Made:
+    """A new tensor in the shape of a value, to which values are written, added or joined."""
+    one = b.other(at)
+
+    def halves(x: Tensor, y: Tensor) -> Tensor:
+        out = x.new_empty(x.shape[0], 2 * x.shape[1], *x.shape[2:])
+        out[:, : x.shape[1]] = x
+        out[:, x.shape[1] :].copy_(y)
+        return out
+
+    def borders(x: Tensor, y: Tensor) -> Tensor:
+        out = x.new_zeros(*x.shape[:-1], x.shape[-1] + 1)
+        out[..., 1:] = x
+        return out
+
+    def flat(x: Tensor, y: Tensor) -> Tensor:
+        out = torch.zeros(x.shape).double()
+        out.view(x.shape[0], -1).add_(y.flatten(1))
+        return out + x
+
+    def both(x: Tensor, y: Tensor) -> Tensor:
+        out = x.new_zeros(x.shape)
+        return (x + out) * (y.sin() + out)
+
+    function = b.choose(
+        [
+            halves,
+            borders,
+            flat,
+            both,
+            lambda x, y: torch.maximum(x, torch.zeros(x.shape).double()),
+            lambda x, y: x + torch.ones(x.shape[1], *[1] * (x.dim() - 2)).double() * y,
+            lambda x, y: x * torch.full(x.shape[1:], 0.5).double() + torch.zeros(()),
+        ]
+    )
+    return function, [], [at, one]
+
+
+def folded(b: Builder, at: int) -> Made:
+    stride = b.choose([1, 2])
+    window = b.choose([nn.Identity(), nn.ReLU()])
+    return (
+        (lambda window, x: F.fold(window(F.unfold(x, 2, stride=stride)), x.shape[-2:], 2, stride=stride)),
+        [window],
+        [at],
+    )
+
+
+def complex_pairs(b: Builder, at: int) -> Made:
+    """Pairs of positions as complex numbers, turned by an angle for each."""
+    angles = torch.randn(max(b.values[at].shape[-1] // 2, 1)).double()
+    turn = torch.polar(torch.ones_like(angles), angles)
+
+    def function(x: Tensor) -> Tensor:
+        z = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turn
+        return torch.view_as_real(z.conj() if x.dim() == 3 else z).flatten(-2)
+
+    return function, [], [at] if b.values[at].dim() > 2 else []
+
+
+def fused_attention(b: Builder, at: int) -> Made:
+    """Over positions, by torch's own operation, with a mask or with dropout so rare that it never happens."""
+    q, k, v = (b.conv(at, n) for n in (4, 4, b.width(at)))
+    dropout, scale, causal = b.choose([0.0, 1e-12]), b.choose([None, 0.3]), b.choose([True, False])
+
+    def function(q: nn.Module, k: nn.Module, v: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).flatten(2).mT.unsqueeze(1) for layer in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale, is_causal=causal)
+        return out.squeeze(1).mT.unflatten(-1, x.shape[2:])
+
+    return function, [q, k, v], [at]
+
+
+def attended_in_heads(b: Builder, at: int) -> Made:
+    """Two heads of queries for each head of keys and values."""
+    heads, layers = b.choose([1, 2]), [b.conv(at, n) for n in (32, 16, 16)]
+    repeat = b.choose(
+        [
+            lambda x: x.repeat_interleave(2, 1),
+            lambda x: x.unsqueeze(2).expand(-1, -1, 2, -1, -1).flatten(1, 2),
+        ]
+    )
+
+    def function(q: nn.Module, k: nn.Module, v: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).flatten(2).unflatten(1, (h, -1)).mT
+            for layer, h in zip((q, k, v), (2 * heads, heads, heads), strict=True)
+        )
+        weights = (q @ repeat(k).mT).softmax(-1)
+        return (weights @ repeat(v)).mT.flatten(1, 2).unflatten(-1, x.shape[2:])
+
+    return function, layers, [at] if b.values[at].dim() > 2 else []
+
+
+def packed(b: Builder, at: int) -> Made:
+    """Positions as steps of sequences of different lengths, with or without a recurrent layer."""
+    length, width = b.values[at].shape[-1], b.width(at)
+    lengths = torch.tensor([length, max(length - 2, 1), 1])
+    layer = b.choose([nn.Identity(), nn.GRU(width, 5), nn.LSTM(width, 4, bidirectional=True)])
+
+    def function(layer: nn.Module, x: Tensor) -> Tensor:
+        sequence = pack_padded_sequence(x.mT, lengths, batch_first=True)
+        sequence = sequence if isinstance(layer, nn.Identity) else layer(sequence)[0]
+        return pad_packed_sequence(sequence, batch_first=True)[0].mT
+
+    return function, [layer], [at] if b.values[at].dim() == 3 else []
+
+
+def own_cell(b: Builder, at: int) -> Made:
+    """A recurrent cell of linear layers, over the positions."""
+    width = b.choose([4, 6])
+    layers = [nn.Linear(b.width(at), width), nn.Linear(width, width, bias=False)]
+    act = b.choose([torch.tanh, torch.tanh, torch.sigmoid])
+
+    def function(one: nn.Module, other: nn.Module, x: Tensor) -> Tensor:
+        inputs = one(x.mT)
+        state, states = torch.zeros(x.shape[0], inputs.shape[-1]).to(x), []
+        for i in range(x.shape[2]):
+            state = act(inputs[:, i] + other(state))
+            states.append(state)
+        return torch.stack(states, -1)
+
+    return function, layers, [at] if b.values[at].dim() == 3 else []
+
+
+def segments(b: Builder, at: int) -> Made:
+    how, initial = b.choose(["sum", "mean", "max", "min"]), b.choose([0, 0, None])
+    lengths = torch.tensor(b.choose([[1, 0, 2], [1, 1, 1], [3, 0, 0]]))
+    lengths = lengths if how == "sum" or initial == 0 else torch.tensor([1, 1, 1])
+    return (lambda x: torch.segment_reduce(x.contiguous(), how, lengths=lengths, initial=initial)), [], [at]
+
+
+def causal(b: Builder, at: int) -> Made:
+    """A depthwise convolution that sees earlier positions alone."""
+    width = b.width(at)
+    layer = nn.Conv1d(width, width, 3, groups=width, padding=2)
+    return (lambda layer, x: layer(x)[..., : x.shape[-1]]), [layer], [at]
+
+
 EASY = [
+    *[rows_picked, messages, under_a_mask, made_anew] * 2,
+    *(written_in_turn, folded, complex_pairs, fused_attention, attended_in_heads, packed, own_cell, segments, causal),
     *[mix] * 6,
     *[batch_norm, grouped, depthwise, added, joined, linear_over_channels, projected_residual] * 2,
     *(upconv, linear_over_space, einsum, group_norm, instance_norm, prelu, scaled, dropped, multiplied),
@@ -439,8 +698,30 @@ EASY = [
     plain(lambda x: F.unfold(x, 2), "windows"),
     plain(lambda x: x * (x.std(-1, keepdim=True)), "deviation"),
     plain(lambda x: x[..., : x.shape[-1] // 2], "first positions"),
+    plain(lambda x: x.roll(1, -1), "positions rolled"),
+    plain(lambda x: x.unfold(-1, 2, 1).amax(-1), "sliding maximum"),
+    plain(lambda x: x.cumprod(-1), "running product"),
+    plain(lambda x: x.cummax(-1)[0], "running maximum"),
+    plain(lambda x: x.median(-1, keepdim=True)[0] + x, "median"),
+    plain(lambda x: x / torch.arange(1, x.shape[-1] + 1), "divided by the number of the position"),
+    plain(lambda x: F.normalize(x, dim=1), "normalized"),
+    plain(lambda x: torch.fft.irfft(torch.fft.rfft(x), x.shape[-1]), "transformed and back"),
+    plain(lambda x: x.tril(), "triangle"),
+    plain(lambda x: F.pad(x, (1, 1) * (x.dim() - 2), mode="circular"), "padded with the other end"),
+    plain(lambda x: torch.cdist(x.mT, x.mT), "distances"),
+    plain(lambda x: torch.eye(x.shape[0]).to(x).to_sparse() @ x if x.dim() == 2 else x, "sparse"),
 ]
 HARD = [
+    plain(lambda x: x.index_select(1, torch.arange(x.shape[1] - 1)), "all but one"),
+    plain(lambda x: x.index_add(1, torch.arange(x.shape[1]) % 3, x), "added to three channels"),
+    plain(lambda x: x.scatter(1, x.argmax(1, keepdim=True), 0.0), "largest channel"),
+    plain(lambda x: x.masked_fill(torch.arange(x.shape[-1]) == 1, 1.0), "ones at a position"),
+    plain(lambda x: torch.fft.rfft(x, dim=1).abs(), "channels transformed"),
+    plain(lambda x: x.unfold(1, 2, 1).sum(-1), "neighbours summed"),
+    plain(lambda x: x + torch.linspace(0, 1, x.shape[1]).double().view(-1, *[1] * (x.dim() - 2)), "a ramp"),
+    plain(lambda x: x.masked_select(x > 0).sum() * x, "sum of the positive"),
+    plain(lambda x: torch.view_as_complex(x.movedim(1, -1).unflatten(-1, (-1, 2))).abs().movedim(-1, 1), "pairs"),
+    plain(lambda x: x.new_zeros(x.shape).normal_(generator=torch.Generator().manual_seed(0)) * 0.0 + x, "noise"),
     *(layer_norm, layer_norm_of_space, with_constant, square_attention, mean_within_groups),
     plain(torch.sigmoid, "sigmoid"),
     plain(lambda x: 1 - x, "1 - x"),

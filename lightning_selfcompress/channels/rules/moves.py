@@ -4,7 +4,8 @@ import numpy as np
 from torch import Tensor
 
 from lightning_selfcompress.channels.atoms import UNIFORM, Axis, Dim, Dims, fixed, join
-from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
+from lightning_selfcompress.channels.call import Call, Result, Rule
+from lightning_selfcompress.channels.layout import never_zero
 
 
 def permute(call: Call) -> Result:
@@ -165,11 +166,7 @@ def pixel_shuffle(call: Call) -> Result:
     _space(call, dims[-2:])
     if not isinstance(axis, Axis):
         return [(*dims[:-3], None, None, None)]
-    rows = axis.atoms.reshape(-1, factor**2)
-    for column in rows.T[1:]:
-        call.tie(rows[:, 0], column)
-    zero = np.asarray(axis.zero.reshape(-1, factor**2).all(1))
-    return [(*dims[:-3], Axis(rows[:, 0], zero), None, None)]
+    return [(*dims[:-3], _joined(call, axis, factor**2), None, None)]
 
 
 def pixel_unshuffle(call: Call) -> Result:
@@ -195,49 +192,6 @@ def _space(call: Call, dims: Dims) -> None:
         call.pin(dim, "takes its channels for positions in space")
 
 
-def index(call: Call) -> Result:
-    """Handles ``x[..., indices, ...]``: it pins the indexed dimensions and keeps the others."""
-    dims = list(call.dims(call["self"]))
-    given = [*call["indices"], *[None] * len(dims)]
-    places, kept, used = [], [], 0
-    for entry in given:
-        width = entry.dim() if entry is not None and entry.dtype.is_floating_point is False and _is_mask(entry) else 1
-        if used >= len(dims):
-            break
-        for dim in dims[used : used + width]:
-            if entry is None:
-                kept.append(dim)
-            else:
-                call.pin(dim, "picks channels by their numbers")
-        if entry is not None:
-            places.append(len(kept))
-        used += width
-    _pin_indices(call)
-    new = len(call.shape) - len(kept)
-    together = len(set(places)) == 1
-    at = places[0] if together else 0
-    return [(*kept[:at], *[None] * new, *kept[at:])]
-
-
-def _pin_indices(call: Call) -> None:
-    for tensor in call.inputs[1:]:
-        for dim in call.dims(tensor):
-            call.pin(dim, "takes its channels for numbers of others")
-
-
-def _is_mask(entry: Tensor) -> bool:
-    return str(entry.dtype) in ("torch.bool", "torch.uint8")
-
-
-def index_select(call: Call) -> Result:
-    """Handles ``index_select``: it pins the indexed dimension and keeps the others."""
-    dims = list(call.dims(call["self"]))
-    call.pin(dims[call["dim"]], "picks channels by their numbers")
-    _pin_indices(call)
-    dims[call["dim"]] = None
-    return [tuple(dims)]
-
-
 def unfold(call: Call) -> Result:
     """Handles ``Tensor.unfold``: it pins the dimension along which the window slides."""
     dims, dim = list(call.dims(call["self"])), call["dimension"]
@@ -254,6 +208,42 @@ def im2col(call: Call) -> Result:
     return [(*dims[:-3], axis.repeat(window) if isinstance(axis, Axis) else None, None)]
 
 
+def col2im(call: Call) -> Result:
+    """Handles ``F.fold``, which sums windows: the positions in the window of each channel are tied."""
+    dims, window = call.dims(call["self"]), int(np.prod(call["kernel_size"]))
+    call.pin(dims[-1], "takes its channels for positions in space")
+    axis = dims[-2]
+    return [(*dims[:-2], _joined(call, axis, window) if isinstance(axis, Axis) else None, None, None)]
+
+
+def _joined(call: Call, axis: Axis, count: int) -> Axis:
+    """Ties every ``count`` channels in a row; the result has one position for them, zero where all are."""
+    rows = axis.atoms.reshape(-1, count)
+    for column in rows.T[1:]:
+        call.tie(rows[:, 0], column)
+    return Axis(rows[:, 0], np.asarray(axis.zero.reshape(-1, count).all(1)))
+
+
+def view_as_complex(call: Call) -> Result:
+    """Handles ``view_as_complex``: the last dimension, of real and imaginary parts, goes."""
+    dims = call.dims(call["self"])
+    call.pin(dims[-1], "takes its channels for real and imaginary parts")
+    return [dims[:-1]]
+
+
+def view_as_real(call: Call) -> Result:
+    """Handles ``view_as_real``: a last dimension comes, of real and imaginary parts."""
+    return [(*call.dims(call["self"]), None)]
+
+
+def triangle(call: Call) -> Result:
+    """Handles ``tril`` and ``triu``: they pin the rows and columns, and keep zeros along the other dimensions."""
+    dims = call.dims(call["self"])
+    for dim in dims[-2:]:
+        call.pin(dim, "takes its channels for positions")
+    return [(*dims[:-2], None, None)]
+
+
 def as_strided(call: Call) -> Result:
     """Handles ``as_strided`` with unchanged shape, as torch calls it to normalize strides; any other call pins."""
     tensor: Tensor = call["self"]
@@ -266,7 +256,7 @@ def as_strided(call: Call) -> Result:
 
 
 # the rules of these operations also apply to tensors without known channels
-SPREAD = frozenset({"expand", "repeat", "bernoulli_"})
+SPREADING = frozenset({"expand", "repeat", "bernoulli_"})
 
 
 RULES: dict[str, Rule] = {
@@ -288,8 +278,10 @@ RULES: dict[str, Rule] = {
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
-    "index": index,
-    "index_select": index_select,
     "unfold": unfold,
     "im2col": im2col,
+    "col2im": col2im,
+    "view_as_complex": view_as_complex,
+    "view_as_real": view_as_real,
+    **dict.fromkeys(("tril", "triu"), triangle),
 }

@@ -5,17 +5,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 
-from lightning_selfcompress.channels.atoms import UNIFORM, Axis, Flags
-from lightning_selfcompress.channels.call import Call, Result, Rule, name_of, never_zero
+from lightning_selfcompress.channels.atoms import Axis, Flags
+from lightning_selfcompress.channels.call import Call, Result, Rule, name_of
+from lightning_selfcompress.channels.layout import never_zero
 
 # elementwise operations that some supported versions of torch do not tag as pointwise
 UNTAGGED = frozenset(
     (
         *("_prelu_kernel", "celu", "elu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish"),
         *("log_sigmoid_forward", "selu", "softplus", "softshrink", "threshold", "clamp", "clamp_max", "clamp_min"),
-        *("_to_copy", "alias", "alias_copy", "copy", "detach", "detach_copy", "lift_fresh", "lift_fresh_copy"),
+        *("_to_copy", "alias", "alias_copy", "copy", "detach", "detach_copy", "lift_fresh_copy"),
         *("conj_physical", "fill", "positive", "real", "zero", "fake_quantize_per_tensor_affine_cachemask"),
+        *("complex", "polar", "_conj", "_neg_view"),
     )
 )
 
@@ -29,6 +32,8 @@ _zeros: dict[tuple[Any, ...], tuple[bool, bool]] = {}
 @cache
 def is_pointwise(func: Any) -> bool:
     """Returns whether an operation draws no random numbers and computes each element from those at its position."""
+    if isinstance(func, HigherOrderOperator):
+        return False
     base = name_of(func).rstrip("_")
     return (torch.Tag.pointwise in func.tags or base in UNTAGGED) and torch.Tag.nondeterministic_seeded not in func.tags
 
@@ -37,9 +42,10 @@ def pointwise(call: Call) -> Result:
     """Handles every elementwise operation that draws no random numbers."""
     operands = call.inputs
     dims = [call.dims(t) for t in operands]
+    nought = [call.is_nought(t) for t in operands]
 
     def zero(known: Flags) -> bool:
-        is_zero, is_finite = _on_zeros(call, tuple(known.tolist()))
+        is_zero, is_finite = _on_zeros(call, tuple(a or b for a, b in zip(known.tolist(), nought, strict=True)))
         if not is_finite and call.supposes:
             return False
         if not is_finite and known.any():
@@ -65,6 +71,8 @@ def _on_zeros(call: Call, known: tuple[bool, ...]) -> tuple[bool, bool]:
 def _kind(tensor: Tensor) -> torch.dtype:
     if tensor.dtype == torch.bool:
         return torch.bool
+    if tensor.is_complex():
+        return torch.complex128
     return torch.float64 if tensor.is_floating_point() else torch.int64
 
 
@@ -74,8 +82,10 @@ def _probe(call: Call, known: tuple[bool, ...]) -> tuple[bool, bool]:
     def replace(value: Any) -> Any:
         if isinstance(value, Tensor):
             i, is_zero = next(operands)
-            probe = torch.zeros(8, dtype=torch.float64, device="cpu") if is_zero else _arbitrary(i)
-            return (probe > 0) if value.dtype == torch.bool else probe.to(_kind(value))
+            kind = _kind(value)
+            if is_zero:
+                return torch.zeros(8, dtype=kind, device="cpu")
+            return _arbitrary_of(torch.float64, i) > 0 if kind == torch.bool else _arbitrary_of(kind, i)
         if isinstance(value, (list, tuple)):
             return type(value)(replace(v) for v in value)
         return value
@@ -90,33 +100,10 @@ def _probe(call: Call, known: tuple[bool, ...]) -> tuple[bool, bool]:
     return not bool(first.any()), bool(torch.isfinite(first).all())
 
 
-def _arbitrary(i: int) -> Tensor:
-    return torch.tensor(_ARBITRARY, dtype=torch.float64, device="cpu").roll(3 * i)
-
-
-def dropout(call: Call) -> Result:
-    """Handles ``native_dropout`` and ``rrelu_with_noise``, which draw random numbers and keep zeros."""
-    dims = call.dims(call.inputs[0])
-    return [dims, *[never_zero(dims)] * (len(call.outputs) - 1)]
-
-
-def random_fill(call: Call) -> Result:
-    """Handles random or constant values in the shape of inputs: the same channels, none zero when it is dead."""
-    operands = call.inputs
-    dims = call.broadcast([call.dims(t) for t in operands], [tuple(t.shape) for t in operands], lambda _: False)
-    if call.name == "bernoulli_" and len(dims) > 2 and max(call.shape[2:]) == 1 and not any(dims):
-        return [(dims[0], UNIFORM, *dims[2:])]  # Dropout2d draws noise of a given shape, which fits any channel
-    return [dims]
-
-
-def unknown(call: Call) -> Result:
-    """Handles new tensors that take at most their dtype and device from the input: nothing is known of them."""
-    return [None] * len(call.outputs)
-
-
-def zeros_like(call: Call) -> Result:
-    """Handles zeros in the shape of a tensor."""
-    return [tuple(d.with_zero(True) if isinstance(d, Axis) else d for d in call.dims(call.inputs[0]))]
+def _arbitrary_of(kind: torch.dtype, i: int) -> Tensor:
+    """Returns numbers of a dtype, none of them zero, that differ from operand to operand."""
+    numbers = torch.tensor(_ARBITRARY, dtype=torch.float64, device="cpu").roll(3 * i)
+    return (numbers.sign() * numbers.abs().ceil() if kind == torch.int64 else numbers).to(kind)
 
 
 def glu(call: Call) -> Result:
@@ -127,13 +114,4 @@ def glu(call: Call) -> Result:
     return [tuple(dims)]
 
 
-RULES: dict[str, Rule] = {
-    "native_dropout": dropout,
-    "rrelu_with_noise": dropout,
-    "glu": glu,
-    "zeros_like": zeros_like,
-    **dict.fromkeys(("new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full"), unknown),
-    **dict.fromkeys(("empty_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"), random_fill),
-    **dict.fromkeys(("bernoulli", "bernoulli_", "uniform", "normal", "exponential", "random"), random_fill),
-    **dict.fromkeys(("geometric", "log_normal", "cauchy"), random_fill),
-}
+RULES: dict[str, Rule] = {"glu": glu}

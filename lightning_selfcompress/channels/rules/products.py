@@ -5,13 +5,16 @@ from typing import Any
 from torch import Tensor
 
 from lightning_selfcompress.channels.atoms import Axis, Dim, Dims
-from lightning_selfcompress.channels.call import FIXED_SIZE, Call, Result, Rule, never_zero
+from lightning_selfcompress.channels.call import FIXED_SIZE, Call, Result, Rule
+from lightning_selfcompress.channels.layout import never_zero
+
+_ADDING = ("addmm", "baddbmm", "addmv", "_addmm_activation", "_sparse_addmm")
 
 
 def matrix_product(call: Call) -> Result:
     """Handles ``mm``, ``bmm``, ``mv``, ``dot``, ``linear``, and the variants that add a tensor to the product."""
     tensors = [*call.inputs]
-    added = tensors.pop(0) if call.name.rstrip("_") in ("addmm", "baddbmm", "addmv", "_addmm_activation") else None
+    added = tensors.pop(0) if call.name.rstrip("_") in _ADDING else None
     one, other = (call.dims(t) for t in tensors[:2])
     if call.name == "linear":
         other = other[::-1]
@@ -34,6 +37,15 @@ def _any(known: Any) -> bool:
 
 def _all(known: Any) -> bool:
     return bool(known.all())
+
+
+def distances(call: Call) -> Result:
+    """Handles the distances between rows of two tensors: where both are zero when dead, they do not count."""
+    one, other = (call.dims(call[name]) for name in ("x1", "x2"))
+    sizes = [tuple(call[name].shape) for name in ("x1", "x2")]
+    call.sum_over(call.meet([one[-1], other[-1]], [shape[-1] for shape in sizes], zero=_all))
+    lead = call.broadcast([one[:-2], other[:-2]], [shape[:-2] for shape in sizes], _all) if len(one) > 2 else ()
+    return [(*lead, *never_zero((one[-2], other[-2])))]
 
 
 def trilinear(call: Call) -> Result:
@@ -140,7 +152,7 @@ def attention(call: Call) -> Result:
         )
     call.store.batches += [dim.atoms for dim in lead[1:] if isinstance(dim, Axis)]
     for extra in ("attn_mask", "attn_bias"):
-        mask = _optional(call, extra)
+        mask = call.get(extra)
         for dim in call.dims(mask) if mask is not None else ():
             call.pin(dim, "takes its channels for positions")
     rows = q[-2].with_zero(False) if isinstance(q[-2], Axis) else q[-2]
@@ -151,11 +163,15 @@ def _repeated(dim: Dim, times: int) -> Dim:
     return dim.repeat(times) if isinstance(dim, Axis) else dim
 
 
-def _optional(call: Call, name: str) -> Any:
-    try:
-        return call[name]
-    except KeyError:
-        return None
+def flex_attention(call: Call) -> Result:
+    """Handles attention whose scores a function of the user changes, by the numbers of batch, head and positions."""
+    q, k, v = (call.dims(call[name]) for name in ("query", "key", "value"))
+    call.pin(q[-1], "scales by the number of channels")
+    call.contract(q[-1], k[-1])
+    others = [d for t in call.inputs[3:] for d in call.dims(t)]
+    for dim in (*q[:-1], *k[:-1], *v[:-1], *others):
+        call.pin(dim, "takes its channels for positions")
+    return [(*[None] * (len(q) - 1), v[-1]), *[None] * (len(call.outputs) - 1)]
 
 
 def embedding(call: Call) -> Result:
@@ -188,8 +204,13 @@ def recurrent_layer(call: Call) -> Result:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot", "linear", "_addmm_activation"), matrix_product
+        (
+            *("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot", "linear", "_addmm_activation"),
+            "_sparse_addmm",
+        ),
+        matrix_product,
     ),
+    **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), distances),
     "_trilinear": trilinear,
     **dict.fromkeys(CONVOLUTIONS, convolution),
     **dict.fromkeys(
@@ -202,6 +223,7 @@ RULES: dict[str, Rule] = {
         ),
         attention,
     ),
+    "flex_attention": flex_attention,
     "embedding": embedding,
     **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), embedding_bag),
     "mkldnn_rnn_layer": recurrent_layer,

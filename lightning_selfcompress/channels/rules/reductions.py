@@ -1,12 +1,11 @@
 """Rules of operations that combine positions: normalization, pooling, softmax and reductions."""
 
-from typing import Any
-
 import numpy as np
 from torch import Tensor
 
 from lightning_selfcompress.channels.atoms import Axis, Dim, Dims, Flags
-from lightning_selfcompress.channels.call import Call, Result, Rule, never_zero
+from lightning_selfcompress.channels.call import NEEDS_ALL, Call, Result, Rule
+from lightning_selfcompress.channels.layout import never_zero
 
 
 def batch_norm(call: Call) -> Result:
@@ -43,10 +42,10 @@ def layer_norm(call: Call) -> Result:
     for dim in dims[-n:]:
         call.pin(dim)
     for name in ("weight", "bias"):
-        tensor = _argument(call, name, default=None)
+        tensor = call.get(name)
         for dim in call.dims(tensor) if tensor is not None else ():
             call.pin(dim)
-    others = dims[:-n] if _argument(call, "bias", default=None) is None else never_zero(dims[:-n])
+    others = dims[:-n] if call.get("bias") is None else never_zero(dims[:-n])
     return [(*others, *never_zero(dims[-n:])), *[None] * (len(call.outputs) - 1)]
 
 
@@ -89,24 +88,30 @@ def spatial(count: int) -> Rule:
 
 
 def _values_and_indices(call: Call, dims: Dims) -> Result:
-    """Gives all outputs the same dimensions; those that are not floating point are not known to be zero."""
-    return [dims if t.is_floating_point() else never_zero(dims) for t in call.outputs]
+    """Gives all outputs the same dimensions; those of whole numbers are not known to be zero."""
+    return [dims if t.is_floating_point() or t.is_complex() else never_zero(dims) for t in call.outputs]
 
 
-ALONG_KEEP_ZERO = ("cumsum", "sort", "topk")
+ALONG_KEEP_ZERO = ("cumsum", "cumprod", "cummax", "cummin", "sort", "topk")
 
 
-ALONG = (*ALONG_KEEP_ZERO, "cumprod", "logcumsumexp", "cummax", "cummin")
+ALONG = (*ALONG_KEEP_ZERO, "logcumsumexp")
 
 
-REDUCE_KEEP_ZERO = ("sum", "mean", "amax", "amin", "max", "min", "prod", "norm", "linalg_vector_norm", "var", "std")
+_NORMS = ("norm", "linalg_vector_norm")
 
 
-REDUCE = (*REDUCE_KEEP_ZERO, "logsumexp", "argmax", "argmin", "all", "any", "count_nonzero", "median", "mode")
+REDUCE_KEEP_ZERO = (
+    *("sum", "nansum", "mean", "amax", "amin", "max", "min", "aminmax", "prod", "var", "std", "var_mean", "std_mean"),
+    *("median", "nanmedian", "mode", "kthvalue", *_NORMS),
+)
+
+
+REDUCE = (*REDUCE_KEEP_ZERO, "logsumexp", "argmax", "argmin", "all", "any", "count_nonzero")
 
 
 def reduction(call: Call) -> Result:
-    """Handles sums, means, norms and extremes: it pins the reduced channels, in a sum only those not zero when dead.
+    """Handles sums, means, norms and extremes: it pins the reduced channels, in sums and norms those not zero if dead.
 
     A penalty on parameters pins nothing: its outputs owe the reduced atoms, which are pinned once an output meets data.
     """
@@ -115,27 +120,28 @@ def reduction(call: Call) -> Result:
     reduced = _reduced(call, tensor.dim())
     call.reduces = True
     for d in reduced:
-        if call.name == "sum":
+        if call.name in ("sum", "nansum"):
             call.sum_over(dims[d])
+        elif call.name in _NORMS and _order(call) > 0:  # zeros do not count in it
+            call.sum_over(dims[d], NEEDS_ALL)
         else:
             call.pin_or_owe(dims[d])
-    keepdim = bool(_argument(call, "keepdim", default=False))
+    keepdim = bool(call.get("keepdim"))
     kept = tuple(None if d in reduced else dim for d, dim in enumerate(dims) if keepdim or d not in reduced)
     return _values_and_indices(call, kept if call.name in REDUCE_KEEP_ZERO else never_zero(kept))
 
 
+def _order(call: Call) -> float:
+    """Returns the order of a norm, 2 if none is given."""
+    order = call["ord" if call.name == "linalg_vector_norm" else "p"]
+    return 2.0 if order is None else float(order)
+
+
 def _reduced(call: Call, rank: int) -> set[int]:
-    dim = _argument(call, "dim", default=None)
+    dim = call.get("dim")
     if dim is None or (isinstance(dim, (list, tuple)) and not dim):
         return set(range(rank))
     return {d % rank for d in ([dim] if isinstance(dim, int) else dim)} if rank else set()
-
-
-def _argument(call: Call, name: str, *, default: Any) -> Any:
-    try:
-        return call[name]
-    except KeyError:
-        return default
 
 
 def along(call: Call) -> Result:
@@ -147,7 +153,17 @@ def along(call: Call) -> Result:
     return _values_and_indices(call, tuple(dims) if call.name in ALONG_KEEP_ZERO else never_zero(tuple(dims)))
 
 
+def fourier(call: Call) -> Result:
+    """Handles Fourier transforms: they pin the transformed dimensions, and keep zeros along the others."""
+    dims = list(call.dims(call["self"]))
+    for d in call["dim"]:
+        call.pin(dims[d])
+        dims[d] = None
+    return [tuple(dims)]
+
+
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), fourier),
     **dict.fromkeys(
         (
             "native_batch_norm",

@@ -14,9 +14,13 @@ def reshape(call: Call) -> Result:
     """Handles ``view`` and the other reshapes, in blocks of dimensions of equal size (:func:`_reshape_block`)."""
     source = call.inputs[0]
     dims, sizes, target = call.dims(source), tuple(source.shape), call.shape
+    given = [*(call.get("size") or ())]
     result: list[Dim] = [None] * len(target)
     for ins, outs in blocks(sizes, target):
-        block = _reshape_block(call, [dims[i] for i in ins], [sizes[i] for i in ins], [target[o] for o in outs])
+        left_open = next((j for j, o in enumerate(outs) if o < len(given) and given[o] == -1), None)
+        block = _reshape_block(
+            call, [dims[i] for i in ins], [sizes[i] for i in ins], [target[o] for o in outs], left_open
+        )
         for o, dim in zip(outs, block, strict=True):
             result[o] = dim
     return [tuple(result)]
@@ -44,11 +48,15 @@ def blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int]
     return matched
 
 
-def _reshape_block(call: Call, dims: list[Dim], sizes: list[int], target: list[int]) -> list[Dim]:
+def _reshape_block(
+    call: Call, dims: list[Dim], sizes: list[int], target: list[int], left_open: int | None
+) -> list[Dim]:
     """Splits and merges the dimensions within one block.
 
     The result is exact where the channels vary along one dimension of the target. Where the channels vary along several
     dimensions, as in a view to (groups, channels per group), the last two of them are the rows and columns of a grid.
+    Of these, the one whose size the program left open (-1) depends on the number of channels, otherwise the larger one
+    is assumed to. Only a dry run can confirm this assumption.
     """
     if len(dims) == 1 and len(target) == 1:
         return dims
@@ -66,9 +74,9 @@ def _reshape_block(call: Call, dims: list[Dim], sizes: list[int], target: list[i
     if not varies:
         call.pin(axes[0][1], "splits a single channel")
         return [None] * len(target)
-    chosen = max(varies, key=lambda j: (target[j], j))
+    chosen = left_open if left_open in varies else max(varies, key=lambda j: (target[j], j))
     if len(varies) > 1 and chosen in varies[-2:]:
-        return _split(call, atoms, zero, varies, fading)
+        return _split(call, atoms, zero, varies, left_open, fading)
     rows = np.moveaxis(atoms, chosen, -1).reshape(-1, target[chosen])
     for row in rows[1:] if len(varies) > 1 else ():
         call.tie(rows[0], row)
@@ -92,11 +100,14 @@ def _merged(call: Call, axes: list[tuple[int, Axis]], sizes: list[int]) -> tuple
     if len(axes) > 2 or call.constant is not None or any((a == FIXED).any() for a in atoms):
         return None
     pairs, which = np.unique(np.stack([a.ravel() for a in atoms], 1), axis=0, return_inverse=True)
-    cells = call.grid(call.store.new(len(pairs)), pairs[:, 0], pairs[:, 1], merges=True)
+    rows, columns = pairs.T
+    cells = call.grid(call.store.new_of(len(pairs), rows, columns), rows, columns, merges=True)
     return cells[which.reshape(sizes)], zeros[0] & zeros[1]
 
 
-def _split(call: Call, atoms: Atoms, zero: Flags, varies: list[int], fading: frozenset[int]) -> list[Dim]:
+def _split(
+    call: Call, atoms: Atoms, zero: Flags, varies: list[int], left_open: int | None, fading: frozenset[int]
+) -> list[Dim]:
     """Makes the last two dimensions along which atoms vary the rows and columns of a grid; all others are tied."""
     last = varies[-2:]
     shape = tuple(atoms.shape[j] for j in last)
@@ -104,9 +115,10 @@ def _split(call: Call, atoms: Atoms, zero: Flags, varies: list[int], fading: fro
     for layer in layers[1:] if len(varies) > 2 else ():
         call.tie(layers[0].ravel(), layer.ravel())
     _, first, which = np.unique(layers[0][:, 0], return_index=True, return_inverse=True)  # rows may be repeated
-    rows, columns = call.store.new(len(first)), call.store.new(shape[1])
     cells = layers[0][first]
-    call.grid(cells.ravel(), rows.repeat(shape[1]), np.tile(columns, len(first)), wide=shape[1] >= len(first))
+    rows, columns = (call.store.new_of(n, cells.ravel()) for n in (len(first), shape[1]))
+    wide = left_open == last[1] if left_open in last else shape[1] >= len(first)
+    call.grid(cells.ravel(), rows.repeat(shape[1]), np.tile(columns, len(first)), wide=wide)
     result: list[Dim] = [None] * atoms.ndim
     result[last[0]] = Axis(rows[which.reshape(-1)], np.asarray(zeros.all((0, 2))), fading)
     result[last[1]] = Axis(columns, np.asarray(zeros.all((0, 1))), fading)
