@@ -5,7 +5,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-fast test-nightly test-oldest test-wheel table lint format notebooks clean
+.PHONY: help demo test test-fast test-nightly test-oldest test-wheel test-wild table lint format notebooks clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test-oldest:  ## the tests on the oldest versions that work (downloads CUDA pack
 test-wheel:  ## build the wheel, install it without extras in a new environment, and try it there
 	bash tests/wheel/smoke.sh $(PYTHON) $(CONSTRAINTS)
 
+test-wild: .venv-wild/.ready  ## models of other packages through whole fits, to docs/models.md: about half an hour
+	OMP_NUM_THREADS=1 .venv-wild/bin/python tests/wild/run.py $(ARGS)
+
 table: $(READY)  ## docs/compatibility.md from the tests
 	$(BIN)/python -m pytest -m 'case' --write-table
 
@@ -48,5 +51,10 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	touch $(READY)
 
+.venv-wild/.ready: pyproject.toml $(CONSTRAINTS) requirements-wild.txt
+	test -x .venv-wild/bin/python || $(PYTHON) -m venv .venv-wild
+	.venv-wild/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e . -r requirements-wild.txt
+	touch .venv-wild/.ready
+
 clean:  ## environments, builds and caches
-	rm -rf .venv .venv-oldest build dist *.egg-info
+	rm -rf .venv .venv-oldest .venv-wild build dist *.egg-info

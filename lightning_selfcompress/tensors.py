@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
-SIZES = (
-    "_removed_sizes"  # the attribute of a module with the first values of the attributes that removals of heads changed
-)
+SIZES = "_removed_sizes"  # the attribute of a module with the first values of the sizes that removals changed
 
 
 def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

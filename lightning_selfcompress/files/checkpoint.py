@@ -227,7 +227,7 @@ def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix:
 
 
 def _pop_sizes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str) -> dict[str, int]:
-    """Takes the attributes that removals of heads changed out of a state dict, and returns them by their paths."""
+    """Takes the sizes that no shape tells out of a state dict, and returns them by their paths."""
     sizes = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
     for name, value in sizes.items():
         known = whole_number(module, name)

@@ -73,8 +73,8 @@ def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> 
     make_plain(into)
     saved = {t.name: t.tensor() for t in packed.tensors if t.name in own}
     axes = {id(own[t.name]): t.codes.axis for t in packed.coded if t.name in own and t.codes is not None}
+    take_sizes(into, sizes)  # before the sizes of normalization layers without tensors, which it gives back
     _fill(into, own, saved, packed.attributes, axes)
-    take_sizes(into, sizes)
     if rounded:
         warnings.warn(f"{_some(rounded)}: rounded to the types of the network.", stacklevel=2)
     return into

@@ -217,8 +217,9 @@ def attributes(model: nn.Module) -> Iterator[tuple[str, int]]:
         value = int(getattr(module, name)) if name else 1
         if value > 1 or name not in ("", "groups"):  # 1 is the default number of groups
             yield name_of(path, name), value
-        for name in module.__dict__.get(SIZES, ()):
-            yield name_of(path, name), int(getattr(module, name))
+        for other in module.__dict__.get(SIZES, ()):
+            if other != name:
+                yield name_of(path, other), int(getattr(module, other))
 
 
 def kept_number(module: nn.Module) -> str:

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.layers import COUPLING, Quantized
 from lightning_selfcompress.removal.own_widths import bring_widths_along, own_shapes
-from lightning_selfcompress.tensors import NORMS, SIZES, name_of, own_tensors, size_attribute, stored_tensors
+from lightning_selfcompress.tensors import (
+    NORMS,
+    SIZES,
+    is_bare_norm,
+    name_of,
+    own_tensors,
+    size_attribute,
+    stored_tensors,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,8 +276,8 @@ def size_names(module: nn.Module) -> set[str]:
 
 
 def set_size(module: nn.Module, name: str, value: int) -> None:
-    """Sets an attribute that no shape of a tensor tells; notes its first value if it is of no layer of torch."""
-    if name in size_names(module):
+    """Sets a size; notes the first value of an attribute that no shape of a tensor of its module tells."""
+    if name in size_names(module) and not is_bare_norm(module):
         _resize(module, {name: value})
     else:
         module.__dict__.setdefault(SIZES, {}).setdefault(name, getattr(module, name))
@@ -277,7 +285,7 @@ def set_size(module: nn.Module, name: str, value: int) -> None:
 
 
 def changed_sizes(model: nn.Module) -> dict[str, int]:
-    """Returns the attributes that removals of heads changed, by their paths, with the values they have now."""
+    """Returns the attributes that removals changed and no shape tells, by their paths, with the values of now."""
     noted = ((path, module, name) for path, module in model.named_modules() for name in module.__dict__.get(SIZES, ()))
     return {name_of(path, name): getattr(module, name) for path, module, name in noted}
 

@@ -235,6 +235,23 @@ def run_and_kill(folder, after):
     return process.returncode != 0
 
 
+class InstanceNormalized(Lit):
+    """A network whose normalization has no tensor that could tell its size."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[1] = torch.nn.InstanceNorm2d(6)
+
+
+def test_a_normalization_without_tensors(tmp_path):
+    """The size of a normalization layer without tensors goes with a checkpoint, so that training goes on from it."""
+    whole, _ = train(tmp_path / "whole", make=InstanceNormalized)
+    first = min((tmp_path / "whole").glob("epoch=0-*.ckpt"))
+    resumed, _ = train(tmp_path / "resumed", make=InstanceNormalized, ckpt_path=first)
+    assert resumed.net[1].num_features == resumed.net[0].out_channels < 6
+    assert_same(resumed, whole)
+
+
 def lines(folder):
     return (folder / "losses").read_text().splitlines() if (folder / "losses").exists() else []
 
