@@ -303,7 +303,7 @@ class Watcher:
             for tensor in tensors_in(call[name]):
                 layout = self._layout(tensor)
                 if layout is not None and id(tensor) not in self._stored:
-                    layout.storage.lost = True
+                    layout.storage.lost = layout.storage.written = True
 
     def _produced(self, call: Call, inputs: list[tuple[Tensor, Layout]]) -> Axis | None:
         """Returns the bit depths of a copied weight in groups; only copies and convolutions do not pin it."""
