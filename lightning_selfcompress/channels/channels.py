@@ -71,7 +71,7 @@ class Channels:
     passive: tuple[str, ...] = ()
     cells: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
 
-    @property
+    @cached_property
     def count(self) -> int:
         """The length of an array over the channels: the largest channel number plus one, as 0 means no channel."""
         return int(self.group.max(initial=0)) + 1
@@ -100,8 +100,7 @@ class Channels:
 
         These are the pinned channels, and those in heads of which neither the head nor the position may go.
         """
-        count = self.count
-        kept = {number: why for number, why in self.pinned.items() if number < count}
+        kept = {number: why for number, why in self.pinned.items() if number < self.count}
         for cell, head, position, _ in self.cells.tolist():
             if head in self.pinned and position in self.pinned:
                 kept.setdefault(cell, self.pinned[head])

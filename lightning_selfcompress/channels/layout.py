@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from lightning_selfcompress.channels.atoms import Atoms, AtomStore, Axis, Dim, Dims, Uniform
 
 
@@ -129,3 +132,8 @@ def _pin(dim: Dim, store: AtomStore) -> None:
 
 def _loses_zero(before: Dim, after: Dim) -> bool:
     return isinstance(before, Axis) and isinstance(after, Axis) and bool((before.zero & ~after.zero).any())
+
+
+def shares_memory(one: Tensor, other: Tensor) -> bool:
+    """Returns whether one of two tensors is a view of the other, or both are views of one."""
+    return bool(torch._C._is_alias_of(one, other))  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from lightning_selfcompress.channels.channels import Channels, Slot
 from lightning_selfcompress.channels.dispatch import ShowOperations, ShowScaledAttention, uncompiled, unfused, unwatched
 from lightning_selfcompress.channels.fading_buffers import FadingBuffers
 from lightning_selfcompress.channels.grids import grouped, numbered, recall_cells
-from lightning_selfcompress.channels.layout import Constant, Layout, Storage, overwritten
+from lightning_selfcompress.channels.layout import Constant, Layout, Storage, overwritten, shares_memory
 from lightning_selfcompress.channels.optimizer_steps import OptimizerSteps
 from lightning_selfcompress.channels.places import Places, in_streams
 from lightning_selfcompress.channels.rules import RULES, STARTING, pointwise, products
@@ -320,7 +320,7 @@ class Watcher:
             for tensor in tensors_in(call[name]):
                 layout = self._layout(tensor)
                 if layout is not None and id(tensor) not in self._stored:
-                    layout.storage.lost = True
+                    layout.storage.lost = layout.storage.written = True
 
     def _produced(self, call: Call, inputs: list[tuple[Tensor, Layout]]) -> Axis | None:
         """Returns the bit depths of a copied weight in groups; only copies and convolutions do not pin it."""
@@ -368,7 +368,7 @@ class Watcher:
                 now = dims if dims is not None else (None,) * tensor.dim()
                 self._set(tensor, overwritten(before, now, constant, self._store, stored=call.stored))
                 continue
-            alias = next((known for t, known in inputs if _shares_memory(t, tensor)), None)
+            alias = next((known for t, known in inputs if shares_memory(t, tensor)), None)
             computed = constant is not None or call.stored or call.makes_nought
             if dims is not None and (alias is not None or computed or any(d is not None for d in dims)):
                 storage = Storage() if alias is None else alias.storage
@@ -397,7 +397,3 @@ class Watcher:
         for module in self.model.modules():  # a weak reference may be cleared although a module keeps the tensor
             for tensor in tensors_in([value for name, value in vars(module).items() if name not in _BOOKKEEPING]):
                 tensor.__dict__.pop(_LAYOUT, None)
-
-
-def _shares_memory(one: Tensor, other: Tensor) -> bool:
-    return bool(torch._C._is_alias_of(one, other))  # type: ignore[attr-defined]

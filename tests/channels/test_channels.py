@@ -320,6 +320,24 @@ def test_rows_and_columns_are_not_blank():
     assert (store.is_fixed(merged), store.is_fixed(mixed)) == (True, False)
 
 
+def test_a_blank_dimension_is_fixed_as_a_whole():
+    """What is tied to a part of a blank dimension stays once another part is pinned."""
+    store = AtomStore()
+    atoms = store.new(3)
+    one, other = store.blank(4), store.blank(2)
+    store.tie(atoms[:1], one[3:], "")
+    store.tie(atoms[2:], other[:1], "")
+    assert not store.is_fixed(one)
+    store.pin(one[:1], "positions")
+    assert store.is_fixed(one)
+    assert store.is_fixed(one[1:2])
+    assert not store.is_fixed(other)
+    assert not store.is_fixed(atoms)
+    group, pinned = store.groups()
+    assert group[:4].tolist() == [0, 1, 2, 3]
+    assert {number: why for number, why in pinned.items() if number < 4} == {1: "positions"}
+
+
 def test_ties_of_different_lengths_are_refused():
     """A rule that ties what does not fit is told so at once, where the operation is still known."""
     store = AtomStore()

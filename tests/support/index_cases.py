@@ -89,6 +89,9 @@ INDEX_CASES = {
     "new_zeros, a number, written to through a view": pinned(
         lambda x: torch.where(x > 1, x, (z := x.new_zeros(1), z.view(1, 1).add_(1))[0]), SUMS
     ),
+    "new_zeros, a number, written to by an unknown operation": pinned(
+        lambda x: torch.where(x > 1, x, (z := x.new_zeros(1), torch._foreach_add_([z], 1.0))[0]), SUMS
+    ),
     "ones": pinned(lambda x: x + torch.ones(x.shape), SUMS),
     "ones, multiplied": Case(lambda x: x * torch.ones(x.shape)),
     "ones, joining": Case(lambda x: x * (ones := torch.ones(x.shape[1], 1, 1)) + (x.flip(1) * ones), free=4),
@@ -269,6 +272,9 @@ INDEX_CASES = {
         "linear",
         free=4,
     ),
+    "view_as_complex, parts left open": pinned(
+        lambda x: torch.view_as_complex(x.view(x.shape[0], 4, -1)).real, "view_as_complex takes its channels", "linear"
+    ),
     "view_as_real": Case(lambda x: torch.view_as_real(torch.complex(x, x.relu()))[..., 1]),
     "view_as_real, conjugate": Case(
         lambda x: torch.view_as_real(torch.polar(x.relu(), x.flip(1)).conj().resolve_conj())[..., 1], free=4
@@ -298,6 +304,9 @@ INDEX_CASES = {
         "tokens",
     ),
     "flex_attention": Case(lambda x: flexible(torch.ones(3, 6, 4).to(x), x), "tokens"),
+    "flex_attention, channels for positions": pinned(
+        lambda x: flexible(torch.ones(3, WIDTH, 4).to(x), x.mT).mT, "flex_attention takes its channels for", "tokens"
+    ),
     "flex_attention, channels ask": pinned(lambda x: flexible(x, x), "flex_attention scales by the", "tokens"),
     "_sparse_addmm": Case(lambda x: torch.sparse.mm(torch.eye(4).to(x).to_sparse(), x), "linear"),
     "mm, sparse": Case(lambda x: torch.eye(4).to(x).to_sparse_csr() @ x, "linear"),
