@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torchvision_without_operators  # noqa: F401 - before what imports torchvision
 from entry import Entry
 from results import read, write
 from table import write_table
 from trial import tried
 
-FILES = ("text", "senses", "graphs", "medical", "diffusion", "forecasts")  # families_*.py
+FILES = ("text", "senses", "graphs", "medical", "diffusion", "forecasts", "timm", "smp", "chemistry")  # families_*.py
 
 
 def entries() -> Iterator[Entry]:
