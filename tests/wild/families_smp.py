@@ -32,7 +32,7 @@ def _entry(name: str, **arguments: Any) -> Entry:
 ENTRIES = (
     _entry("Unet", **SMALL),
     _entry("UnetPlusPlus", **SMALL),
-    _entry("FPN", decoder_pyramid_channels=32, decoder_segmentation_channels=16),
+    _entry("FPN", decoder_pyramid_channels=32, decoder_segmentation_channels=32),
     _entry("Linknet"),
     _entry("MAnet", **SMALL),
 )
