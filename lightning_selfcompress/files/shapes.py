@@ -64,7 +64,7 @@ def _dims_that_stay(module: nn.Module, name: str) -> range:
         return range(len(module.normalized_shape))
     if isinstance(module, nn.MultiheadAttention) and name in ("in_proj_weight", "in_proj_bias"):
         return range(1)
-    return range(1) if isinstance(module, nn.Embedding | nn.EmbeddingBag) else range(0)
+    return range(1) if isinstance(module, nn.Embedding | nn.EmbeddingBag) and name == "weight" else range(0)
 
 
 def _fit_together(module: nn.Module, shapes: Mapping[str, Shape]) -> bool:

@@ -159,8 +159,8 @@ def _of_function(value: Any, seen: set[int], reached: list[Any]) -> Iterator[Cal
     """Does the same for a function, its closure, and the functions and classes of the user's that it names."""
     if isinstance(value, property):
         value = value.fget
-    value = getattr(value, "__func__", value)
-    value = getattr(value, "__wrapped__", value)
+    value = _attribute_or_itself(value, "__func__")
+    value = _attribute_or_itself(value, "__wrapped__")
     if not isinstance(value, FunctionType) or id(value) in seen or not _is_of_user(value.__module__):
         return
     seen.add(id(value))
@@ -181,6 +181,13 @@ def _of_function(value: Any, seen: set[int], reached: list[Any]) -> Iterator[Cal
         members = vars(one).values() if isinstance(one, type) and _is_of_user(one.__module__) else ()
         for function in (one, *members):
             yield from _of_function(function, seen, reached)
+
+
+def _attribute_or_itself(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name, value)
+    except Exception:  # the placeholder of a package that is not installed raises an error of its own
+        return value
 
 
 _PLAIN = (int, float, complex, str, bytes, type(None), tuple)

@@ -12,7 +12,18 @@ from lightning_selfcompress.quantize.convert import convert
 
 
 @pytest.mark.parametrize(
-    "name", ["lenet", "vgg_bn", "mobilenet_v2", "grouped_transposed", "group_norm", "prelu", "einsum"]
+    "name",
+    [
+        "lenet",
+        "vgg_bn",
+        "mobilenet_v2",
+        "grouped_transposed",
+        "group_norm",
+        "prelu",
+        "einsum",
+        "embedding_bag",
+        "lstm_classifier",
+    ],
 )
 def test_a_network_takes_the_shapes_of_a_checkpoint(name):
     """Smaller for a fresh network, larger for one that shrank meanwhile; attributes, keys and outputs follow."""

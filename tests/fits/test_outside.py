@@ -236,3 +236,29 @@ def test_loggers_get_nothing_of_a_dry_run(tmp_path):
     fit(model, logger=logger, log_every_n_steps=1)
     assert sum("own" in metrics for metrics in calls) == 180
     assert widths(model.net) == (4, 13)
+
+
+class Missing:
+    """Stands for a package that is not installed, and raises whatever is asked of it."""
+
+    def __getattr__(self, name):
+        raise ModuleNotFoundError(f"No module named 'optional', which has {name}")
+
+
+OPTIONAL = Missing()
+
+
+class WithOptionalPackage(Lit):
+    """Names a package that is not installed, for a case that does not occur."""
+
+    def training_step(self, batch, batch_idx):
+        if batch is None:
+            return OPTIONAL.loss(self)
+        return super().training_step(batch, batch_idx)
+
+
+def test_placeholder_of_a_missing_package():
+    """What raises errors of its own when it is looked at does not stop a removal."""
+    model = WithOptionalPackage()
+    fit(model)
+    assert widths(model.net) == (4, 13)

@@ -32,8 +32,8 @@ def labelled() -> dict[str, Tensor]:
 
 def denoise(net: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Any]:
     """The loss of the noise."""
-    inputs = {name: value for name, value in batch.items() if name != "noise"}
-    noise = net(**inputs, return_dict=False)[0]
+    inputs = {name: value for name, value in batch.items() if name not in ("sample", "noise")}
+    noise = net(batch["sample"], **inputs, return_dict=False)[0]
     return F.mse_loss(noise, batch["noise"]), noise
 
 

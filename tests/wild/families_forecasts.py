@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from entry import Entry
 from pytorch_forecasting import (
+    MAE,
     DecoderMLP,
     DeepAR,
     NBeats,
@@ -78,7 +79,7 @@ ENTRIES = (
     ),
     _entry("DeepAR", DeepAR, hidden_size=16, rnn_layers=2),
     _entry("RecurrentNetwork", RecurrentNetwork, cell_type="GRU", hidden_size=16, rnn_layers=2),
-    _entry("N-BEATS", NBeats, alone=True, widths=[16, 32], num_blocks=[2, 2], num_block_layers=[2, 2]),
-    _entry("N-HiTS", NHiTS, hidden_size=16, n_blocks=[1, 1, 1]),
+    _entry("N-BEATS", NBeats, alone=True, loss=MAE(), widths=[16, 32], num_blocks=[2, 2], num_block_layers=[2, 2]),
+    _entry("N-HiTS", NHiTS, loss=MAE(), hidden_size=16, n_blocks=[1, 1, 1]),
     _entry("DecoderMLP", DecoderMLP, hidden_size=16, n_hidden_layers=2),
 )

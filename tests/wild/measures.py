@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -74,6 +75,16 @@ def of_last_head(channels: Channels, depth_name: str) -> list[int]:
     return [position for position, number in enumerate(heads) if number == known[-1]]
 
 
+def whole(channels: Channels, depth_name: str, dying: list[int]) -> list[int]:
+    """The last quarter of what is tied in a layer, as by group normalization, if the given positions cut through it."""
+    numbers = channels.of(depth_name, 0)
+    tied = list(dict.fromkeys(numbers.tolist()))
+    cut = set(numbers[dying].tolist()) & set(np.delete(numbers, dying).tolist())
+    if not cut or len(tied) < 2:
+        return dying
+    return np.flatnonzero(np.isin(numbers, tied[-max(1, len(tied) // EVERY) :])).tolist()
+
+
 class Probe(pl.Callback):
     """Kills channels after the first step, and measures around every removal. It stands before SelfCompression.
 
@@ -105,7 +116,7 @@ class Probe(pl.Callback):
         setup.convert = noting  # type: ignore[method-assign]
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Kills one in four channels of every layer, those of the same numbers everywhere, or one of its heads."""
+        """Kills one in four channels of every layer, those of the same numbers everywhere, or a head, or a group."""
         if self.widths:
             return
         self.share = share_quantized(pl_module)
@@ -113,10 +124,12 @@ class Probe(pl.Callback):
         channels = self.compression._removal.channels
         for p in quantized_parameters(pl_module):
             self.widths[p.name] = p.channels
-            head = of_last_head(channels, learned_names(p.name)[0]) if channels is not None else []
             if p.channels >= EVERY:
                 depths = p.raw_depth.data.view(p.spec.axis.groups, -1)
-                dying = torch.tensor(head) if len(head) else torch.arange(1, depths.shape[1], EVERY)
+                dying = list(range(1, depths.shape[1], EVERY))
+                if channels is not None and len(depths) == 1:
+                    depth_name = learned_names(p.name)[0]
+                    dying = of_last_head(channels, depth_name) or whole(channels, depth_name, dying)
                 depths[:, dying] = -1.0
                 self.killed[p.name] = len(depths) * len(dying)
             p.layer.forget_quantized()

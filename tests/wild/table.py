@@ -9,14 +9,24 @@ from pathlib import Path
 from results import Row
 
 TABLE = Path(__file__).parents[2] / "docs" / "models.md"
+PACKAGES = (
+    "transformers",
+    "timm",
+    "segmentation-models-pytorch",
+    "diffusers",
+    "monai",
+    "torch-geometric",
+    "pytorch-forecasting",
+    "chemprop",
+)
 ENOUGH = 0.9  # a share below it is told with its reasons
 EXACT = {"64-true": 1e-10, "32-true": 1e-4}  # differences above it are told
 
 HEAD = """# Models of other packages
 
 Each model is built tiny from its configuration, and trained with the callback for 56 steps on random data. After the \
-first step one in four channels of every layer is killed, those of the same numbers everywhere. Written by \
-`make test-wild` with {versions}.
+first step one in four channels of every layer is killed, those of the same numbers everywhere; where heads or groups \
+go as a whole, one of these. Written by `make test-wild` with {versions}.
 
 - *quantized*: the share of the entries of parameters with two and more dimensions that belong to quantized weights.
 - *left*: the share of the killed channels that left, counted for each layer. Channels of the network's outputs are \
@@ -30,7 +40,7 @@ float32), and so are those of a new model that loads the packed file, and those 
 def write_table(rows: Iterable[Row]) -> None:
     """Writes docs/models.md."""
     rows = list(rows)
-    names = ("torch", "lightning", "transformers", "torch-geometric", "monai", "pytorch-forecasting", "diffusers")
+    names = ("torch", "lightning", *PACKAGES)
     versions = ", ".join(f"{name} {_version(name)}" for name in names)
     crashed = sum("crashed" in row for row in rows)
     lines = [HEAD.format(versions=versions) + f"{len(rows)} models, {crashed} of them crashed.\n"]
