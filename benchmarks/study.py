@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,11 +33,17 @@ from torch import Tensor, nn
 
 from lightning_selfcompress import SelfCompression, Teacher, export, load
 from lightning_selfcompress.budget import set_point
-from lightning_selfcompress.quantize.parameters import quantized_parameters
+from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters
 from lightning_selfcompress.tables import table
 from lightning_selfcompress.training import budget
 
 RESULTS = Path(__file__).parent / "results" / "study.jsonl"
+
+
+def zeros_of(p: QuantizedParameter) -> Tensor:
+    """Where the codes of a weight are zero."""
+    zeros: Tensor = getattr(p.layer, p.weight_name).detach() == 0
+    return zeros
 
 
 class HoldZeros(pl.Callback):
@@ -58,7 +65,7 @@ class HoldZeros(pl.Callback):
         parameters = list(quantized_parameters(pl_module))
         if not self._held:
             for p in parameters:
-                p.latent.data.masked_fill_(self.masks[p.name] if self.masks else p.layer.weight == 0, 0.0)
+                p.latent.data.masked_fill_(self.masks[p.name] if self.masks else zeros_of(p), 0.0)
         self._held = [(p.latent, p.latent.detach() == 0) for p in parameters]  # exactly zero: what is held, alone
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -174,7 +181,9 @@ def fit(task: Task, seed: int, callbacks: list[pl.Callback], *, decay: float = 0
     module = Classifier(task, decay)
     if first is not None:
         module.load_state_dict(first)
-    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     trainer = pl.Trainer(
         max_epochs=task.epochs, logger=False, accelerator="cpu", devices=1, callbacks=callbacks, **quiet
     )
@@ -192,7 +201,7 @@ def compressed(task: Task, variant: Variant, seed: int) -> Classifier:
     if variant.lottery:
         arguments["prune_every_n_epochs"] = 10**6  # widths stay, so that the survivors are found in new weights
         earlier = fit(task, seed, [SelfCompression(**arguments)])
-        masks = {p.name: p.layer.weight.detach() == 0 for p in quantized_parameters(earlier)}
+        masks = {p.name: zeros_of(p) for p in quantized_parameters(earlier)}
         callbacks.append(HoldZeros(0.0, masks))
         pl.seed_everything(seed if variant.lottery == "rewound" else seed + 1000, verbose=False)
         first = Classifier(task, 0.0).state_dict()
@@ -234,7 +243,12 @@ def run(options: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    about = {"torch": torch.__version__, "lightning": pl.__version__, "machine": platform.machine(), "commit": commit}
+    about = {
+        "torch": torch.__version__,
+        "lightning": metadata.version("lightning"),
+        "machine": platform.machine(),
+        "commit": commit,
+    }
     tasks = {name: load_task(name, options.data_dir, quick=options.quick) for name in options.tasks}
     for seed in options.seeds:
         for variant in options.variants:
