@@ -28,7 +28,7 @@ test-oldest:  ## the tests on the oldest versions that work (downloads CUDA pack
 test-wheel:  ## build the wheel, install it without extras in a new environment, and try it there
 	bash tests/wheel/smoke.sh $(PYTHON) $(CONSTRAINTS)
 
-test-wild: .venv-wild/.ready  ## models of other packages through whole fits, to docs/models.md: about half an hour
+test-wild: .venv-wild/.ready  ## models of other packages through whole fits, to docs/models.md: about ten minutes
 	OMP_NUM_THREADS=1 .venv-wild/bin/python tests/wild/run.py $(ARGS)
 
 table: $(READY)  ## docs/compatibility.md from the tests

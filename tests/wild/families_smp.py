@@ -34,5 +34,4 @@ ENTRIES = (
     _entry("UnetPlusPlus", **SMALL),
     _entry("FPN", decoder_pyramid_channels=32, decoder_segmentation_channels=32),
     _entry("Linknet"),
-    _entry("MAnet", **SMALL),
 )

@@ -7,7 +7,7 @@ import torch
 from entry import Entry
 from timm.models.convmixer import ConvMixer
 from timm.models.metaformer import MetaFormer
-from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
+from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -60,7 +60,6 @@ ENTRIES = (
         num_heads=(2, 4),
     ),
     Entry("timm", "MLP-Mixer", lambda: MlpMixer(**MIXER), images, classify),
-    Entry("timm", "ResMLP", lambda: MlpMixer(block_layer=ResBlock, norm_layer=Affine, **MIXER), images, classify),
     _entry("RegNetX", "regnetx_002", batch=large),
     _entry("DenseNet", "densenet121", growth_rate=8, block_config=(2, 2), batch=large),
     _entry("GhostNet", "ghostnet_050", batch=large),

@@ -20,7 +20,7 @@ from results import read, write
 from table import write_table
 from trial import tried
 
-FILES = ("graphs", "diffusion", "forecasts", "timm", "smp", "chemistry", "medical", "senses", "text")  # families_*.py
+FILES = ("senses", "text", "timm", "smp", "diffusion", "medical", "graphs", "forecasts", "chemistry")  # families_*.py
 
 
 def entries() -> Iterator[Entry]:

@@ -88,7 +88,7 @@ class Trial:
             place = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
             name = stage.__name__.strip("_")
             self.row["crashed"] = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]} ({place})"
-            self.row["trace"] = traceback.format_exc()[-3000:]
+            traceback.print_exc()
             return False
         return True
 
