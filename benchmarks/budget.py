@@ -25,6 +25,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from size_peers.results import append, read
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -155,7 +156,7 @@ def run(options: argparse.Namespace) -> None:
         "train": torch.utils.data.TensorDataset(images[: options.images], labels[: options.images]),
     }
     settings: list[dict[str, Any]] = [{}, *({"target_size": s} for s in SHARES), *({"gamma": g} for g in GAMMAS)]
-    done = {_key(entry) for entry in _read(options.results)}
+    done = {_key(entry) for entry in read(options.results)}
     for setting, seed, name in product(settings, range(options.seeds), options.networks):
         entry = {"network": name, "seed": seed, "setting": setting}
         entry |= {"epochs": options.epochs, "images": options.images}
@@ -163,17 +164,12 @@ def run(options: argparse.Namespace) -> None:
             continue
         entry |= train(name, seed, setting, data, options)
         entry |= {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
-        with options.results.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        append(options.results, entry)
         print(json.dumps(entry), flush=True)
 
 
 def _key(entry: dict[str, Any]) -> str:
     return json.dumps([entry[name] for name in ("network", "seed", "setting", "epochs", "images")])
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def at_size(points: list[tuple[int, float]], nbytes: int) -> float:
@@ -188,7 +184,7 @@ def at_size(points: list[tuple[int, float]], nbytes: int) -> float:
 
 def show(options: argparse.Namespace) -> None:
     """Prints the table."""
-    entries, rows = _read(options.results), []
+    entries, rows = read(options.results), []
     for entry in entries:
         if "target_size" not in entry["setting"]:
             continue
@@ -217,7 +213,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.epochs, options.images = 3, 1000
-    options.results.parent.mkdir(parents=True, exist_ok=True)
     run(options) if options.command == "run" else show(options)
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from size_peers.results import append, read
 from study_tasks import TASKS, Classifier, Split, Task, load_task
 from torch import Tensor, nn
 
@@ -156,7 +157,7 @@ VARIANTS = {
 
 @contextmanager
 def changed(constants: tuple[tuple[Any, str, Any], ...]) -> Iterator[None]:
-    """Changes constants of modules within this context; defaults of functions that hold them, too."""
+    """Changes constants of modules within this context."""
     before = [(module, name, getattr(module, name)) for module, name, _ in constants]
     for module, name, value in constants:
         setattr(module, name, value)
@@ -254,22 +255,16 @@ def run(options: argparse.Namespace) -> None:
         for variant in options.variants:
             for name, task in tasks.items():
                 entry = {"task": name, "variant": variant, "seed": seed, "quick": options.quick}
-                if any(all(e[k] == v for k, v in entry.items()) for e in _read(options.results)):
+                if any(all(e[k] == v for k, v in entry.items()) for e in read(options.results)):
                     continue
                 entry |= measure(task, variant, seed) | about
-                options.results.parent.mkdir(parents=True, exist_ok=True)
-                with options.results.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
+                append(options.results, entry)
                 print(json.dumps(entry), flush=True)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def show(options: argparse.Namespace) -> None:
     """Prints a table of accuracies and of differences from ``base``."""
-    entries = [entry for entry in _read(options.results) if entry["quick"] == options.quick]
+    entries = [entry for entry in read(options.results) if entry["quick"] == options.quick]
     found = {(e["task"], e["variant"], e["seed"]): e for e in entries}
     tasks = [task for task in TASKS if any(e["task"] == task for e in entries)]
     rows = []

@@ -109,13 +109,14 @@ def _check_attributes(packed: Packed, into: nn.Module, own: Mapping[str, Tensor]
                 f"expected {name!r} to fit this {type(into).__name__} and its shapes, got "
                 f"{packed.attributes.get(name)}. Build the network as it was when it was exported."
             )
-    for name, number in _of_heads(packed, into).items():
+    heads = _of_heads(packed, into)
+    for name, number in heads.items():
         if not 1 <= number <= (whole_number(into, name) or 0):
             raise CheckpointError(
                 f"expected {name!r} from 1 to {whole_number(into, name)}, got {number}. Build the network as it was "
                 f"when it was exported."
             )
-    unknown = [name for name in packed.attributes if name not in known and name not in _of_heads(packed, into)]
+    unknown = [name for name in packed.attributes if name not in known and name not in heads]
     if strict and unknown:
         raise CheckpointError(
             f"expected numbers of the modules of a {type(into).__name__}, found {_some(unknown)} too. Build the "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -30,6 +31,7 @@ _LOSSES: Mapping[Any, Kind] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
 class Output:
     """An output of a step that is compared: the tensor, and how the step's own loss counts its entries.
 
@@ -41,10 +43,11 @@ class Output:
         summed: Whether the loss is a sum over samples, not their mean.
     """
 
-    def __init__(
-        self, tensor: Tensor, kind: Kind, dim: int = -1, *, counts: Tensor | None = None, summed: bool = False
-    ) -> None:
-        self.tensor, self.kind, self.dim, self.counts, self.summed = tensor, kind, dim, counts, summed
+    tensor: Tensor
+    kind: Kind
+    dim: int = -1
+    counts: Tensor | None = None
+    summed: bool = False
 
     def pull(self, teacher: Tensor, temperature: float) -> Tensor:
         """Returns the gradient of the distance from a teacher's output, as the step's own loss counts samples."""
