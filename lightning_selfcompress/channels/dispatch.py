@@ -135,3 +135,10 @@ def unfused() -> AbstractContextManager[None]:
 def uncompiled() -> AbstractContextManager[None]:
     """Runs compiled modules uncompiled within this context, since a compiled graph is one opaque operation."""
     return _eager
+
+
+@contextmanager
+def showing(visit: Callable[..., None]) -> Iterator[None]:
+    """Shows every operation within this context, of compiled modules and of torch's transformer layers too."""
+    with uncompiled(), unfused(), ShowOperations(visit):
+        yield

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_selfcompress.channels.atoms import AtomStore, Axis, Dims, everywhere
 from lightning_selfcompress.channels.call import Call, writes_out, written_arguments
 from lightning_selfcompress.channels.channels import Channels, Slot
-from lightning_selfcompress.channels.dispatch import ShowOperations, ShowScaledAttention, uncompiled, unfused, unwatched
+from lightning_selfcompress.channels.dispatch import ShowScaledAttention, showing, unwatched
 from lightning_selfcompress.channels.fading_buffers import FadingBuffers
 from lightning_selfcompress.channels.grids import grouped, numbered, recall_cells
 from lightning_selfcompress.channels.layout import Constant, Layout, Storage, overwritten, shares_memory
@@ -121,11 +121,9 @@ class Watcher:
                 stack.callback(module.register_forward_pre_hook(self._tie_size).remove)
             stack.enter_context(self._places.followed(self.model))
             stack.enter_context(self._outputs_pinned())
-            stack.enter_context(uncompiled())
-            stack.enter_context(unfused())
             stack.enter_context(self._steps.noticed())
             stack.enter_context(ShowScaledAttention(self._scaled))
-            stack.enter_context(ShowOperations(self._visit))
+            stack.enter_context(showing(self._visit))
             self._exit = stack.pop_all()
         return self
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_selfcompress.channels.atoms import AtomStore
 from lightning_selfcompress.channels.call import Call
-from lightning_selfcompress.channels.dispatch import ShowOperations, uncompiled, unfused, unwatched
+from lightning_selfcompress.channels.dispatch import showing, unwatched
 from lightning_selfcompress.channels.rules.reshapes import blocks
 from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.layers import Quantized, reading_through
@@ -107,9 +107,7 @@ class WeightRoles:
     def __enter__(self) -> "WeightRoles":
         with ExitStack() as stack:
             stack.enter_context(reading_through(self._read))
-            stack.enter_context(uncompiled())
-            stack.enter_context(unfused())
-            stack.enter_context(ShowOperations(self._visit))
+            stack.enter_context(showing(self._visit))
             self._exit = stack.pop_all()
         return self
 
