@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_selfcompress import SelfCompression, size_report
-from lightning_selfcompress.training.scalars import log, total_scalars
+from lightning_selfcompress.monitoring.scalars import log, total_scalars
 
 
 class Block(nn.Module):

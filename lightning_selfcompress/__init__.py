@@ -11,6 +11,7 @@ The folders, in the order in which a weight passes through them; each imports on
 - ``files``: checkpoints, packed files, and plain networks.
 - ``onnx``: ONNX files with integer weights.
 - ``training``: everything that touches Lightning, for the callback in ``callback.py``.
+- ``monitoring``: what a training shows of itself.
 - ``cli`` and ``demo``: the command ``selfcompress``, and its demonstration on real images.
 
 Every public name is imported when it is first asked for, so that loading a packed file needs torch and numpy alone.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lightning_selfcompress.files.fold_batchnorm import fold_batchnorm
     from lightning_selfcompress.files.load import load
     from lightning_selfcompress.metrics import BitsPerWeight, NBytes
+    from lightning_selfcompress.monitoring.objective import Objective
     from lightning_selfcompress.onnx.export import to_onnx
     from lightning_selfcompress.quantize.channel_axis import ChannelAxis
     from lightning_selfcompress.quantize.conversion_plan import plan_conversion
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from lightning_selfcompress.removal.remove_dead_channels import remove_dead_channels
     from lightning_selfcompress.running_statistics import recalibrate
     from lightning_selfcompress.size.report import size_report
-    from lightning_selfcompress.training.objective import Objective
     from lightning_selfcompress.training.teacher import Teacher
 
 __version__ = "0.1.0"
@@ -46,7 +47,7 @@ _HOMES = {
     "ChannelAxis": "quantize.channel_axis",
     "CheckpointError": "errors",
     "NBytes": "metrics",
-    "Objective": "training.objective",
+    "Objective": "monitoring.objective",
     "PackedFileError": "errors",
     "SelfCompressError": "errors",
     "SelfCompression": "callback",

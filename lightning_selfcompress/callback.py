@@ -8,34 +8,21 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_selfcompress.files.checkpoint import couple_as_saved
+from lightning_selfcompress.monitoring.monitor import Monitor
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import forget_quantized, quantized_layers
 from lightning_selfcompress.size.prices import price_of
-from lightning_selfcompress.size.report import SizeReport, size_report
+from lightning_selfcompress.size.report import size_report
 from lightning_selfcompress.training.arguments import Gamma, Price, check_gamma, check_goal, check_numbers, check_skip
 from lightning_selfcompress.training.budget import Budget, is_last_batch, start_budget
-from lightning_selfcompress.training.depth_training import DepthTraining, let_train, loss_scale
+from lightning_selfcompress.training.depth_training import DepthTraining, let_train
 from lightning_selfcompress.training.distillation import Distillation, start_distillation
 from lightning_selfcompress.training.intercept import intercept
-from lightning_selfcompress.training.lightning_private import (
-    accumulates,
-    batches_that_stepped,
-    logs_are_due,
-    saves_after_this_batch,
-)
 from lightning_selfcompress.training.module_setup import ModuleSetup
 from lightning_selfcompress.training.normalization import Normalization
 from lightning_selfcompress.training.operation_uses import note_uses_of_step, uses_are_known
 from lightning_selfcompress.training.other_callbacks import refuse
 from lightning_selfcompress.training.removal_schedule import RemovalSchedule, start_removal
-from lightning_selfcompress.training.scalars import (
-    PREFIX,
-    layer_scalars,
-    log,
-    log_histogram,
-    make_known,
-    total_scalars,
-)
 from lightning_selfcompress.training.strategies import check_strategy, shards_parameters
 from lightning_selfcompress.training.teacher import Taught, Teacher
 
@@ -44,7 +31,7 @@ def _nothing() -> None:
     """Has nothing to take back."""
 
 
-_PARTS = ("_module_setup", "_depths", "_removal", "_normalization", "_budget", "_distillation", "_restored", "_loss")
+_PARTS = ("_module_setup", "_depths", "_removal", "_normalization", "_budget", "_distillation", "_monitor", "_restored")
 _OF_ONE_FIT = {**dict.fromkeys(_PARTS), "_layers": (), "_restore": _nothing}
 _SET_BY_LIGHTNING = ("log", "log_dict")  # methods of the module in training
 
@@ -135,10 +122,10 @@ class SelfCompression(pl.Callback):
         self._normalization: Normalization | None = None
         self._budget: Budget | None = None
         self._distillation: Distillation | None = None
+        self._monitor: Monitor | None = None
         self._restore: Callable[[], None] = _nothing
         self._restored: dict[str, Any] | None = None  # a state for the next fit, whose optimizers do not exist yet
         self._layers: tuple[Quantized, ...] = ()  # of the module in training; to walk through it at every step is slow
-        self._loss: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """The arguments: a copy of a callback is one that has not begun to train, as there is no Trainer in it."""
@@ -163,10 +150,12 @@ class SelfCompression(pl.Callback):
         self._restored = None  # a state restored for a test is not one to go on with
         self._module_setup = ModuleSetup(trainer, initial_bits=self.initial_bits, skip=self.skip)
         self._module_setup.begin(pl_module, training=stage == "fit")
+        self._monitor = self._monitor or Monitor(gamma=self._gamma_now, size_loss=self.size_loss)
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Says what is compressed and what is not, and begins to train depths and to look for channels."""
         assert self._module_setup is not None
+        assert self._monitor is not None
         goal = f"gamma={self.gamma!r}" if self.target_size is None else f"target_size={self.target_size!r}"
         told = f"SelfCompression({goal}, initial_bits={self.initial_bits:g})"
         self._module_setup.finish(pl_module, told, resumed=bool(self._restored))
@@ -176,6 +165,7 @@ class SelfCompression(pl.Callback):
         every, round_to, removed = self.prune_every_n_epochs, self.round_to, state.get("removal")
         self._removal = start_removal(trainer, pl_module, every_n_epochs=every, round_to=round_to, state=removed)
         self._normalization = None if shards_parameters(trainer.strategy) else Normalization(pl_module)
+        self._monitor.begin(self._budget.target if self._budget is not None else None, state.get("monitor"))
         self._depths = DepthTraining(
             trainer,
             pl_module,
@@ -189,7 +179,8 @@ class SelfCompression(pl.Callback):
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Makes the size known to callbacks that monitor it."""
-        make_known(trainer, self._totals(trainer, pl_module))
+        assert self._monitor is not None
+        self._monitor.refresh(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Looks for the layers there are, should any have been replaced since the last epoch."""
@@ -220,7 +211,7 @@ class SelfCompression(pl.Callback):
             self._budget.begin(pl_module, channels, self.round_to)
         if self._removal is not None:
             if self._removal.makes_up_for(trainer, pl_module, batch, batch_idx):
-                self._depths.resize(self._removal.carry_out(trainer, pl_module))
+                self._remove(trainer, pl_module)
             self._removal.before_batch(trainer, pl_module)
         if self._normalization is not None:
             self._normalization.keep(trainer, pl_module, batch, batch_idx)
@@ -230,14 +221,16 @@ class SelfCompression(pl.Callback):
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         """Evaluates the size's gradient for the steps to come; the loss stays what it is."""
         assert self._depths is not None
+        assert self._monitor is not None
         self._depths.stage()
-        self._loss = loss.detach()
+        self._monitor.loss = loss.detach()
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Fades what is dead, and logs the size when the loggers are due."""
         assert self._depths is not None
+        assert self._monitor is not None
         for layer in self._layers if batch_idx == 0 else ():
             layer.pristine = False  # of frozen layers too, whose weights no gradient reaches
         if self._removal is not None and self._removal.after_batch(trainer, pl_module):
@@ -246,13 +239,7 @@ class SelfCompression(pl.Callback):
             self._budget.update(trainer, pl_module, self._removal.channels if self._removal else None, batch_idx)
             if is_last_batch(trainer, batch_idx):
                 self._land(trainer, pl_module)
-        if pl_module.automatic_optimization and accumulates(trainer):
-            return
-        if logs_are_due(trainer):
-            log(trainer, self._totals(trainer, pl_module, exact=False))
-        by_size = [c for c in trainer.checkpoint_callbacks if str(getattr(c, "monitor", "")).startswith(f"{PREFIX}/")]
-        if any(saves_after_this_batch(c, trainer) for c in by_size):  # what is recorded has to be the file's size
-            make_known(trainer, self._totals(trainer, pl_module))
+        self._monitor.end_batch(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Has the module's own ``on_train_epoch_end`` see the widths of its epoch: removal comes right after it."""
@@ -266,26 +253,35 @@ class SelfCompression(pl.Callback):
         self._restore = intercept(pl_module, "on_train_epoch_end", around)
 
     def _end_epoch(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Removes dead channels; logs the totals, each layer's bits and channels, and a histogram of depths."""
+        """Removes dead channels, and shows what is left."""
         assert self._depths is not None
+        assert self._monitor is not None
         if self._normalization is not None:
             self._normalization.refresh(trainer, pl_module)
         if self._removal is not None and self._removal.is_due(trainer.current_epoch):
-            self._depths.resize(self._removal.carry_out(trainer, pl_module))
+            self._remove(trainer, pl_module)
         report = size_report(pl_module)
         if self._budget is not None:
             self._budget.correct(pl_module, report.nbytes)
         for text in self._depths.problems(self._gamma_now(trainer), report):
             rank_zero_warn(f"SelfCompression: {text}")
-        log(trainer, self._scalars(trainer, report) | layer_scalars(report))
-        log_histogram(trainer.loggers, pl_module, batches_that_stepped(trainer))
+        self._monitor.end_epoch(trainer, pl_module, report)
+
+    def _remove(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Removes dead channels now."""
+        assert self._depths is not None
+        assert self._monitor is not None
+        assert self._removal is not None
+        shrunk = self._removal.carry_out(trainer, pl_module)
+        self._depths.resize(shrunk)
+        self._monitor.removed(shrunk)
 
     def _land(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Removes what is dead, and ends within the budget, so that what is validated and saved is what is exported."""
         assert self._depths is not None
         assert self._budget is not None
         if self._removal is not None and self._removal.is_due(trainer.current_epoch):
-            self._depths.resize(self._removal.carry_out(trainer, pl_module))
+            self._remove(trainer, pl_module)
         self._budget.land(trainer, pl_module, self._normalization)
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -310,8 +306,9 @@ class SelfCompression(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Refreshes what ModelCheckpoint and EarlyStopping may monitor."""
+        assert self._monitor is not None
         if not trainer.sanity_checking:
-            make_known(trainer, self._totals(trainer, pl_module))
+            self._monitor.refresh(trainer, pl_module)
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Forgets the weights that were validated, which a moving average may have lent."""
@@ -319,9 +316,10 @@ class SelfCompression(pl.Callback):
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Ends within the budget where another callback has stopped the training before its time."""
+        assert self._monitor is not None
         if self._budget is not None and not self._budget.landed:
             self._land(trainer, pl_module)
-            make_known(trainer, self._totals(trainer, pl_module))
+            self._monitor.refresh(trainer, pl_module)
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Lets go of the user's optimizers; depths are held from now on, as no size presses on them."""
@@ -348,6 +346,7 @@ class SelfCompression(pl.Callback):
             "removal": self._removal.state_dict() if self._removal is not None else None,
             "budget": self._budget.state_dict() if self._budget is not None else None,
             "teacher": self._distillation.state_dict() if self._distillation is not None else None,
+            "monitor": self._monitor.state_dict() if self._monitor is not None else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -363,7 +362,7 @@ class SelfCompression(pl.Callback):
             self._removal.begin_epoch(pl_module)
 
     def _detach(self) -> None:
-        self._layers, self._loss = (), None
+        self._layers = ()
         self._restore()
         for part in (self._distillation, self._normalization, self._removal, self._depths):
             if part is not None:
@@ -384,17 +383,3 @@ class SelfCompression(pl.Callback):
 
     def _gamma_now(self, trainer: "pl.Trainer") -> float:
         return self._gamma_at(trainer.global_step) if self._depths is None else self._depths.gamma(trainer)
-
-    def _scalars(self, trainer: "pl.Trainer", report: SizeReport) -> dict[str, float]:
-        values = total_scalars(report, self._gamma_now(trainer), self.size_loss(trainer))
-        return values if self._budget is None else values | {f"{PREFIX}/target": float(self._budget.target)}
-
-    def _totals(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *, exact: bool = True
-    ) -> dict[str, float]:
-        """What is logged of the size, and of the loss that goes with it."""
-        values = self._scalars(trainer, size_report(pl_module, exact=exact))
-        if self._loss is not None and self._loss.numel() == 1:
-            accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            values[f"{PREFIX}/loss"] = float(self._loss) * accumulated / loss_scale(trainer)
-        return values

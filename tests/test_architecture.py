@@ -29,11 +29,12 @@ STAGES = (  # each imports only those before it
     "onnx",
     "budget",
     "training",
+    "monitoring",
     "callback",
     "demo",
     "cli",
 )
-MAY_IMPORT_LIGHTNING = ("callback", "training", "demo", "cli")
+MAY_IMPORT_LIGHTNING = ("callback", "training", "monitoring", "demo", "cli")
 
 
 def imported(path):

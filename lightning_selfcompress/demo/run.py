@@ -19,8 +19,8 @@ from lightning_selfcompress.demo.curve import draw_size_curve
 from lightning_selfcompress.demo.data import DigitsData, ImageData, MnistData
 from lightning_selfcompress.demo.networks import Classifier, DigitsNet, LeNet5
 from lightning_selfcompress.errors import DataError
+from lightning_selfcompress.monitoring.objective import Objective
 from lightning_selfcompress.size.report import size_report
-from lightning_selfcompress.training.objective import Objective
 
 
 @dataclass(frozen=True)

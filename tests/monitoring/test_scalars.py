@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from lightning_selfcompress.monitoring.scalars import depths, layer_scalars, log_histogram, total_scalars
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.size.report import size_report
-from lightning_selfcompress.training.scalars import depths, layer_scalars, log_histogram, total_scalars
 
 
 class Board:

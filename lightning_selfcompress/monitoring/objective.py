@@ -2,8 +2,8 @@
 
 import lightning.pytorch as pl
 
+from lightning_selfcompress.monitoring.scalars import PREFIX, log, make_known
 from lightning_selfcompress.tensors import is_a
-from lightning_selfcompress.training.scalars import PREFIX, log, make_known
 
 
 class Objective(pl.Callback):

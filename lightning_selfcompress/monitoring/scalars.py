@@ -1,4 +1,4 @@
-"""What loggers get of the size: scalars, and a histogram of bit depths."""
+"""What loggers get of the size: scalars, the bits of every channel, and a histogram of them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -69,3 +69,18 @@ def log_histogram(loggers: Iterable[Any], model: nn.Module, step: int) -> None:
         add_histogram = getattr(getattr(logger, "experiment", None), "add_histogram", None)
         if callable(add_histogram):
             add_histogram(f"{PREFIX}/bit_depths", depths(model), step)
+
+
+def log_channel_bits(loggers: Iterable[Any], bits: Mapping[str, Tensor], step: int) -> None:
+    """Logs the bits of every original channel to the loggers whose experiment takes tensors (TensorBoard's does).
+
+    Args:
+        loggers: Loggers of Lightning.
+        bits: What :meth:`ChannelBits.of` returns, logged under ``selfcompress/channel_bits/<name of the weight>``.
+        step: The x axis.
+    """
+    for logger in loggers:
+        add_tensor = getattr(getattr(logger, "experiment", None), "add_tensor", None)
+        if callable(add_tensor):
+            for name, values in bits.items():
+                add_tensor(f"{PREFIX}/channel_bits/{name}", values, step)

@@ -1,0 +1,1 @@
+"""What a training shows of itself: scalars, the bits of every channel, and what is said."""
