@@ -12,6 +12,7 @@ The folders, in the order in which a weight passes through them; each imports on
 - ``onnx``: ONNX files with integer weights.
 - ``training``: everything that touches Lightning, for the callback in ``callback.py``.
 - ``monitoring``: what a training shows of itself.
+- ``reporting``: one page about a run, and the checkpoints that no other beats in metric and bytes.
 - ``cli`` and ``demo``: the command ``selfcompress``, and its demonstration on real images.
 
 Every public name is imported when it is first asked for, so that loading a packed file needs torch and numpy alone.
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_selfcompress.callback import SelfCompression
-    from lightning_selfcompress.errors import CheckpointError, PackedFileError, SelfCompressError
+    from lightning_selfcompress.errors import CheckpointError, PackedFileError, RunError, SelfCompressError
     from lightning_selfcompress.files.checkpoint import load_from_checkpoint
     from lightning_selfcompress.files.export import export
     from lightning_selfcompress.files.finalize import finalize
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from lightning_selfcompress.quantize.convert import convert, revert
     from lightning_selfcompress.quantize.registry import register_layer
     from lightning_selfcompress.removal.remove_dead_channels import remove_dead_channels
+    from lightning_selfcompress.reporting.compression_report import CompressionReport
+    from lightning_selfcompress.reporting.pareto_checkpoint import ParetoCheckpoint
     from lightning_selfcompress.running_statistics import recalibrate
     from lightning_selfcompress.size.report import size_report
     from lightning_selfcompress.training.teacher import Teacher
@@ -46,9 +49,12 @@ _HOMES = {
     "BitsPerWeight": "metrics",
     "ChannelAxis": "quantize.channel_axis",
     "CheckpointError": "errors",
+    "CompressionReport": "reporting.compression_report",
     "NBytes": "metrics",
     "Objective": "monitoring.objective",
     "PackedFileError": "errors",
+    "ParetoCheckpoint": "reporting.pareto_checkpoint",
+    "RunError": "errors",
     "SelfCompressError": "errors",
     "SelfCompression": "callback",
     "Teacher": "training.teacher",
@@ -71,9 +77,12 @@ __all__ = [
     "BitsPerWeight",
     "ChannelAxis",
     "CheckpointError",
+    "CompressionReport",
     "NBytes",
     "Objective",
     "PackedFileError",
+    "ParetoCheckpoint",
+    "RunError",
     "SelfCompressError",
     "SelfCompression",
     "Teacher",

@@ -142,6 +142,11 @@ class SelfCompression(pl.Callback):
         price = self._make_price()(trainer.lightning_module).bits_per_weight()
         return self._gamma_now(trainer) * float(price.detach())
 
+    def channel_bits(self, pl_module: "pl.LightningModule") -> dict[str, Tensor]:
+        """Bits of every channel the module was converted with, by weight, ``(channels,)``; NaN where it was removed."""
+        assert self._monitor is not None
+        return self._monitor.channel_bits.of(pl_module)
+
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Converts the layers there are, and those that the module's own ``setup`` and ``configure_model`` build."""
         if stage == "fit":

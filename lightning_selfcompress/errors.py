@@ -13,5 +13,9 @@ class DataError(SelfCompressError, RuntimeError):
     """Raised when data of the demo is missing or damaged; the message names the file and says what to do."""
 
 
+class RunError(SelfCompressError, ValueError):
+    """Raised when the folder of a run cannot be read: its event files are damaged, or it is no run of this package."""
+
+
 class PackedFileError(SelfCompressError, ValueError):
     """Raised when a file is damaged, is of another format version, or is not a packed file."""

@@ -1,5 +1,6 @@
 """The size as torchmetrics metrics, for ``self.log``, ModelCheckpoint and EarlyStopping."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ class _SizeMetric(Metric):
     is_differentiable = False
     higher_is_better = False
     full_state_update = False
+    plot_lower_bound = 0.0
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
         if not isinstance(model, nn.Module):
@@ -31,6 +33,21 @@ class _SizeMetric(Metric):
     def update(self) -> None:
         """Nothing to do."""
 
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
+        """Draws the size now, or sizes of several times, as torchmetrics draws every metric; needs matplotlib.
+
+        Args:
+            val: What :meth:`compute` or the metric itself has returned, once or several times; None computes it.
+            ax: Axes to draw on; by default those of a new figure.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is missing.
+        """
+        return self._plot(val, ax)
+
 
 class BitsPerWeight(_SizeMetric):
     """Q of a model: learned bits per original weight, which ``price="bits"`` minimizes.
@@ -41,6 +58,8 @@ class BitsPerWeight(_SizeMetric):
     >>> plan = convert(net, initial_bits=6)
     >>> float(BitsPerWeight(net).compute())
     6.0
+    >>> metric = BitsPerWeight(net)
+    >>> figure, ax = metric.plot([metric.compute()])  # of several times
 
     Args:
         model: The model to measure, for example the LightningModule itself.
@@ -65,6 +84,7 @@ class NBytes(_SizeMetric):
     >>> plan = convert(net)
     >>> int(NBytes(net).compute()) == size_report(net).nbytes
     True
+    >>> figure, ax = NBytes(net).plot()  # of now
 
     Args:
         model: The model to measure, for example the LightningModule itself.

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 
 GAP = "  "  # separates two columns
 
@@ -47,6 +48,32 @@ def table(
     if total is not None:
         texts.insert(-1, rule)
     return "\n".join(texts)
+
+
+def html_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None, *, left: int = 1
+) -> str:
+    """Formats a table as HTML: the head, the rows, and the total in the foot.
+
+    Args:
+        head: Names of the columns.
+        rows: The rows, each with one text per column.
+        total: The last row, if there is one.
+        left: Number of leading columns that are flush left; the other columns are flush right, as numbers are.
+
+    Returns:
+        The table. It has a style of its own only in what a page without a style sheet needs to align the columns.
+    """
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        sides = ["left"] * left + ["right"] * (len(cells) - left)
+        texts = [escape(printable(text)) for text in cells]
+        inner = [f'<{tag} style="text-align:{side}">{text}</{tag}>' for text, side in zip(texts, sides, strict=True)]
+        return f"<tr>{''.join(inner)}</tr>"
+
+    foot = f"<tfoot>{row(total, 'td')}</tfoot>" if total is not None else ""
+    body = "".join(row(cells, "td") for cells in rows)
+    return f'<div class="table"><table><thead>{row(head, "th")}</thead><tbody>{body}</tbody>{foot}</table></div>'
 
 
 def printable(text: str) -> str:

@@ -31,10 +31,11 @@ STAGES = (  # each imports only those before it
     "training",
     "monitoring",
     "callback",
+    "reporting",
     "demo",
     "cli",
 )
-MAY_IMPORT_LIGHTNING = ("callback", "training", "monitoring", "demo", "cli")
+MAY_IMPORT_LIGHTNING = ("callback", "training", "monitoring", "reporting", "demo", "cli")
 
 
 def imported(path):

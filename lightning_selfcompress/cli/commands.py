@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,14 +19,20 @@ from torch import nn
 from lightning_selfcompress.cli.contents import read_contents, with_network
 from lightning_selfcompress.cli.differences import differences
 from lightning_selfcompress.cli.model_class import module_class
+from lightning_selfcompress.cli.run_layers import with_checkpoint, with_model
 from lightning_selfcompress.cli.text import contents_text, contents_values, differences_text, differences_values
-from lightning_selfcompress.errors import CheckpointError, DataError
+from lightning_selfcompress.errors import CheckpointError, DataError, RunError
 from lightning_selfcompress.files.atomic_write import write_beside
 from lightning_selfcompress.files.checkpoint import load_from_checkpoint, read_checkpoint
 from lightning_selfcompress.files.export import export
 from lightning_selfcompress.files.finalize import finalize
 from lightning_selfcompress.files.load import load
 from lightning_selfcompress.onnx.export import WEIGHTS, to_onnx
+from lightning_selfcompress.reporting.page import check_path, write_page, write_report
+from lightning_selfcompress.reporting.run_folder import last_checkpoint, read_run
+from lightning_selfcompress.reporting.sweep import Sweep, run_sweep
+from lightning_selfcompress.reporting.sweep_config import Argument, Value
+from lightning_selfcompress.reporting.sweep_page import sweep_page, sweep_table
 from lightning_selfcompress.tables import line_width
 
 DIFFERENT = 2  # exit status of diff if files differ; every command ends with status 1 on an error
@@ -127,6 +134,39 @@ def _diff(options: argparse.Namespace) -> int:
     return DIFFERENT if found else 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    check_path(options.out)
+    history = read_run(options.run, metric=options.metric, mode=options.mode)
+    checkpoint = options.checkpoint or last_checkpoint(options.run)
+    if options.model and checkpoint is None:
+        raise ValueError(f"Expected a checkpoint in {str(options.run)!r} for --model. Name one with --checkpoint.")
+    if options.model and checkpoint is not None:
+        history = with_model(history, checkpoint, _open(options.model, str(checkpoint), trusted=options.trust))
+    elif checkpoint is not None:
+        history = with_checkpoint(history, checkpoint, trusted=options.trust)
+    write_report(history, options.out)
+    for note in history.notes:
+        print(f"selfcompress: {note}", file=sys.stderr)
+    print(f"{options.out}: {len(history.layers)} layers, bits at {len(history.frames)} epochs")
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    values: tuple[Value, ...] = tuple(options.gamma or options.target_size)
+    argument: Argument = "gamma" if options.gamma else "target_size"
+    command = tuple(options.training)
+    runs, failed = run_sweep(Sweep(command, argument, values, options.out, options.metric, options.mode))
+    if runs:
+        again = f"selfcompress {shlex.join(sys.argv[1:])}"
+        write_page(sweep_page(runs, again, options.out), options.out / "sweep.html")
+        print(f"\n{sweep_table(runs)}\n\n{options.out / 'sweep.html'}")
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(values)} runs failed: {', '.join(failed)}. The same command tries again."
+        )
+    return 0
+
+
 def _is_packed(file: str, *, trusted: bool) -> bool:
     return read_contents(file, trusted=trusted).kind == "packed"  # read_contents also reports a damaged file
 
@@ -178,4 +218,6 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "inspect": _inspect,
     "export": _export,
     "diff": _diff,
+    "report": _report,
+    "sweep": _sweep,
 }

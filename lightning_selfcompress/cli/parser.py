@@ -31,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_export(commands)
     _add_diff(commands)
+    _add_report(commands)
+    _add_sweep(commands)
     return root
 
 
@@ -142,6 +144,58 @@ differ or it is not finite.""",
     diff.add_argument("--trust", action="store_true", help=_TRUST)
 
 
+def _add_report(commands: "_Commands[_Parser]") -> None:
+    report = _command(
+        commands,
+        "report",
+        "write one HTML file about a run: curves, the bits of all channels, layers, the front",
+        """
+RUN is the folder of a logger, with TensorBoard's event files or the metrics.csv of a CSVLogger, such as
+lightning_logs/version_0. The layers are those of the checkpoint below it that was written last. A run that had a
+CompressionReport among its callbacks has recorded the rest; of another one --model tells it.""",
+    )
+    report.add_argument("run", type=Path, metavar="RUN")
+    report.add_argument("-o", "--out", required=True, type=Path, metavar="FILE")
+    _add_metric(report)
+    report.add_argument("--checkpoint", type=Path, metavar="CKPT", help="the checkpoint with the layers")
+    report.add_argument(
+        "--model",
+        metavar="package.module:Class",
+        help="class of the checkpoint, which tells its size before, and what was not compressed",
+    )
+    report.add_argument("--trust", action="store_true", help=_TRUST)
+
+
+def _add_sweep(commands: "_Commands[_Parser]") -> None:
+    sweep = _command(
+        commands,
+        "sweep",
+        "run a training script of LightningCLI at several sizes or gammas, and show them in one plot and table",
+        """
+Each run gets a folder below DIR with its run.yaml, logs, checkpoints and report.html; sweep.html shows all of them. The
+same command goes on where it was interrupted: what is done is not run again.
+
+  selfcompress sweep --target-size 2% 5% 10% -- python train.py fit --config train.yaml""",
+    )
+    goal = sweep.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--target-size", nargs="+", type=_size, metavar="SIZE", help="sizes, such as 20KB or 5%%")
+    goal.add_argument("--gamma", nargs="+", type=_gamma, metavar="GAMMA", help="losses per bit of the average weight")
+    sweep.add_argument("-o", "--out", type=Path, default=Path("sweep"), metavar="DIR", help="folder (default: sweep)")
+    _add_metric(sweep)
+    sweep.add_argument("training", nargs="+", metavar="-- COMMAND", help="what starts a training, such as the above")
+
+
+def _add_metric(command: _Parser) -> None:
+    command.add_argument(
+        "--metric",
+        default="",
+        metavar="NAME",
+        help="metric to set against the bytes, such as val/accuracy (default: what ParetoCheckpoint monitors, or the "
+        "likeliest)",
+    )
+    command.add_argument("--mode", choices=("min", "max"), help="whether a good metric is small or large")
+
+
 def _example(text: str) -> "Tensor":
     import torch
 
@@ -156,6 +210,26 @@ def _example(text: str) -> "Tensor":
     if dtype.is_floating_point:  # zeros could hide that a fold changes the outputs
         return torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(dtype)
     return torch.zeros(sizes, dtype=dtype)
+
+
+def _size(text: str) -> str:
+    from lightning_selfcompress.budget.target import target_nbytes
+
+    try:
+        target_nbytes(text, 1 << 62)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)[:1].lower() + str(error)[1:].rstrip(".")) from error
+    return text
+
+
+def _gamma(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a finite gamma >= 0, got {text}")
+    return number
 
 
 def _positive(text: str) -> int:

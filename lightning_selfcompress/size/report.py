@@ -5,7 +5,8 @@ levels {-1, 0} and costs one bit per weight. The report therefore shows both fig
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +17,15 @@ from lightning_selfcompress.packing import Packed, PackedSize, estimated_size, i
 from lightning_selfcompress.quantize.formula import bit_depth, codes, integer_bits
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, learned_tensors, quantized_parameters
+from lightning_selfcompress.size.drawing import draw_parts
 from lightning_selfcompress.size.operations import uses_of
 from lightning_selfcompress.size.price import ModelSize
-from lightning_selfcompress.tables import table
+from lightning_selfcompress.tables import html_table, table
 from lightning_selfcompress.tensors import stored_tensors
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @torch.no_grad()
@@ -136,6 +142,61 @@ class SizeReport:
         """The number of live output channels."""
         return self.total.channels
 
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values for JSON: the fields, the layers as dictionaries, and the totals.
+
+        >>> from torch import nn
+        >>> from lightning_selfcompress import convert, size_report
+        >>> net = nn.Linear(100, 50)
+        >>> plan = convert(net, initial_bits=4)
+        >>> values = size_report(net).to_dict()
+        >>> values["bits_per_weight"], values["layers"][0]["channels"]
+        (4.0, 50)
+        """
+        return asdict(self) | {
+            "layers": [_values(layer) for layer in self.layers],
+            "total": _values(self.total),
+            "bits_per_weight": self.bits_per_weight,
+            "weights_left": self.weights_left,
+        }
+
+    def plot(self, ax: "Axes | None" = None) -> "tuple[Figure | None, Axes]":
+        """Draws the bytes of each layer in the packed file, and those of everything else; needs matplotlib.
+
+        >>> from torch import nn
+        >>> from lightning_selfcompress import convert, size_report
+        >>> net = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
+        >>> plan = convert(net, initial_bits=4)
+        >>> figure, ax = size_report(net).plot()
+
+        Args:
+            ax: Axes to draw on; by default those of a new figure.
+
+        Returns:
+            The new figure, or None if axes were given, and the axes.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is missing.
+        """
+        layers = [
+            (x.name, x.code_nbytes + x.scale_nbytes, f"{x.channels:,} of {x.channels_before:,}, {x.mean_bits:.1f} bits")
+            for x in self.layers
+        ]
+        others = [
+            ("biases", self.bias_nbytes, ""),
+            ("left in float", self.other_nbytes, ""),
+            ("names and shapes", self.structure_nbytes, ""),
+        ]
+        return draw_parts([*layers, *others], self._bytes_text(), ax)
+
+    def _repr_html_(self) -> str:
+        """The table of layers in a notebook, and below it the bytes."""
+        return f"{html_table(_HEAD, map(_row, self.layers), _row(self.total))}<p>{self._bytes_text()}</p>"
+
+    def _bytes_text(self) -> str:
+        share = f", {self.nbytes / self.float_nbytes:.1%} of it" if self.float_nbytes else ""
+        return f"{self.float_nbytes:,} bytes in float, now {self.nbytes:,}{share}"
+
     def __str__(self) -> str:
         coded = self.nbytes - self.bias_nbytes - self.other_nbytes - self.structure_nbytes
         parts = (
@@ -149,6 +210,11 @@ class SizeReport:
             left = self.total.macs / self.total.macs_before
             macs = [f"multiply-accumulates: {self.total.macs:,} of {self.total.macs_before:,}, {left:.1%}"]
         return "\n".join([table(_HEAD, map(_row, self.layers), _row(self.total)), "", parts, whole, *macs])
+
+
+def _values(size: LayerSize) -> dict[str, Any]:
+    """The fields of a weight's sizes, and the bits per original weight."""
+    return asdict(size) | {"mean_bits": size.mean_bits, "whole_bits": size.whole_bits}
 
 
 _HEAD = ("layer", "channels", "of", "weights", "of", "mean bits", "max bits", "whole bits", "code B", "scale B")

@@ -37,6 +37,11 @@ def logs_are_due(trainer: Any) -> bool:
     return bool(trainer._logger_connector.should_update_logs or trainer.fast_dev_run)
 
 
+def validates_by_time(trainer: Any) -> bool:
+    """Whether validations come after a time, and not with the epochs."""
+    return getattr(trainer, "_val_check_time_interval", None) is not None
+
+
 def saves_after_this_batch(checkpoint: Any, trainer: Any) -> bool:
     """Whether a ModelCheckpoint is about to save at the end of this batch, by its number of steps or its interval."""
     steps = getattr(checkpoint, "_every_n_train_steps", 0) or 0

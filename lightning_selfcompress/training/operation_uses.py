@@ -19,6 +19,28 @@ def uses_are_known(module: nn.Module) -> bool:
     return not weights or any(uses_of(p) is not None for p in weights)
 
 
+def uses_of_step(trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> tuple[dict[str, float], int]:
+    """Counts how often a training step uses each weight, on a copy of the module.
+
+    Args:
+        trainer: The Trainer.
+        module: The converted module.
+        batch: The batch of the step.
+        batch_idx: Its number.
+
+    Returns:
+        The uses of each weight by its name, and the number of samples in the batch.
+
+    Raises:
+        Exception: Whatever the module's step raises on a copy.
+    """
+    step = CapturedStep.of(module, trainer, "training_step", step_arguments(module, batch, batch_idx), {})
+    copied = copy_module(module)
+    with counting_uses(copied) as uses:
+        Sandbox(module, trainer).run(copied, step, None)
+    return uses, max(1, int(extract_batch_size(batch)))
+
+
 def note_uses_of_step(trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> None:
     """Notes how often one sample of a training step that is about to run uses each weight.
 
@@ -28,12 +50,8 @@ def note_uses_of_step(trainer: Any, module: nn.Module, batch: Any, batch_idx: in
         batch: The batch of the step.
         batch_idx: Its number.
     """
-    step = CapturedStep.of(module, trainer, "training_step", step_arguments(module, batch, batch_idx), {})
-    copied = copy_module(module)
     try:
-        with counting_uses(copied) as uses:
-            Sandbox(module, trainer).run(copied, step, None)
-        samples = max(1, int(extract_batch_size(batch)))
+        uses, samples = uses_of_step(trainer, module, batch, batch_idx)
     except Exception as error:  # the user's step may raise any exception on a copy
         rank_zero_warn(
             f"SelfCompression: operations could not be counted on a copy of the first training step "

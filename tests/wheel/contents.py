@@ -23,7 +23,9 @@ def main(paths: list[str]) -> None:
         names = archive.namelist()
     foreign = [n for n in names if not n.startswith(("lightning_selfcompress/", "lightning_selfcompress-"))]
     assert not foreign, f"the wheel holds {foreign[:3]}"
-    assert "lightning_selfcompress/py.typed" in names, "the wheel has no py.typed"
+    data = ["py.typed", *(f"reporting/template/page.{kind}" for kind in ("html", "css", "js"))]
+    absent = [name for name in data if f"lightning_selfcompress/{name}" not in names]
+    assert not absent, f"the wheel has no {absent}"
     with tarfile.open(source) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     missing = [name for name in NEEDED if name not in inside]
