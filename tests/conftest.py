@@ -15,6 +15,8 @@ from compatibility import (  # noqa: F401 - hooks and a fixture
 )
 from hypothesis import settings
 
+from lightning_selfcompress.cli.main import main
+
 settings.register_profile("same every time", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("same every time")
 
@@ -26,6 +28,8 @@ KINDS = {
     "demo/": "fit",
     "files/test_bad_checkpoints": "fit",
     "files/test_opening": "fit",
+    "reporting/test_report_command": "fit",
+    "reporting/test_sweep": "fit",
     "onnx/": "onnx",
     "fits/test_strategies": "process",
     "test_imports": "process",
@@ -49,6 +53,22 @@ torch.set_num_threads(1)  # before any fixture of a module: sums over two thread
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def said(capsys):
+    """Runs a command: its exit status, its lines on stdout, and stderr."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as error:
+            status = error.code
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err
+
+    return run
 
 
 @pytest.fixture(scope="session")

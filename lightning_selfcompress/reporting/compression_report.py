@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_selfcompress.monitoring.scalars import PREFIX
 from lightning_selfcompress.quantize.conversion_plan import plan_conversion
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.reporting.front import Mode, Point
@@ -112,7 +113,10 @@ class CompressionReport(pl.Callback):
 
     def _record(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> None:
         step = batches_that_stepped(trainer)
-        self._recording.add(step, _scalars(trainer))
+        known = _scalars(trainer)
+        if trainer.enable_validation:  # whose metrics are recorded when they are measured
+            known = {tag: value for tag, value in known.items() if tag.startswith(f"{PREFIX}/")}
+        self._recording.add(step, known)
         self._recording.metric = self._metric(trainer)
         self._recording.add_frame(step, self._compression(trainer).channel_bits(module))
         self._recording.before = {p.name: FloatLayer.of(p) for p in quantized_parameters(module)}
@@ -156,7 +160,7 @@ class CompressionReport(pl.Callback):
 
 def _scalars(trainer: "pl.Trainer") -> dict[str, float]:
     """The metrics of the module and the totals of the size; what is logged of single layers is in the bit depths."""
-    return {tag: float(v) for tag, v in trainer.callback_metrics.items() if not tag.startswith("selfcompress_")}
+    return {tag: float(v) for tag, v in trainer.callback_metrics.items() if not tag.startswith(f"{PREFIX}_")}
 
 
 def _pareto_checkpoints(trainer: "pl.Trainer") -> list[Any]:

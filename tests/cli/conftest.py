@@ -8,7 +8,6 @@ from fits import SCHEDULE, Kill
 from networks import Lit, batches, make_trainer
 
 from lightning_selfcompress import SelfCompression, export, size_report
-from lightning_selfcompress.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +35,3 @@ def here(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
-
-
-@pytest.fixture
-def said(capsys):
-    """Runs a command: its exit status, its lines on stdout, and stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            status = main([str(a) for a in arguments])
-        except SystemExit as error:
-            status = error.code
-        out, err = capsys.readouterr()
-        return status, out.splitlines(), err
-
-    return run
