@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_selfcompress.files.checkpoint import couple_as_saved
+from lightning_selfcompress.monitoring.hyperparameters import own_hyperparameters
 from lightning_selfcompress.monitoring.monitor import Monitor
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import forget_quantized, quantized_layers
@@ -18,6 +18,7 @@ from lightning_selfcompress.training.budget import Budget, is_last_batch, start_
 from lightning_selfcompress.training.depth_training import DepthTraining, let_train
 from lightning_selfcompress.training.distillation import Distillation, start_distillation
 from lightning_selfcompress.training.intercept import intercept
+from lightning_selfcompress.training.messages import speak_beside, warn
 from lightning_selfcompress.training.module_setup import ModuleSetup
 from lightning_selfcompress.training.normalization import Normalization
 from lightning_selfcompress.training.operation_uses import note_uses_of_step, uses_are_known
@@ -149,13 +150,15 @@ class SelfCompression(pl.Callback):
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Converts the layers there are, and those that the module's own ``setup`` and ``configure_model`` build."""
+        speak_beside(trainer)
         if stage == "fit":
             check_strategy(trainer.strategy)
             refuse(self, trainer.callbacks)  # type: ignore[attr-defined]
         self._restored = None  # a state restored for a test is not one to go on with
         self._module_setup = ModuleSetup(trainer, initial_bits=self.initial_bits, skip=self.skip)
         self._module_setup.begin(pl_module, training=stage == "fit")
-        self._monitor = self._monitor or Monitor(gamma=self._gamma_now, size_loss=self.size_loss)
+        shown = own_hyperparameters(gamma=self.gamma, target_size=self.target_size, price=self.price)
+        self._monitor = self._monitor or Monitor(gamma=self._gamma_now, size_loss=self.size_loss, hyperparameters=shown)
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Says what is compressed and what is not, and begins to train depths and to look for channels."""
@@ -170,7 +173,8 @@ class SelfCompression(pl.Callback):
         every, round_to, removed = self.prune_every_n_epochs, self.round_to, state.get("removal")
         self._removal = start_removal(trainer, pl_module, every_n_epochs=every, round_to=round_to, state=removed)
         self._normalization = None if shards_parameters(trainer.strategy) else Normalization(pl_module)
-        self._monitor.begin(self._budget.target if self._budget is not None else None, state.get("monitor"))
+        target = self._budget.target if self._budget is not None else None
+        self._monitor.begin(trainer, pl_module, target, state.get("monitor"))
         self._depths = DepthTraining(
             trainer,
             pl_module,
@@ -269,7 +273,7 @@ class SelfCompression(pl.Callback):
         if self._budget is not None:
             self._budget.correct(pl_module, report.nbytes)
         for text in self._depths.problems(self._gamma_now(trainer), report):
-            rank_zero_warn(f"SelfCompression: {text}")
+            warn(f"SelfCompression: {text}")
         self._monitor.end_epoch(trainer, pl_module, report)
 
     def _remove(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -291,7 +295,9 @@ class SelfCompression(pl.Callback):
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Takes up what a checkpoint that was just loaded says of the network's channels."""
+        assert self._monitor is not None
         couple_as_saved(pl_module, self._restored)
+        self._monitor.begin_validation(trainer)
         if self._normalization is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._normalization.refresh(trainer, pl_module)
 
@@ -317,6 +323,9 @@ class SelfCompression(pl.Callback):
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Forgets the weights that were validated, which a moving average may have lent."""
+        assert self._monitor is not None
+        if not trainer.sanity_checking:
+            self._monitor.end_validation(trainer)
         forget_quantized(quantized_layers(pl_module))
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -328,6 +337,8 @@ class SelfCompression(pl.Callback):
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Lets go of the user's optimizers; depths are held from now on, as no size presses on them."""
+        assert self._monitor is not None
+        self._monitor.end(trainer, pl_module)
         self._detach()
         let_train(pl_module, False)
 
@@ -369,7 +380,7 @@ class SelfCompression(pl.Callback):
     def _detach(self) -> None:
         self._layers = ()
         self._restore()
-        for part in (self._distillation, self._normalization, self._removal, self._depths):
+        for part in (self._distillation, self._normalization, self._removal, self._depths, self._monitor):
             if part is not None:
                 part.close()
 

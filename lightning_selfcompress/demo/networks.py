@@ -49,9 +49,9 @@ class Classifier(pl.LightningModule):
     def _evaluate(self, batch: tuple[Tensor, Tensor], split: str) -> None:
         images, labels = batch
         logits = self(images)
-        self.log(f"{split}/loss", nn.functional.cross_entropy(logits, labels), batch_size=len(labels))
         accuracy = (logits.argmax(1) == labels).float().mean()
         self.log(f"{split}/accuracy", accuracy, prog_bar=True, batch_size=len(labels))
+        self.log(f"{split}/loss", nn.functional.cross_entropy(logits, labels), batch_size=len(labels))
 
 
 class DigitsNet(Classifier):

@@ -22,6 +22,9 @@ from lightning_selfcompress.tensors import stored_tensors
 Flags = NDArray[np.bool_]
 
 
+FADING = "a bias or shift is fading"  # why a dead channel waits for a later removal
+
+
 @dataclass(frozen=True)
 class RemovalPlan:
     """The plan that :func:`remove` carries out. ``print`` shows the removed channels, and why dead channels are kept.
@@ -131,7 +134,7 @@ def plan_removal(
     going = dead & channels.removable()
     going[[number for number in waiting if number < channels.count]] = False
     constant = going & constant_channels(model, channels)
-    reasons |= dict.fromkeys(np.flatnonzero(constant).tolist(), "a bias or shift is fading")
+    reasons |= dict.fromkeys(np.flatnonzero(constant).tolist(), FADING)
     going &= ~constant
     while keep_whole(channels, going, reasons) | _keep_widths(channels, going, reasons, round_to):
         continue

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_selfcompress.budget.controller import Controller
@@ -19,6 +18,7 @@ from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.size.report import float_nbytes_of
 from lightning_selfcompress.training.depth_training import progress
 from lightning_selfcompress.training.lightning_private import batches_that_stepped
+from lightning_selfcompress.training.messages import tell
 from lightning_selfcompress.training.normalization import Normalization
 from lightning_selfcompress.training.strategies import replicates
 
@@ -85,7 +85,7 @@ class Budget:
                 f"Expected a target_size of at least {smallest:,} bytes, got {self.target:,}: that is the packed "
                 f"file of this network with all channels gone that can go. Ask for more, or take a smaller network."
             )
-        rank_zero_info(
+        tell(
             f"SelfCompression: a target of {self.target:,} bytes, {self.target / floats:.2%} of the float network's "
             f"{floats:,}. This network can have {smallest:,} to {largest:,} bytes."
         )
@@ -133,7 +133,7 @@ class Budget:
             wanted -= after - self.target  # the statistics of other codes may take another byte
             _put_back(vectors)
         over = "" if after <= self.target else " The target was not reached, since no code is left to be moved."
-        rank_zero_info(
+        tell(
             f"SelfCompression: {before:,} bytes -> {after:,} bytes, with a target of {self.target:,}: vectors rounded "
             f"to a byte a value, {moved:,} of {landing.weights:,} codes moved.{over}"
         )

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -15,6 +14,7 @@ from lightning_selfcompress.removal.surgery import Shrunk
 from lightning_selfcompress.size.price import ModelSize
 from lightning_selfcompress.size.report import SizeReport
 from lightning_selfcompress.training.depth_optimizer import DepthOptimizer, cooldown_factor
+from lightning_selfcompress.training.messages import tell, warn
 from lightning_selfcompress.training.strategies import gradient_average
 
 
@@ -136,7 +136,7 @@ class DepthTraining:
         owners = {id(p): o for o in reversed(trainer.optimizers) for group in o.param_groups for p in group["params"]}
         if owners.keys().isdisjoint(id(p) for p in self._module.parameters()):
             _check_foreign(trainer.optimizers, self._module)
-            rank_zero_warn("SelfCompression: no optimizer trains this module, so bit depths are not trained either.")
+            warn("SelfCompression: no optimizer trains this module, so bit depths are not trained either.")
             return
         wrappers = self._module.optimizers(use_pl_optimizer=True)
         wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
@@ -215,7 +215,7 @@ def _tell_unheld(names: list[str], module: nn.Module) -> None:
     trainable = {name for name, p in module.named_parameters() if p.requires_grad}
     names = [name for name in names if name in trainable]
     if names:
-        rank_zero_info(
+        tell(
             f"SelfCompression: no optimizer holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} "
             f"({len(names)} weights), so their bit depths stay until one does. skip= leaves them in float."
         )

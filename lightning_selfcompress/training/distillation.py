@@ -7,7 +7,6 @@ from inspect import signature
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -16,6 +15,7 @@ from lightning_selfcompress.removal.trial import random_states_kept
 from lightning_selfcompress.tensors import is_a, map_tensors, tensors_in
 from lightning_selfcompress.training.depth_training import loss_scale
 from lightning_selfcompress.training.intercept import intercept
+from lightning_selfcompress.training.messages import warn
 from lightning_selfcompress.training.sandbox import sandboxed_class
 from lightning_selfcompress.training.stand_in import StandIn
 from lightning_selfcompress.training.teacher import Kind, Teacher, pull_towards
@@ -206,7 +206,7 @@ class Distillation:
     def _tell(self, mine: str, target: str) -> None:
         if not self._told:
             self._told = True
-            rank_zero_warn(
+            warn(
                 f"SelfCompression: the teacher teaches nothing in this step. Expected outputs of one shape, got {mine} "
                 f"in the network and {target} in the teacher. Teacher(..., outputs=...) names the module whose output "
                 f"is compared."

@@ -5,7 +5,6 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -16,6 +15,7 @@ from lightning_selfcompress.quantize.conversion_plan import ConversionPlan, unma
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.tensors import copy_module, name_of
+from lightning_selfcompress.training.messages import tell, warn
 from lightning_selfcompress.training.sandbox import CapturedStep, Sandbox
 from lightning_selfcompress.training.watched_steps import step_arguments
 
@@ -41,7 +41,7 @@ def axes_of_step(trainer: Any, module: nn.Module, batch: Any, batch_idx: int) ->
         with WeightRoles(copied) as roles:
             Sandbox(module, trainer).run(copied, step, None)
     except Exception as error:  # the user's step may raise any exception on a copy
-        rank_zero_warn(
+        warn(
             f"SelfCompression: the first training step could not be run on a copy ({type(error).__name__}: {error}), "
             f"so layers of types that are not known stay in float. register_layer tells what they are."
         )
@@ -80,7 +80,7 @@ def tell_found(plan: ConversionPlan, axes: Mapping[str, ChannelAxis | str]) -> N
         if (new := [(n, axis) for n, axis in layer.weights if axes.get(name_of(layer.name, n)) == axis])
     ]
     lines = [*lines[:8], f"  and {len(lines) - 8} more"] if len(lines) > 9 else lines
-    rank_zero_info("\n".join(["SelfCompression found by what they do in the first training step:", *lines, str(plan)]))
+    tell("\n".join(["SelfCompression found by what they do in the first training step:", *lines, str(plan)]))
 
 
 def _groups(axis: ChannelAxis) -> str:

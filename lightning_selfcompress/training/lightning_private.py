@@ -51,3 +51,14 @@ def saves_after_this_batch(checkpoint: Any, trainer: Any) -> bool:
         soon = interval.total_seconds() - 1  # its own clock is read later in the same batch
         return last is not None and time.monotonic() - last >= soon
     return steps >= 1 and trainer.global_step % steps == 0
+
+
+def logged_prefix(logger: Any) -> str:
+    """What a logger puts before the name of every scalar."""
+    prefix = getattr(logger, "_prefix", "")
+    return f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""
+
+
+def has_default_metric(logger: Any) -> bool:
+    """Whether a TensorBoardLogger declares ``hp_metric`` for hyperparameters that are logged without a metric."""
+    return bool(getattr(logger, "_default_hp_metric", False))

@@ -5,7 +5,6 @@ from functools import wraps
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -21,6 +20,7 @@ from lightning_selfcompress.training.depth_training import let_train
 from lightning_selfcompress.training.found_layers import axes_of_step, convert_when_loaded, tell_found
 from lightning_selfcompress.training.intercept import overrides
 from lightning_selfcompress.training.lightning_private import averaged_models
+from lightning_selfcompress.training.messages import tell
 from lightning_selfcompress.training.sandbox import proves_nothing
 from lightning_selfcompress.training.strategies import (
     agree_on_depths,
@@ -94,7 +94,7 @@ class ModuleSetup:
         agree_on_depths(self._trainer.strategy, module)
         self._looks = not resumed and bool(plan.undecided) and not shards_parameters(self._trainer.strategy)
         later = "\nThe first training step shows which of the layers without a quantized class are some." * self._looks
-        rank_zero_info(f"{told}\n{plan}{later}")
+        tell(f"{told}\n{plan}{later}")
         _tell_frozen(module)
         let_train(module)
 
@@ -221,7 +221,7 @@ def _tell_frozen(pl_module: nn.Module) -> None:
     """Says which weights keep their depths since they are frozen."""
     frozen = [p.name for p in quantized_parameters(pl_module) if not p.latent.requires_grad]
     if frozen:
-        rank_zero_info(
+        tell(
             f"Frozen, so kept at their bit depths: {', '.join(frozen[:3])}{', ...' if len(frozen) > 3 else ''} "
             f"({len(frozen)} weights). To leave them in float and out of the size, name them in skip=."
         )

@@ -4,11 +4,11 @@ from collections import deque
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_selfcompress.running_statistics import reestimating, with_statistics
 from lightning_selfcompress.tensors import copy_module, tensors_in
+from lightning_selfcompress.training.messages import warn
 from lightning_selfcompress.training.sandbox import CapturedStep, Sandbox
 from lightning_selfcompress.training.watched_steps import step_arguments
 
@@ -90,7 +90,7 @@ class Normalization:
     def _tell(self, error: Exception) -> None:
         if not self._told:
             self._told = True
-            rank_zero_warn(
+            warn(
                 f"SelfCompression: the statistics of batch normalization could not be estimated anew on copies of the "
                 f"last training steps ({type(error).__name__}: {error}), so validation may be worse than the network. "
                 f"Estimate them before you judge it: recalibrate(model, loader)."

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import nn
 
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 from lightning_selfcompress.size.operations import counting_uses, note_uses, uses_of
 from lightning_selfcompress.tensors import copy_module
+from lightning_selfcompress.training.messages import warn
 from lightning_selfcompress.training.sandbox import CapturedStep, Sandbox
 from lightning_selfcompress.training.watched_steps import step_arguments
 
@@ -53,7 +53,7 @@ def note_uses_of_step(trainer: Any, module: nn.Module, batch: Any, batch_idx: in
     try:
         uses, samples = uses_of_step(trainer, module, batch, batch_idx)
     except Exception as error:  # the user's step may raise any exception on a copy
-        rank_zero_warn(
+        warn(
             f"SelfCompression: operations could not be counted on a copy of the first training step "
             f"({type(error).__name__}: {error}), so every weight counts as used once, as with price='bits'."
         )

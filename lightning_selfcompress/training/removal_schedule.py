@@ -1,11 +1,11 @@
 """Removal while a Trainer runs: watch steps, fade what is dead, take it out at the end of an epoch."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_selfcompress.channels.channels import Channels
@@ -13,16 +13,18 @@ from lightning_selfcompress.removal.copies import Copies
 from lightning_selfcompress.removal.dry_run import prove
 from lightning_selfcompress.removal.fading import Fading
 from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
-from lightning_selfcompress.removal.plan import RemovalPlan, narrow, plan_removal
+from lightning_selfcompress.removal.plan import FADING, RemovalPlan, narrow, plan_removal
 from lightning_selfcompress.removal.surgery import Shrunk, remove
 from lightning_selfcompress.size.coupling import couple
 from lightning_selfcompress.tensors import is_a
 from lightning_selfcompress.training.intercept import intercept
 from lightning_selfcompress.training.lightning_private import averaged_models
+from lightning_selfcompress.training.messages import tell, warn
 from lightning_selfcompress.training.sandbox import Sandbox, proves_nothing
 from lightning_selfcompress.training.strategies import shards_parameters, unwrapped
 from lightning_selfcompress.training.watched_steps import WatchedSteps, step_arguments
 
+_NAMED = 4  # layers in the line that tells of a removal
 _PATIENCE = 3  # epochs, where no end of the training is known
 
 
@@ -223,7 +225,7 @@ class RemovalSchedule:
         for sentence in self._copies.told:
             if sentence not in self._told:
                 self._told.add(sentence)
-                rank_zero_info(f"SelfCompression: {sentence}")
+                tell(f"SelfCompression: {sentence}")
         return True
 
     def _note_channels(self, module: nn.Module, copies: Iterable[nn.Module] = (), left: Tensor | None = None) -> None:
@@ -245,19 +247,20 @@ class RemovalSchedule:
         self._copies = Copies(module)
 
     def _tell(self, plan: RemovalPlan, epoch: int) -> None:
-        """Says what goes, and why dead channels stay, the latter once."""
+        """Says what goes in one line, and once why dead channels stay, unless they are only fading."""
         if plan:
-            rank_zero_info(f"SelfCompression, epoch {epoch}: {plan.summary}")
+            tell(f"SelfCompression, epoch {epoch}: {_short(plan)}")
+        tell(f"SelfCompression, epoch {epoch}: {plan}", logging.DEBUG)
         for reason, line in zip(plan.refused, plan.refusals, strict=True):
-            if reason not in self._told:  # whatever their number
-                self._told.add(reason)
-                rank_zero_info(f"SelfCompression, epoch {epoch}: {line}")
+            if reason not in self._told and reason[1] != FADING:
+                self._told.add(reason)  # whatever their number
+                tell(f"SelfCompression, epoch {epoch}: {line}")
 
     def _tell_replaced(self, names: list[str]) -> None:
         """Says once which parameters are other objects now."""
         if names and "replaced" not in self._told:
             self._told.add("replaced")
-            rank_zero_warn(
+            warn(
                 f"SelfCompression: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} had to be replaced by new "
                 f"parameters, since something keeps a graph that was recorded with their old shapes, such as a loss in "
                 f"a list: what you hold of the old ones is not trained any more. Detach what you keep of a step."
@@ -285,6 +288,15 @@ def _carried(left: Tensor, before: Channels | None, now: Channels) -> Tensor:
     return torch.from_numpy(carried).to(left.device)
 
 
+def _short(plan: RemovalPlan) -> str:
+    """Returns what a plan removes, with the widths of the layers that lose most."""
+    most = sorted(plan.widths.items(), key=lambda item: item[1][1] - item[1][0])[:_NAMED]
+    names = [f"{name} {before} -> {after}" for name, (before, after) in most]
+    names += [f"and {len(plan.widths) - _NAMED} more layers"] if len(plan.widths) > _NAMED else []
+    text = f"removed {len(plan.channels):,} channels, {plan.weights:,} weights"
+    return f"{text} ({', '.join(names)})" if names else text
+
+
 def _is_last_epoch(trainer: Any) -> bool:
     """Whether no epoch follows; where no end is known, whether enough have passed to show what there is."""
     if trainer.should_stop or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps):
@@ -309,7 +321,7 @@ def start_removal(
     if not every_n_epochs:
         return None
     if shards_parameters(trainer.strategy):
-        rank_zero_warn(
+        warn(
             f"SelfCompression: {type(trainer.strategy).__name__} shards parameters, so no channels are removed; bit "
             f"depths are learned all the same. To remove channels, train with one device or DDP; "
             f"prune_every_n_epochs=0 hides this."

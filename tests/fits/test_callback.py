@@ -290,7 +290,7 @@ class TestConversion:
 
     def test_says_what_it_compresses_and_what_not(self, caplog):
         """Before training the plan is printed, with the reason for what stays in float."""
-        with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        with caplog.at_level(logging.INFO, logger="lightning_selfcompress"):
             make_trainer(SelfCompression(gamma=1.0, skip=["net.6"])).fit(Lit(), batches())
 
         text = "\n".join(r.getMessage() for r in caplog.records)
@@ -589,10 +589,10 @@ class TestLogging:
         assert {step for step, _ in bits} == {3, 7, 8, 11, 15, 16}
         assert bits[-1][1] == pytest.approx(size_report(model).bits_per_weight)
         assert events.Scalars("selfcompress/nbytes")[-1].value == size_report(model).nbytes
-        assert events.Scalars("selfcompress/channels")[-1].value == size_report(model).channels == 26
-        assert len(events.Scalars("selfcompress/bits/net.0")) == 2
+        assert events.Scalars("selfcompress_channels/total")[-1].value == size_report(model).channels == 26
+        assert len(events.Scalars("selfcompress_bits/net.0")) == 2
         assert len(events.Histograms("selfcompress/bit_depths")) == 2
-        assert "selfcompress/bits/net.6" in (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0]
+        assert "selfcompress_bits/net.6" in (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0]
 
     def test_is_done_once_a_step(self, tmp_path, monkeypatch):
         """With accumulated batches the sizes are logged at the steps, not at every batch of them."""
@@ -667,7 +667,7 @@ def test_networks_that_are_not_trained_keep_their_depths(price, caplog):
     """A frozen teacher and a target network feel no pressure on their size; the frozen one is named in advance."""
     model, start = Student(), []
     model.on_train_start = lambda: start.append({n: t.clone() for n, t in model.state_dict().items()})
-    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+    with caplog.at_level(logging.INFO, logger="lightning_selfcompress"):
         make_trainer(SelfCompression(gamma=10.0, price=price)).fit(model, batches())
     for name, tensor in model.state_dict().items():
         if name.startswith(("teacher.", "target.")) and ".1." not in name:  # statistics of normalization move

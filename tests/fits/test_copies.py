@@ -53,7 +53,7 @@ class Averaged(Lit):
 def test_average_shrinks_along(frozen, caplog):
     """An average that is updated by position loses the channels of its network, which is told once."""
     model = Averaged(frozen)
-    with caplog.at_level("INFO", "lightning.pytorch"):
+    with caplog.at_level("INFO", "lightning_selfcompress"):
         fit(model)
     assert widths(model.net) == (4, 13)
     assert shapes(model.mean) == shapes(model.net)
@@ -220,7 +220,7 @@ class Average:
 def test_shadows_pin(where, caplog):
     """Weights of which somebody keeps a tensor of the same shape stay, with the place of that tensor as the reason."""
     model = Shadows(where)
-    with caplog.at_level("INFO", "lightning.pytorch"):
+    with caplog.at_level("INFO", "lightning_selfcompress"):
         fit(model)
     assert widths(model.net) == (6, 16)
     place = {"an object": "average.means", "buffers": "mean_"}.get(where, "means")

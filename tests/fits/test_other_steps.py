@@ -173,7 +173,7 @@ def test_validation_keeps_its_numbers(make, caplog):
     val = [val, data(torch.float64, 2)] if make is TwoSets else val
     off, model = numbers(make, 0, val)
     assert widths(model.net) == (6, 16)
-    with caplog.at_level("INFO", "lightning.pytorch"):
+    with caplog.at_level("INFO", "lightning_selfcompress"):
         on, model = numbers(make, 1, val)
     assert on == pytest.approx(off, rel=1e-10)
     assert widths(model.net)[0] == 4
@@ -275,7 +275,7 @@ def test_removal_waits_for_a_validation_that_is_to_come(caplog):
 
     val = DataLoader([{"only here": x} for x, _ in data(torch.float32, 2)], batch_size=None)
     model = Late()
-    with caplog.at_level("INFO", "lightning.pytorch"):
+    with caplog.at_level("INFO", "lightning_selfcompress"):
         fit(model, val=val, check_val_every_n_epoch=2, num_sanity_val_steps=0, max_epochs=4)
     assert model.seen == [(6, 16), (6, 16), (4, 16), (4, 16)]
     told = [r.getMessage() for r in caplog.records if "the first validation" in r.getMessage()]

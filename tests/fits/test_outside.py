@@ -212,7 +212,7 @@ def test_iterator_of_the_module(caplog):
             return super().training_step(batch, batch_idx)
 
     model = Takes()
-    with caplog.at_level("INFO", "lightning.pytorch"):
+    with caplog.at_level("INFO", "lightning_selfcompress"):
         fit(model)
     assert model.last == 179
     assert widths(model.net) == (6, 16)

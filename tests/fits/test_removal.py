@@ -51,11 +51,11 @@ def test_logs_what_is_left(tmp_path):
     metrics = trainer.callback_metrics
     assert metrics["selfcompress/weights_left"] == pytest.approx(report.weights_left)
     assert report.weights_left < 0.4
-    assert metrics["selfcompress/channels/net.0"] == 3
-    assert metrics["selfcompress/channels/net.4"] == 10
+    assert metrics["selfcompress_channels/net.0"] == 3
+    assert metrics["selfcompress_channels/net.4"] == 10
     with (tmp_path / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["selfcompress/channels/net.4"]]
-    assert [float(row["selfcompress/channels/net.4"]) for row in rows] == [13, 12, 10, 10]
+        rows = [row for row in csv.DictReader(file) if row["selfcompress_channels/net.4"]]
+    assert [float(row["selfcompress_channels/net.4"]) for row in rows] == [13, 12, 10, 10]
     left = [float(row["selfcompress/weights_left"]) for row in rows]
     assert left == sorted(left, reverse=True)
     assert left[-1] == pytest.approx(report.weights_left)

@@ -135,7 +135,7 @@ class Partly(Lit):
 def test_weights_without_an_optimizer_keep_their_depths(caplog):
     """Depths of weights that no optimizer holds stay, which is told once, and move as soon as one holds them."""
     model = Partly()
-    with caplog.at_level("INFO", "lightning.pytorch"):
+    with caplog.at_level("INFO", "lightning_selfcompress"):
         fit(model, gamma=50.0, price="bits")
     assert model.depths[1].tolist() == [8.0] * 4
     assert float(model.depths[2].max()) < 8

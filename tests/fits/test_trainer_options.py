@@ -71,7 +71,7 @@ def test_fast_dev_run(value):
     assert len(model.losses) == int(value)
     assert_shrunk(model, trainer, channels=6, hidden=16)  # dead, but they have not faded yet
     assert size_report(model).channels == 26 - 5
-    assert trainer.callback_metrics["selfcompress/channels"] == 26 - 5
+    assert trainer.callback_metrics["selfcompress_channels/total"] == 26 - 5
 
 
 @pytest.mark.case("Trainer options", "overfit_batches={value}")

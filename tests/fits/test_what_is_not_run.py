@@ -60,7 +60,7 @@ def test_what_no_step_runs_stays(make, layers, caplog):
     """Dead channels of a frozen network that no watched step runs stay, with its outputs, and are told of once."""
     model = make()
     before = {name: t.clone() for name, t in model.state_dict().items() if name.startswith(layers[0].split(".")[0])}
-    with caplog.at_level("INFO", "lightning.pytorch"):
+    with caplog.at_level("INFO", "lightning_selfcompress"):
         fit(model, schedule={0: {layer: [1, 3] for layer in layers} | {"net.0": [1, 4]}})
     assert model.net[0].out_channels == 4
     after = model.state_dict()
