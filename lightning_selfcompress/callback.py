@@ -109,9 +109,7 @@ class SelfCompression(pl.Callback):
         check_goal(gamma, target_size, bits_lr=bits_lr, prune_every_n_epochs=prune_every_n_epochs)
         price_of(price)  # raises where there is no such price
         self.gamma, self.target_size, self.price = gamma, target_size, price
-        self.initial_bits = float(initial_bits)
-        self.bits_lr = float(bits_lr)
-        self.cooldown = float(cooldown)
+        self.initial_bits, self.bits_lr, self.cooldown = float(initial_bits), float(bits_lr), float(cooldown)
         self.skip = (skip,) if isinstance(skip, (str, type)) else tuple(skip)
         check_skip(self.skip)
         self.prune_every_n_epochs, self.round_to = prune_every_n_epochs, round_to

@@ -190,8 +190,8 @@ def _add_metric(command: _Parser) -> None:
         "--metric",
         default="",
         metavar="NAME",
-        help="metric to set against the bytes, such as val/accuracy (default: what ParetoCheckpoint monitors, or the "
-        "likeliest)",
+        help="metric to set against the bytes, such as val/accuracy (default: what a checkpoint callback "
+        "monitors, or the likeliest)",
     )
     command.add_argument("--mode", choices=("min", "max"), help="whether a good metric is small or large")
 

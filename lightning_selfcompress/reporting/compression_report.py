@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_selfcompress.monitoring.scalars import PREFIX
 from lightning_selfcompress.quantize.conversion_plan import plan_conversion
@@ -25,6 +24,7 @@ from lightning_selfcompress.size.operations import note_uses
 from lightning_selfcompress.size.report import float_nbytes_of, size_report
 from lightning_selfcompress.tensors import is_a
 from lightning_selfcompress.training.lightning_private import batches_that_stepped
+from lightning_selfcompress.training.messages import tell
 from lightning_selfcompress.training.operation_uses import uses_are_known, uses_of_step
 from lightning_selfcompress.training.strategies import shards_parameters
 
@@ -43,8 +43,9 @@ class CompressionReport(pl.Callback):
 
     Args:
         path: The file to write; its folder is made if there is none. The file is replaced if it exists.
-        monitor: Name of the metric that is set against the bytes. By default what a ParetoCheckpoint of the same
-            Trainer monitors, or else the scalar that most likely tells how good a network is.
+        monitor: Name of the metric that is set against the bytes. By default what a ParetoCheckpoint, a ModelCheckpoint
+            or an EarlyStopping of the same Trainer monitors, unless that is a size, or else the scalar that most likely
+            tells how good a network is.
         mode: ``"max"`` if a good metric is a large one, ``"min"`` if it is a small one; by default as its name says.
 
     Raises:
@@ -82,7 +83,7 @@ class CompressionReport(pl.Callback):
             try:
                 uses, samples = uses_of_step(trainer, pl_module, batch, batch_idx)
             except Exception as error:  # the user's step may raise any exception on a copy
-                rank_zero_info(
+                tell(
                     f"CompressionReport: multiply-accumulates are left out, since they could not be counted on a copy "
                     f"of a training step ({type(error).__name__}: {error})."
                 )
@@ -99,7 +100,7 @@ class CompressionReport(pl.Callback):
         self._record(trainer, pl_module)
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             write_report(self._history(trainer, pl_module), self.path)
-            rank_zero_info(f"CompressionReport: {self.path}")
+            tell(f"CompressionReport: {self.path}")
 
     def state_dict(self) -> dict[str, Any]:
         """The record so far."""
@@ -140,8 +141,10 @@ class CompressionReport(pl.Callback):
         )
 
     def _metric(self, trainer: "pl.Trainer") -> str:
-        monitored = [c.monitor for c in _pareto_checkpoints(trainer)]
-        return self.monitor or next(iter(monitored), "") or guess_metric(list(self._recording.points))
+        watching = [*_pareto_checkpoints(trainer), *trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks]
+        monitored = [str(getattr(callback, "monitor", "")) for callback in watching]
+        known = [name for name in monitored if name in self._recording.points and not name.startswith(f"{PREFIX}/")]
+        return self.monitor or next(iter(known), "") or guess_metric(list(self._recording.points))
 
     def _mode(self, trainer: "pl.Trainer", metric: str) -> Mode:
         modes: list[Mode] = [c.mode for c in _pareto_checkpoints(trainer) if c.monitor == metric]

@@ -7,11 +7,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_selfcompress.reporting.front import Mode, Point, beats, front
 from lightning_selfcompress.size.report import size_report
 from lightning_selfcompress.training.lightning_private import batches_that_stepped, validates_by_time
+from lightning_selfcompress.training.messages import warn
 
 
 class ParetoCheckpoint(Checkpoint):
@@ -110,14 +110,14 @@ class ParetoCheckpoint(Checkpoint):
         """Goes on with the checkpoints of an earlier fit that are still there."""
         saved = [Point(*values) for values in state_dict["front"]]
         if state_dict["dirpath"] != self.dirpath:
-            rank_zero_warn(
+            warn(
                 f"ParetoCheckpoint: the folder was {state_dict['dirpath']!r} and is {self.dirpath!r} now, so the "
                 f"{len(saved)} checkpoints of the earlier fit stay where they are, and the front begins anew."
             )
             return
         there = tuple(point for point in saved if Path(point.name).exists())
         if len(there) < len(saved):
-            rank_zero_warn(
+            warn(
                 f"ParetoCheckpoint: {len(saved) - len(there)} of {len(saved)} checkpoints of the earlier fit are not "
                 f"in {self.dirpath!r} any more, since it went on after this one was saved; the others are kept."
             )

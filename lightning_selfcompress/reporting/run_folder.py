@@ -21,8 +21,8 @@ def read_run(folder: Path, *, metric: str = "", mode: Mode | None = None) -> Run
 
     Args:
         folder: The folder of the run, such as ``lightning_logs/version_0``, or one that holds a single run.
-        metric: Name of the metric to set against the bytes; by default what ParetoCheckpoint monitors, or else the
-            scalar that most likely tells how good a network is.
+        metric: Name of the metric to set against the bytes; by default what ParetoCheckpoint or ModelCheckpoint
+            monitors, or else the scalar that most likely tells how good a network is.
         mode: ``"max"`` if a good metric is a large one, ``"min"`` if it is a small one; by default as its name says.
 
     Returns:
@@ -46,7 +46,7 @@ def read_run(folder: Path, *, metric: str = "", mode: Mode | None = None) -> Run
     front: Mapping[str, Any] = next(
         (state for name, state in states.items() if name.startswith("ParetoCheckpoint")), {}
     )
-    chosen = metric or front.get("monitor", "") or (recorded.metric if recorded else "") or guess_metric(list(scalars))
+    chosen = metric or _monitored(states, scalars) or (recorded.metric if recorded else "") or guess_metric([*scalars])
     if metric and metric not in scalars:
         raise RunError(
             f"Expected a metric {metric!r} in {str(folder)!r}, found {_known(scalars)}. Give one of these to --metric."
@@ -66,6 +66,13 @@ def read_run(folder: Path, *, metric: str = "", mode: Mode | None = None) -> Run
     )
 
 
+def _monitored(states: Mapping[str, Any], scalars: Mapping[str, Series]) -> str:
+    """Returns what ParetoCheckpoint monitors, or else ModelCheckpoint, if it was logged and is no size."""
+    ordered = sorted((name for name in states if "Checkpoint" in name), key=lambda name: "Pareto" not in name)
+    monitored = [str(states[name].get("monitor")) for name in ordered]
+    return next((tag for tag in monitored if tag in scalars and not tag.startswith(f"{PREFIX}/")), "")
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """Returns the checkpoint below a folder that was written last; None if there is none."""
     return max(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
@@ -79,7 +86,8 @@ def _callback_states(checkpoint: Path | None) -> tuple[Mapping[str, Any], tuple[
         states = read_checkpoint(checkpoint).get("callbacks")
     except CheckpointError as error:
         return {}, (f"What callbacks recorded is left out: {error}",)
-    return ({str(name): state for name, state in states.items()} if isinstance(states, Mapping) else {}), ()
+    states = states if isinstance(states, Mapping) else {}
+    return {str(name): state for name, state in states.items() if isinstance(state, Mapping)}, ()
 
 
 def _float_nbytes(scalars: Mapping[str, Series]) -> int | None:

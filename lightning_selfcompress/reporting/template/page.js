@@ -49,7 +49,7 @@ function logTicks(low, high) {
   const ticks = [];
   for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++)
     for (const n of [1, 2, 5]) if (n * 10 ** p >= low && n * 10 ** p <= high) ticks.push(n * 10 ** p);
-  return ticks;
+  return ticks.length > 2 ? ticks : niceTicks(low, high, 4);
 }
 
 function scale(low, high, from, to, log) {
@@ -167,7 +167,6 @@ function frontier(parent) {
   redraws.push(() => {
     const sizes = data.points.map((p) => p[0]);
     const x = { low: Math.min(...sizes) / 1.15, high: Math.max(...sizes) * 1.15, log: true, label: "bytes of the packed file, log scale", text: (v) => short.format(v) };
-    if (logTicks(x.low, x.high).length < 2) Object.assign(x, { log: false, label: "bytes of the packed file" });
     const y = { ...range(data.points.map((p) => p[1]), 0.1), text: metricText };
     const { svg, sx, sy, box, width } = axes(place, { x, y, height: 320, label: `${data.metric} against bytes` });
     const line = data.front.flatMap((p, i) => (i ? [[p[0], data.front[i - 1][1]], p] : [p]));
