@@ -142,16 +142,18 @@ class SizeReport:
             f"codes and scales {coded:,} + biases {self.bias_nbytes:,} + everything left in float {self.other_nbytes:,}"
             f" + names and shapes {self.structure_nbytes:,} = {self.nbytes:,} bytes"
         )
-        share = f"; now {self.nbytes / self.float_nbytes:.1%} of it" if self.float_nbytes else ""
+        share = f"; now {self.nbytes / self.float_nbytes:.1%} of float" if self.float_nbytes else ""
         whole = f"the float network: {self.float_nbytes:,} bytes{share}"
         macs = []
         if self.total.macs_before:
             left = self.total.macs / self.total.macs_before
             macs = [f"multiply-accumulates: {self.total.macs:,} of {self.total.macs_before:,}, {left:.1%}"]
-        return "\n".join([table(_HEAD, map(_row, self.layers), _row(self.total)), "", parts, whole, *macs])
+        layers = table(_HEAD, map(_row, self.layers), _row(self.total)) if self.layers else NOTHING
+        return "\n".join([layers, "", parts, whole, *macs])
 
 
-_HEAD = ("layer", "channels", "of", "weights", "of", "mean bits", "max bits", "whole bits", "code B", "scale B")
+NOTHING = "Nothing in it is compressed."  # what is said of a float network, and of its checkpoint
+_HEAD = ("layer", "channels", "of", "weights", "of", "learned bits", "max learned", "whole bits", "code B", "scale B")
 
 
 def _row(size: LayerSize) -> tuple[str, ...]:
