@@ -1,10 +1,36 @@
-"""Pictures of a report, light, dark and on a phone, for ``docs/screenshots.py``."""
+"""Pictures of a report, light, dark and on a phone; ``docs/screenshots.py`` takes them."""
 
 import base64
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 DESK, PHONE = 1040, 390  # pixels across
+TRAINING = """
+import sys
+import lightning.pytorch as pl
+from lightning_selfcompress import CompressionReport, ParetoCheckpoint, SelfCompression
+from lightning_selfcompress.demo import DigitsData, DigitsNet
+
+folder = sys.argv[1]
+pl.seed_everything(0, verbose=False)
+kept = ParetoCheckpoint(monitor="val/accuracy", dirpath=f"{folder}/checkpoints")
+callbacks = [SelfCompression(gamma=0.6), kept, CompressionReport(f"{folder}/report.html")]
+trainer = pl.Trainer(max_epochs=30, callbacks=callbacks, logger=False, enable_progress_bar=False)
+trainer.fit(DigitsNet(), datamodule=DigitsData())
+"""
+
+
+def train(folder: Path) -> Path:
+    """Trains the demo's network on digits, unless it has been done; returns its report."""
+    report = folder / "report.html"
+    if not report.exists():
+        script = folder / "train.py"  # the command in the report
+        folder.mkdir(parents=True, exist_ok=True)
+        script.write_text(TRAINING)
+        subprocess.run([sys.executable, "-W", "ignore", "train.py", "."], check=True, cwd=folder)
+    return report
 
 
 def report_picture(browser: Any, report: Path, *, width: int = DESK, dark: bool = False) -> bytes:

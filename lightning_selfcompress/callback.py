@@ -46,10 +46,10 @@ class SelfCompression(pl.Callback):
     of the callback's own, a step after each step of the optimizer that trains their weights.
 
     Logged at the loggers' pace, and known to ModelCheckpoint and EarlyStopping as of the last logging or the end of an
-    epoch, under ``selfcompress/``: ``bits_per_weight`` (the paper's Q), ``nbytes``, ``percent_of_float``, ``channels``,
+    epoch, under ``selfcompress/``: ``bits_per_weight`` (the paper's Q), ``nbytes``, ``percent_of_float``,
     ``weights_left``, ``gamma``, ``size_loss`` (``gamma * price``), ``target`` and ``loss`` (of the last backward pass,
-    without the size); at the end of each epoch each layer's bits and channels and a histogram of all depths.
-    :class:`Objective` logs what is minimized, on the validation split.
+    without the size); at the end of each epoch layers under ``selfcompress_bits/`` and ``selfcompress_channels/``.
+    TensorBoard gets pictures and charts as well. :class:`Objective` logs what is minimized, on the validation split.
 
     The price's gradient is evaluated when a backward pass begins, and added right before the step, not to the loss: it
     is the same gradient, exact under loss scaling, accumulation, manual optimization and skipped steps, and no loss is

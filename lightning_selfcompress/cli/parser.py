@@ -64,9 +64,9 @@ def _add_inspect(commands: "_Commands[_Parser]") -> None:
         "inspect",
         "show what a packed file or a checkpoint holds: layers, channels, bits, bytes",
         """
-A checkpoint is shown as the packed file that it would be. bits are those of each weight left as an integer code of one
-width a channel, channels those with a code that is not 0, bytes those of entropy-coded codes and scales. What bits were
-learned is known of checkpoints only.
+A checkpoint is shown as the packed file that it would be. Whole bits are those of each weight left as an integer code
+of one width a channel, max whole those of the widest channel, channels those with a code that is not 0, bytes those of
+entropy-coded codes and scales. Learned bits are known of checkpoints only.
 
 keys of --json: file, kind (packed, checkpoint), nbytes, packed_nbytes,
   head: format_version | lightning_version, epoch, global_step

@@ -15,7 +15,6 @@ from lightning_selfcompress.reporting.history import (
     FloatLayer,
     LayerChange,
     RunHistory,
-    left_in_float,
     sizes_of,
 )
 from lightning_selfcompress.size.operations import counting_uses, note_uses
@@ -59,7 +58,7 @@ def with_model(history: RunHistory, checkpoint: Path, model: nn.Module) -> RunHi
         with torch.no_grad(), counting_uses(model.eval()) as uses:
             model(example)
         note_uses(model, uses, len(example))
-    reasons = history.left_in_float or left_in_float(plan_conversion(model))
+    reasons = history.left_in_float or plan_conversion(model).left_in_float
     told = f"The layers are those of {checkpoint.name}."
     sizes = sizes_of(size_report(model))
     return replace(history, left_in_float=reasons, layers_of=told, **sizes)
@@ -73,13 +72,14 @@ def _layer(row: LayerRow, before: Mapping[str, FloatLayer], known: Mapping[str, 
     alive = row.channels / row.channels_stored if row.channels is not None and row.channels_stored else None
     weights = round(row.weights * alive) if alive is not None else None
     macs = layer.macs if layer and layer.macs else None
+    share = row.weights / layer.weights if layer else 1.0  # of the original weights that the file still has
     return LayerChange(
         name=row.name,
         channels_before=channels,
         channels=row.channels,
         weights_before=layer.weights if layer else None,
         weights=weights,
-        bits=row.learned_bits / alive if row.learned_bits is not None and alive else None,
+        bits=row.learned_bits * share if row.learned_bits is not None else None,
         nbytes_before=FLOAT_NBYTES * layer.weights if layer else None,
         nbytes=row.nbytes,
         macs_before=macs,

@@ -8,12 +8,13 @@ from typing import Any
 
 from lightning_selfcompress.cli.contents import Contents, LayerRow, PlainRow
 from lightning_selfcompress.cli.differences import Difference, Side
+from lightning_selfcompress.size.report import NOTHING
 from lightning_selfcompress.tables import histogram, printable, table
 
 DEFAULT_WIDTH = 80
 
 
-_LAYER_HEAD = ("layer", "shape", "channels", "of", "weights", "bits", "max bits", "learned bits", "bytes")
+_LAYER_HEAD = ("layer", "shape", "channels", "of", "weights", "whole bits", "max whole", "learned bits", "bytes")
 
 
 _PLAIN_HEAD = ("as it is", "tensors", "stored as", "values", "bytes")
@@ -37,7 +38,7 @@ def contents_text(contents: Contents, *, width: int | None) -> str:
         parts.append(table(rows[0], rows[1:-1], rows[-1], width=width))
         parts.append(_wrapped(_notes(contents), width))
     else:
-        parts.append("Nothing in it is compressed.")
+        parts.append(NOTHING)
     if contents.plain:
         parts.append(table(_PLAIN_HEAD, _plain_rows(contents.plain), left=3, width=width))
     if contents.histogram:

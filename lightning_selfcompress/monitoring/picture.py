@@ -9,9 +9,9 @@ from torch import Tensor
 
 Picture = NDArray[np.uint8]  # (height, width, 3)
 
-_WIDTH, _LEFT, _RIGHT = 512, 150, 80  # pixels of a full band, of the names before it and the numbers behind it
-_HEIGHT, _GAP = 20, 6  # pixels of a band, and between two
-_MOST = 256  # channels in a line: a channel is 3 pixels wide at least
+_WIDTH, _MARGIN = 384, 8  # pixels of a band, and around it: about as wide as TensorBoard draws a picture
+_TEXT, _BAND, _GAP = 16, 16, 8  # pixels of height of a line of text, of a band, and before the next text
+_MOST = 128  # channels in a line: a channel is 3 pixels wide at least
 _WHITE, _INK, _EDGE = (255, 255, 255), (40, 40, 40), (190, 190, 190)
 # from 0 bits to the most; lightness grows evenly, so that eyes that tell no red from green see it too
 _COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], dtype=np.float64)
@@ -35,11 +35,22 @@ def colours(bits: NDArray[np.float64], most: float) -> Picture:
     return np.where(np.isnan(bits)[..., None], np.array(_WHITE), mixed.round()).astype(np.uint8)
 
 
+def can_draw() -> bool:
+    """Returns whether there is a Pillow that writes letters of any size, from 10.1 on; TensorBoard needs one too."""
+    try:
+        from PIL import ImageFont
+
+        ImageFont.load_default(12)
+    except (ImportError, TypeError):
+        return False
+    return True
+
+
 def bits_picture(bits: Mapping[str, Tensor]) -> Picture:
     """Draws a band for each weight, a bar for each channel that it was converted with, coloured by its bits.
 
     A band is as wide whatever the number of its channels, which stay in their places from picture to picture; a weight
-    of more than 256 channels takes several lines. On the left is the name, on the right how many channels are left.
+    of more than 128 channels takes several lines. Above it are its name and how many channels are left.
 
     Args:
         bits: For the name of each weight its bit depths, ``(channels,)``; NaN where a channel was removed.
@@ -49,21 +60,14 @@ def bits_picture(bits: Mapping[str, Tensor]) -> Picture:
     """
     values = {name: tensor.double().numpy() for name, tensor in bits.items()}
     most = max([8.0, *(math.ceil(np.nanmax(v)) for v in values.values() if not np.isnan(v).all())])
-    bands = [_band(v, most) for v in values.values()]
-    scale = _scale(most)
-    tops = np.cumsum([_GAP, scale.shape[0] + 3 * _GAP, *(b.shape[0] + _GAP for b in bands)])
-    picture = np.full((int(tops[-1]), _LEFT + _WIDTH + _RIGHT, 3), _WHITE, np.uint8)
-    texts = [(_LEFT + 270, int(tops[0]), "bits"), *((x, int(tops[0]), text) for x, text in _ticks(most))]
-    picture[tops[0] : tops[0] + scale.shape[0], _LEFT : _LEFT + scale.shape[1]] = scale
-    for (name, v), band, top in zip(values.items(), bands, tops[1:], strict=False):
-        picture[top : top + band.shape[0], _LEFT : _LEFT + _WIDTH] = band
-        left = int((~np.isnan(v)).sum())
-        middle = int(top) + band.shape[0] // 2 - 6
-        texts += [
-            (8, middle, _fitting(name.removesuffix(".weight"))),
-            (_LEFT + _WIDTH + 8, middle, f"{left} of {len(v)}"),
-        ]
-    return _written(picture, texts)
+    bands = [_scale(most), *(_band(v, most) for v in values.values())]
+    left = [f"{int((~np.isnan(v)).sum()):,} of {len(v):,}" for v in values.values()]
+    names = [f"0 to {most:g} bits", *(_fitting(name.removesuffix(".weight")) for name in values)]
+    ends = np.cumsum([_MARGIN, *(_TEXT + band.shape[0] + _GAP for band in bands)])
+    picture = np.full((int(ends[-1]), _WIDTH + 2 * _MARGIN, 3), _WHITE, np.uint8)
+    for top, band in zip(ends, bands, strict=False):
+        picture[top + _TEXT : top + _TEXT + band.shape[0], _MARGIN : _MARGIN + _WIDTH] = band
+    return _written(picture, list(zip(ends.tolist(), names, ["removed", *left], strict=False)))
 
 
 def _band(values: NDArray[np.float64], most: float) -> Picture:
@@ -75,7 +79,7 @@ def _band(values: NDArray[np.float64], most: float) -> Picture:
         part = values[i * a_line : (i + 1) * a_line]
         part = np.concatenate([part, np.full(a_line - len(part), np.nan)])
         number = np.arange(_WIDTH) * a_line // _WIDTH  # of the channel at each pixel
-        line = np.repeat(colours(part[number], most)[None], _HEIGHT if lines == 1 else _HEIGHT // 2, axis=0)
+        line = np.repeat(colours(part[number], most)[None], _BAND if lines == 1 else _BAND // 2, axis=0)
         if _WIDTH // a_line >= 6:
             line[:, np.flatnonzero(np.diff(number)) + 1] = _WHITE
         drawn.append(line)
@@ -86,30 +90,31 @@ def _band(values: NDArray[np.float64], most: float) -> Picture:
 
 def _scale(most: float) -> Picture:
     """Returns the colours from 0 to the most bits, and an empty box for what was removed."""
-    line = colours(np.linspace(0, most, 256), most)
-    scale = np.full((14, 370 + 24, 3), _WHITE, np.uint8)
-    scale[:, :256] = line
-    box = scale[:, 370:]
+    line = colours(np.linspace(0, most, _WIDTH * 3 // 4), most)
+    scale = np.full((_BAND, _WIDTH, 3), _WHITE, np.uint8)
+    scale[:, : len(line)] = line
+    box = scale[:, -3 * _BAND :]
     box[[0, -1]] = box[:, [0, -1]] = _EDGE
     return scale
 
 
-def _ticks(most: float) -> list[tuple[int, str]]:
-    """Returns the texts beside the scale, with where they begin."""
-    return [(_LEFT - 14, "0"), (_LEFT + 260, f"{most:g}"), (_LEFT + 402, "removed")]
-
-
 def _fitting(name: str) -> str:
-    most = (_LEFT - 16) // 6  # letters are 6 pixels wide
+    most = 42  # letters, beside the number of channels
     return name if len(name) <= most else f"{name[: most // 2 - 1]}..{name[-(most - most // 2 - 1) :]}"
 
 
-def _written(picture: Picture, texts: list[tuple[int, int, str]]) -> Picture:
-    """Writes texts into a picture, by Pillow, without which no logger of TensorBoard takes pictures."""
+def _written(picture: Picture, lines: list[tuple[int, str, str]]) -> Picture:
+    """Writes texts into a picture, by Pillow, without which no logger of TensorBoard takes pictures.
+
+    Args:
+        picture: The picture.
+        lines: The top of each line, the text on its left, and that on its right.
+    """
     from PIL import Image, ImageDraw
 
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
-    for x, y, text in texts:
-        draw.text((x, y), text, fill=_INK)
+    for top, left, right in lines:
+        draw.text((_MARGIN, top), left, fill=_INK, font_size=12)
+        draw.text((_MARGIN + _WIDTH, top), right, fill=_INK, font_size=12, anchor="ra")
     return np.asarray(image)

@@ -3,13 +3,12 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_selfcompress.monitoring.picture import bits_picture
+from lightning_selfcompress.monitoring.picture import bits_picture, can_draw
 from lightning_selfcompress.monitoring.scalars import PREFIX, SHARE
 from lightning_selfcompress.training.lightning_private import logged_prefix
 
@@ -42,7 +41,7 @@ def log_channel_bits(loggers: Iterable[Any], bits: Mapping[str, Tensor], step: i
     left = torch.cat([v[~v.isnan()] for v in bits.values()]) if bits else torch.zeros(0)
     for _, add_histogram in _experiments(loggers, "add_histogram"):
         add_histogram(f"{PREFIX}/bit_depths", left, step)
-    for _, add_image in _experiments(loggers, "add_image") if find_spec("PIL") is not None else ():
+    for _, add_image in _experiments(loggers, "add_image") if can_draw() else ():
         add_image(f"{PREFIX}/channels", bits_picture(bits), step, dataformats="HWC")
 
 

@@ -77,30 +77,50 @@ class ConversionPlan:
         unknown = (layer for layer in self.left_alone if layer.reason == UNKNOWN)
         return tuple(name for layer in (*unknown, *self.compressed) for name in self._others(layer))
 
+    def _is_loose(self, layer: PlannedLayer) -> bool:
+        """Returns whether a module's own parameters are no layer's: beside its children, or in a list of parameters."""
+        module = self.model.get_submodule(layer.name)
+        lists = isinstance(module, nn.ParameterList | nn.ParameterDict)
+        return lists or (not is_known(module) and any(True for _ in module.children()))
+
+    def _line(self, layers: Sequence[PlannedLayer], kind: str) -> str:
+        """Returns the names of modules of a kind, or, without a kind, those of their parameters."""
+        values = f"{sum(layer.numel for layer in layers):,} values"
+        names = [layer.name or "the module itself" for layer in layers]
+        if not kind:
+            own = ((layer, self.model.get_submodule(layer.name)._parameters) for layer in layers)
+            names = [name_of(layer.name, n) for layer, table in own for n, p in table.items() if p is not None]
+        if not kind and len(names) == 1:
+            return f"parameter {names[0]!r}, {values}"
+        shown = ", ".join([*map(repr, names[:3]), *["..."] * (len(names) > 3)])
+        return f"{len(names)} {kind or 'parameters'} ({shown}; {values})"
+
     def _others(self, layer: PlannedLayer) -> list[str]:
         """Returns the names of parameters of several dimensions of a module that are not quantized."""
         own = self.model.get_submodule(layer.name)._parameters.items()
         weights = dict(layer.weights)
         return [name_of(layer.name, n) for n, p in own if p is not None and p.dim() > 1 and n not in weights]
 
+    @property
+    def left_in_float(self) -> tuple[tuple[str, str], ...]:
+        """What stays in float, in words, and why: one pair for all modules of one kind and one reason."""
+        groups: dict[tuple[str, str], list[PlannedLayer]] = {}
+        for layer in self.left_alone:
+            groups.setdefault(("" if self._is_loose(layer) else layer.kind, layer.reason), []).append(layer)
+        found = [(self._line(members, kind), reason) for (kind, reason), members in groups.items()]
+        others = [name for layer in self.compressed for name in self._others(layer)]
+        if others:
+            names = ", ".join([*map(repr, others[:3]), *["..."] * (len(others) > 3)])
+            found.append(("beside the weights of compressed layers", f"{names}, not known as weights"))
+        return tuple(found)
+
     def __str__(self) -> str:
         kinds = Counter(layer.kind for layer in self.compressed)
         weights = sum(layer.numel for layer in self.compressed)
         lines = [f"Compressed: {weights:,} weights in {len(self.compressed)} layers"]
         lines[0] += f" ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})" if kinds else ""
-        groups: dict[tuple[str, str], list[PlannedLayer]] = {}
-        for layer in self.left_alone:
-            groups.setdefault((layer.kind, layer.reason), []).append(layer)
-        if groups or any(map(self._others, self.compressed)):
-            lines.append("Left in float:")
-        for (kind, reason), members in groups.items():
-            names = ", ".join([repr(m.name or "the module itself") for m in members[:3]] + ["..."] * (len(members) > 3))
-            lines.append(f"  {len(members)} {kind} ({names}; {sum(m.numel for m in members):,} values): {reason}")
-        others = [name for layer in self.compressed for name in self._others(layer)]
-        if others:
-            names = ", ".join([*map(repr, others[:3]), *["..."] * (len(others) > 3)])
-            lines.append(f"  beside the weights of compressed layers: {names}, not known as weights")
-        return "\n".join(lines)
+        left = [f"  {what}: {why}" for what, why in self.left_in_float]
+        return "\n".join([*lines, *(["Left in float:"] if left else []), *left])
 
 
 def plan_conversion(model: nn.Module, *, skip: Skip = (), axes: Axes | None = None) -> ConversionPlan:
@@ -152,9 +172,15 @@ def plan_conversion(model: nn.Module, *, skip: Skip = (), axes: Axes | None = No
         fresh = [p for p in own if p is not None and id(p) not in counted and not is_lazy(p)]
         counted |= {id(p) for p in fresh}
         numel = sum(p.numel() for p in fresh)
-        kind = (module._float_class if isinstance(module, Quantized) else type(module)).__name__
+        kind = _kind(module._float_class if isinstance(module, Quantized) else type(module))
         layers.append(PlannedLayer(name, kind, tuple(weights.items()), numel, reasons.get(id(module), "")))
     return ConversionPlan(tuple(layers), model)
+
+
+def _kind(layer_class: type[nn.Module]) -> str:
+    """Returns the name of a class, or of its first base that is public, if torch has the class for itself."""
+    public = (b for b in layer_class.__mro__ if hasattr(nn, b.__name__) or not b.__module__.startswith("torch.nn."))
+    return next(public, layer_class).__name__
 
 
 def unmatched(model: nn.Module, skip: Skip) -> list[str | type[nn.Module]]:

@@ -15,7 +15,6 @@ from lightning_selfcompress.reporting.history import (
     RunHistory,
     guess_metric,
     guess_mode,
-    left_in_float,
     sizes_of,
 )
 from lightning_selfcompress.reporting.page import check_path, write_report
@@ -123,7 +122,7 @@ class CompressionReport(pl.Callback):
         self._recording.before = {p.name: FloatLayer.of(p) for p in quantized_parameters(module)}
         self._recording.float_nbytes = float_nbytes_of(module)
         skip = self._compression(trainer).skip
-        self._recording.left_in_float = left_in_float(plan_conversion(module, skip=skip))
+        self._recording.left_in_float = plan_conversion(module, skip=skip).left_in_float
 
     def _history(self, trainer: "pl.Trainer", module: "pl.LightningModule") -> RunHistory:
         recording, metric = self._recording, self._metric(trainer)

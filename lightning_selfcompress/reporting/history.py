@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lightning_selfcompress.monitoring.scalars import PREFIX
-from lightning_selfcompress.quantize.conversion_plan import ConversionPlan
 from lightning_selfcompress.quantize.parameters import QuantizedParameter
 from lightning_selfcompress.reporting.front import Mode, Point, front
 from lightning_selfcompress.size.operations import uses_of
@@ -88,7 +87,7 @@ class LayerChange:
         channels: Number of live output channels.
         weights_before: Number of weights before compression.
         weights: Number of weights in live channels.
-        bits: Learned bits per weight in live channels.
+        bits: Learned bits per original weight; per weight that is left, where the original number is not known.
         nbytes_before: Bytes of the weights in float.
         nbytes: Bytes of the codes and scales in the packed file.
         macs_before: Multiply-accumulates of one inference before compression.
@@ -116,7 +115,7 @@ class LayerChange:
             size.channels,
             size.weights_before,
             size.weights,
-            size.learned_bits / max(size.weights, 1),
+            size.mean_bits,
             FLOAT_NBYTES * size.weights_before,
             size.code_nbytes + size.scale_nbytes,
             size.macs_before if known else None,
@@ -210,24 +209,6 @@ def guess_mode(metric: str) -> Mode:
     """Returns whether a metric of this name is good when it is small, such as a loss or an error, or large."""
     small = ("loss", "error", "err", "mse", "mae", "perplexity", "ppl", "wer", "objective")
     return "min" if any(word in metric.lower() for word in small) else "max"
-
-
-def left_in_float(plan: ConversionPlan) -> tuple[tuple[str, str], ...]:
-    """Returns what a plan leaves in float, as pairs of what it is and why.
-
-    Args:
-        plan: The plan of a conversion.
-    """
-    groups: dict[tuple[str, str], list[str]] = {}
-    numel: dict[tuple[str, str], int] = {}
-    for layer in plan.left_alone:
-        key = layer.kind, layer.reason
-        groups.setdefault(key, []).append(layer.name or "the module itself")
-        numel[key] = numel.get(key, 0) + layer.numel
-    return tuple(
-        (f"{kind}: {', '.join(names)} ({numel[kind, reason]:,} values)", reason)
-        for (kind, reason), names in groups.items()
-    )
 
 
 def sizes_of(report: SizeReport) -> dict[str, Any]:

@@ -183,11 +183,9 @@ def _figures(history: RunHistory) -> str:
     if known:
         before, left = (sum(column) for column in zip(*known, strict=True))
         figures.append(("Channels", f"{left:,}", f"of {before:,}; {before - left:,} dead or removed"))
-    bits = [(layer.bits, layer.weights) for layer in history.layers]
-    weights = sum(n for b, n in bits if b is not None and n is not None)
-    if weights:
-        mean = sum(b * n for b, n in bits if b is not None and n is not None) / weights
-        figures.append(("Bits", f"{mean:.2f}", f"learned per weight, of the {weights:,} weights left"))
+    bits = history.scalars.get(f"{PREFIX}/bits_per_weight", Series())
+    if bits.values:
+        figures.append(("Learned bits", f"{bits.values[-1]:.2f}", "per weight of the network as it was"))
     tiles = "".join(
         f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd><dd class='more'>{escape(more)}</dd></div>"
         for what, value, more in figures
@@ -202,7 +200,7 @@ def _layer_table(history: RunHistory) -> str:
         ("of", lambda x: x.channels_before),
         ("weights", lambda x: x.weights),
         ("of", lambda x: x.weights_before),
-        ("bits", lambda x: x.bits),
+        ("learned bits", lambda x: x.bits),
         ("packed B", lambda x: x.nbytes),
         ("float B", lambda x: x.nbytes_before),
         ("MACs", lambda x: x.macs),
@@ -210,7 +208,9 @@ def _layer_table(history: RunHistory) -> str:
     ]
     shown = [(head, get) for head, get in columns if any(get(layer) is not None for layer in history.layers)]
     rows = [(layer.name, *(_number(get(layer)) for _, get in shown)) for layer in history.layers]
-    sums = ["" if head == "bits" else _number(_sum([get(layer) for layer in history.layers])) for head, get in shown]
+    sums = [
+        "" if head == "learned bits" else _number(_sum([get(layer) for layer in history.layers])) for head, get in shown
+    ]
     others = [(f"{what}: {n:,} bytes") for what, n in history.other_nbytes.items() if n]
     told = [f"Besides in the packed file: {'; '.join(others)}."] if others else []
     told += [history.layers_of] if history.layers_of else []

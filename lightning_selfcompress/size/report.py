@@ -179,7 +179,11 @@ class SizeReport:
             ModuleNotFoundError: If matplotlib is missing.
         """
         layers = [
-            (x.name, x.code_nbytes + x.scale_nbytes, f"{x.channels:,} of {x.channels_before:,}, {x.mean_bits:.1f} bits")
+            (
+                x.name,
+                x.code_nbytes + x.scale_nbytes,
+                f"{x.channels:,} of {x.channels_before:,}, {x.mean_bits:.1f} learned bits",
+            )
             for x in self.layers
         ]
         others = [
@@ -191,7 +195,8 @@ class SizeReport:
 
     def _repr_html_(self) -> str:
         """The table of layers in a notebook, and below it the bytes."""
-        return f"{html_table(_HEAD, map(_row, self.layers), _row(self.total))}<p>{self._bytes_text()}</p>"
+        layers = html_table(_HEAD, map(_row, self.layers), _row(self.total)) if self.layers else f"<p>{NOTHING}</p>"
+        return f"{layers}<p>{self._bytes_text()}</p>"
 
     def _bytes_text(self) -> str:
         share = f", {self.nbytes / self.float_nbytes:.1%} of it" if self.float_nbytes else ""
@@ -203,13 +208,14 @@ class SizeReport:
             f"codes and scales {coded:,} + biases {self.bias_nbytes:,} + everything left in float {self.other_nbytes:,}"
             f" + names and shapes {self.structure_nbytes:,} = {self.nbytes:,} bytes"
         )
-        share = f"; now {self.nbytes / self.float_nbytes:.1%} of it" if self.float_nbytes else ""
+        share = f"; now {self.nbytes / self.float_nbytes:.1%} of float" if self.float_nbytes else ""
         whole = f"the float network: {self.float_nbytes:,} bytes{share}"
         macs = []
         if self.total.macs_before:
             left = self.total.macs / self.total.macs_before
             macs = [f"multiply-accumulates: {self.total.macs:,} of {self.total.macs_before:,}, {left:.1%}"]
-        return "\n".join([table(_HEAD, map(_row, self.layers), _row(self.total)), "", parts, whole, *macs])
+        layers = table(_HEAD, map(_row, self.layers), _row(self.total)) if self.layers else NOTHING
+        return "\n".join([layers, "", parts, whole, *macs])
 
 
 def _values(size: LayerSize) -> dict[str, Any]:
@@ -217,7 +223,8 @@ def _values(size: LayerSize) -> dict[str, Any]:
     return asdict(size) | {"mean_bits": size.mean_bits, "whole_bits": size.whole_bits}
 
 
-_HEAD = ("layer", "channels", "of", "weights", "of", "mean bits", "max bits", "whole bits", "code B", "scale B")
+NOTHING = "Nothing in it is compressed."  # what is said of a float network, and of its checkpoint
+_HEAD = ("layer", "channels", "of", "weights", "of", "learned bits", "max learned", "whole bits", "code B", "scale B")
 
 
 def _row(size: LayerSize) -> tuple[str, ...]:

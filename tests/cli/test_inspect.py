@@ -24,7 +24,7 @@ def test_a_packed_file(said, folder):
     assert lines[0] == f"net.scnn: packed file, version 1, {report.nbytes:,} bytes"
     account = [int(word) for word in lines[1].replace(",", "").split() if word.isdigit()]
     assert sum(account[:-1]) == account[-1] == report.nbytes == (folder / "net.scnn").stat().st_size
-    assert lines[3].split() == ["layer", "shape", "channels", "of", "weights", "bits", "max", "bits", "bytes"]
+    assert lines[3].split() == ["layer", "shape", "channels", "of", "weights", "whole", "bits", "max", "whole", "bytes"]
     for line, layer in zip(lines[5:8], report.layers, strict=True):
         cells = line.replace(",", "").split()
         assert (cells[0], int(cells[4]), int(cells[7])) == (

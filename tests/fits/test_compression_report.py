@@ -66,7 +66,7 @@ def test_layers_before_and_after(run):
     assert [round(uses_of(p)) for p in quantized_parameters(model)] == [36, 1, 1]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert f'<td style="text-align:right">{54 * 36:,}</td>' in page
-    assert "BatchNorm2d: net.1" in page
+    assert "1 BatchNorm2d (&#x27;net.1&#x27;" in page
 
 
 def test_the_folder_tells_the_same(run):

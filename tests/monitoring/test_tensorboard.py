@@ -46,11 +46,12 @@ def read(logger):
 
 
 def run(folder, *callbacks, make=Lit, gamma=0.25, **kwargs):
-    """A fit of two epochs with validation; the logger, what it wrote, and the module."""
+    """A short fit with validation; the logger, what it wrote, and the module."""
     logger = TensorBoardLogger(folder, **kwargs)
     model = make()
     compression = SelfCompression(gamma) if gamma is not None else SelfCompression(target_size="50%")
-    trainer = make_trainer(compression, *callbacks, logger=logger, max_epochs=2, log_every_n_steps=4)
+    epochs = 2 if gamma is not None else 3
+    trainer = make_trainer(compression, *callbacks, logger=logger, max_epochs=epochs, log_every_n_steps=4)
     trainer.fit(model, batches(4), batches(1))
     return logger, read(logger), trainer
 
@@ -181,18 +182,12 @@ def csv_names(folder):
 def wandb_names(folder):
     wandb = pytest.importorskip("wandb")
     from lightning.pytorch.loggers import WandbLogger
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     logger = WandbLogger(save_dir=folder, offline=True)
     make_trainer(SelfCompression(0.1), logger=logger).fit(Lit(), batches(4), batches(1))
     wandb.finish()
-    store, names = DataStore(), set()
-    store.open_for_scan(str(next(folder.rglob("*.wandb"))))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record.FromString(data)
-        names |= {item.key or ".".join(item.nested_key) for item in record.history.item}
-    return names
+    written = next(folder.rglob("*.wandb")).read_bytes()
+    return {name for name in OWN if name.encode() in written}
 
 
 def mlflow_names(folder):

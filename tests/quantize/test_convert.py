@@ -513,6 +513,21 @@ class TestPrinting:
         assert str(plan_conversion(net)) == before
         assert "Quantized" not in before
 
+    def test_loose_parameters_have_their_names(self):
+        """A parameter that is in no layer is named, whether it lies in a module with others or in a list of torch."""
+        net = nn.Module()
+        net.pos, net.lin = nn.Parameter(torch.zeros(48, 16)), nn.Linear(4, 4)
+        assert "  parameter 'pos', 768 values: there is no quantized class" in str(plan_conversion(net))
+        net.rows = nn.ParameterList([nn.Parameter(torch.zeros(3, 3)) for _ in range(3)])
+        text = str(plan_conversion(net))
+        assert "  4 parameters ('pos', 'rows.0', 'rows.1', ...; 795 values): there is no quantized class" in text
+        assert "ParameterList" not in text
+
+    def test_kinds_are_public(self):
+        """A class that torch has for itself is named as the public one it is derived from."""
+        plan = plan_conversion(nn.TransformerEncoderLayer(8, 2), skip=["self_attn"])
+        assert "  1 Linear ('self_attn.out_proj'; 72 values): skip='self_attn'" in str(plan)
+
     def test_long_lists_are_cut(self):
         """Of many modules left alone for one reason three are named."""
         net = nn.Sequential(*[nn.LayerNorm(2) for _ in range(5)])

@@ -56,7 +56,7 @@ def test_report(run, said, tmp_path):
     assert said("report", folder / "tensorboard", "-o", out, "--model", "networks:Lit")[0] == 0
     with_class = out.read_text(encoding="utf-8")
     assert "float B" in with_class
-    assert "BatchNorm2d: net.1" in with_class
+    assert "1 BatchNorm2d (&#x27;net.1&#x27;" in with_class
 
 
 def test_multiply_accumulates(run, said, tmp_path, monkeypatch):

@@ -332,15 +332,24 @@ class TestTable:
         """Printed, a report is a table of equal columns: head, layers, total, and two sentences with the sums."""
         report = size_report(hand_made())
         assert str(report).splitlines() == [
-            "layer  channels  of  weights  of  mean bits  max bits  whole bits  code B  scale B",
-            "----------------------------------------------------------------------------------",
-            "0             2   2        6   6       3.50      4.00        1.50       1        0",
-            "2             1   2        2   4       1.25      2.50        1.50       1        0",
-            "----------------------------------------------------------------------------------",
-            "total         3   4        8  10       2.60      4.00        1.50       2        0",
+            "layer  channels  of  weights  of  learned bits  max learned  whole bits  code B  scale B",
+            "----------------------------------------------------------------------------------------",
+            "0             2   2        6   6          3.50         4.00        1.50       1        0",
+            "2             1   2        2   4          1.25         2.50        1.50       1        0",
+            "----------------------------------------------------------------------------------------",
+            "total         3   4        8  10          2.60         4.00        1.50       2        0",
             "",
             "codes and scales 4 + biases 8 + everything left in float 13 + names and shapes 41 = 66 bytes",
-            "the float network: 88 bytes; now 75.0% of it",
+            "the float network: 88 bytes; now 75.0% of float",
+        ]
+
+    def test_says_that_nothing_is_converted(self):
+        """Of a float network the report says that nothing is compressed, as inspect does of its checkpoint."""
+        assert str(size_report(nn.Linear(2, 3))).splitlines() == [
+            "Nothing in it is compressed.",
+            "",
+            "codes and scales 0 + biases 0 + everything left in float 36 + names and shapes 31 = 67 bytes",
+            "the float network: 36 bytes; now 186.1% of float",
         ]
 
     def test_sums_agree(self):
