@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from matplotlib import pyplot
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
@@ -128,3 +129,15 @@ def test_what_is_no_module_is_refused(metric_type, model):
     """Anything but a module is a TypeError that names its type."""
     with pytest.raises(TypeError, match=f"an nn.Module, got {type(model).__name__}"):
         metric_type(model)
+
+
+@METRICS
+def test_plots(metric_type):
+    """A metric draws itself as torchmetrics' do: its value of now, or those of several times, from zero."""
+    metric = metric_type(convert(nn.Linear(6, 5)).model)
+    values = [metric.compute() * share for share in (1.0, 0.5)]
+    _, ax = metric.plot(values)
+    (line,) = ax.get_lines()[:1]
+    assert line.get_ydata().tolist() == pytest.approx([float(v) for v in values])
+    assert len(metric.plot()[1].get_lines()) >= 1
+    pyplot.close("all")

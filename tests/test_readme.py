@@ -34,7 +34,7 @@ def test_selfcompress_commands_parse():
     commands = re.findall(r"^selfcompress (.+)$", README, re.M)
     assert commands
     used = {parser().parse_args(re.sub(r"\s+#.*", "", command).split()).command for command in commands}
-    assert used == {"demo", "inspect", "export", "diff"}
+    assert used == {"demo", "inspect", "export", "diff", "report", "sweep"}
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))

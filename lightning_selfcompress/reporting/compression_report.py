@@ -63,6 +63,8 @@ class CompressionReport(pl.Callback):
         if stage != "fit":
             return
         self._compression(trainer)
+        if trainer.global_step == 0:  # another run than the last one of this callback; a checkpoint is loaded later
+            self._recording, self._counted = Recording(command=command_of()), False
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             check_path(self.path)
@@ -97,8 +99,9 @@ class CompressionReport(pl.Callback):
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Writes the report."""
         self._record(trainer, pl_module)
+        history = self._history(trainer, pl_module)  # in all processes, which sharded weights need
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            write_report(self._history(trainer, pl_module), self.path)
+            write_report(history, self.path)
             tell(f"CompressionReport: {self.path}")
 
     def state_dict(self) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class ParetoCheckpoint(Checkpoint):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Takes the folder that the Trainer gives its checkpoints, unless one was named."""
         self._names.setup(trainer, pl_module, stage)
+        self._last_step = -1
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Saves within epochs, where validations come as often, or only in some epochs."""

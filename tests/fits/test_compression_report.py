@@ -124,6 +124,15 @@ def test_a_step_that_cannot_run_on_a_copy(tmp_path):
     assert "MACs" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_two_fits(tmp_path):
+    """A callback that has reported one run reports the next one alone."""
+    report = CompressionReport(tmp_path / "report.html")
+    for epochs in (2, 1):
+        trainer = make_trainer(SelfCompression(gamma=0.05), report, max_epochs=epochs)
+        trainer.fit(Lit(), batches(4), batches(2))
+    assert data_of(tmp_path / "report.html")["bits"]["steps"] == [0, 4]
+
+
 def test_nothing_in_a_trial(tmp_path):
     """``fast_dev_run`` writes no report."""
     fit(tmp_path, fast_dev_run=True)

@@ -67,6 +67,14 @@ def test_two_processes_within_a_budget(two):
     assert one["losses"] != other["losses"]
 
 
+def test_two_processes_keep_one_front(two):
+    """Both know the front by the first process's metric, and the files of others are gone once."""
+    one, other = two["pareto"]
+    assert one == other
+    assert [metric for metric, *_ in one["front"]][-1] == 2.0
+    assert one["files"] == sorted(name for *_, name in one["front"])
+
+
 @needs_fsdp2
 @pytest.mark.case("Strategies", "FSDP2 (ModelParallelStrategy with fully_shard), quantization")
 def test_sharded_weights_are_quantized(two):

@@ -1,5 +1,6 @@
 """The command sweep: one script of LightningCLI at several sizes, resumed, and what is wrong with it."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -160,3 +161,14 @@ def test_what_is_printed_before_the_configuration():
     )
     with pytest.raises(RunError, match="Expected a script of LightningCLI"):
         read_config("# lightning.pytorch==2.6.6\ntrainer: [\n")
+
+
+@pytest.mark.nightly
+def test_in_processes_of_its_own(said, tmp_path, monkeypatch):
+    """As a user runs it: a process to ask for the configuration, and one for each run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    command = [sys.executable, *COMMAND[1:], *QUIET]
+    status, lines, _ = said("sweep", "--gamma", "0.1", "--", *command)
+    assert (status, lines[-1]) == (0, "sweep/sweep.html")

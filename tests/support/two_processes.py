@@ -19,7 +19,7 @@ from networks import Lit, batches, make_trainer, trained_tensors
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_selfcompress import SelfCompression, convert
+from lightning_selfcompress import ParetoCheckpoint, SelfCompression, convert
 from lightning_selfcompress.packing import Packed, to_bytes
 from lightning_selfcompress.quantize.parameters import learned_tensors
 
@@ -124,7 +124,26 @@ def budget():
     return {"file": content.hex(), "nbytes": len(content), "losses": model.losses}
 
 
+class Scored(Lit):
+    """Logs another score in each process, of which each epoch's beats the last."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("score", float(self.trainer.current_epoch + 10 * self.trainer.global_rank))
+
+
+def pareto():
+    """A training that keeps its front of checkpoints; what both processes know of it, and the files."""
+    kept = ParetoCheckpoint("score", dirpath=Path(sys.argv[1]) / "pareto")
+    settings = {"max_epochs": 3, "devices": 2, "strategy": DDPStrategy(), "enable_checkpointing": True}
+    trainer = make_trainer(SelfCompression(gamma=0.5, bits_lr=0.1), kept, **settings)
+    trainer.fit(Scored(), data(torch.float32, 12), batches(4))
+    trainer.strategy.barrier()
+    files = sorted(path.name for path in Path(kept.dirpath).glob("*"))
+    return {"front": [[p.metric, p.nbytes, p.step, Path(p.name).name] for p in kept.front], "files": files}
+
+
 TRAININGS = {
+    "pareto": pareto,
     "budget": budget,
     "plain": train,
     "kept": partial(train, NEVER),
