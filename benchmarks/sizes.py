@@ -2,6 +2,7 @@
 
     python benchmarks/sizes.py run mnist --data-dir path/to/data --epochs 20 --seeds 0 1 2
     python benchmarks/sizes.py run mnist --data-dir path/to/data --quick     # three epochs of few images: does it work?
+    python benchmarks/sizes.py run mnist --data-dir path/to/data --network small --recipe '{"lr": 0.008}' --epochs 60
     python benchmarks/sizes.py table
     python benchmarks/sizes.py plot                                           # runs/sizes/sizes-mnist.png
 
@@ -17,6 +18,7 @@ import os
 import platform
 import time
 import traceback
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -25,8 +27,10 @@ from size_peers.diffq_peer import DiffQ
 from size_peers.float_network import FloatNetwork
 from size_peers.hgq_peer import Hgq
 from size_peers.method import Method, Setting
+from size_peers.networks import NETWORKS
 from size_peers.nncodec_peer import NNCodec
 from size_peers.post_training import PostTraining
+from size_peers.recipe import RECIPES
 from size_peers.results import DATA, Row, append, key, plot, read, table
 from size_peers.selfcompress_peer import SelfCompress
 from size_peers.task import TASKS, Task, accuracy, load_task
@@ -95,7 +99,8 @@ def run_all(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     epochs = options.epochs or (3 if options.quick else DEFAULT_EPOCHS[options.task])
     done = {key(row) for row in read(options.results)}
-    on_cpu = load_task(options.task, options.data_dir, quick=options.quick)
+    recipe = replace(RECIPES[options.task], **options.recipe)
+    on_cpu = load_task(options.task, options.data_dir, quick=options.quick, network=options.network, recipe=recipe)
     task = on_cpu.to(torch.device(options.device))
     chosen = [method for method in METHODS if not options.methods or method.name in options.methods]
     for seed in options.seeds:
@@ -107,8 +112,9 @@ def run_all(options: argparse.Namespace) -> None:
                 continue
             settings = method.settings(options.task) if options.task in method.tasks else []
             for setting in options.setting or (settings[1:2] if options.quick else settings):
-                values = (options.task, method.name, setting, seed, epochs, options.quick)
-                row: Row = dict(zip(("task", "method", "setting", "seed", "epochs", "quick"), values, strict=True))
+                trained_how = {"network": on_cpu.network_name, "recipe": asdict(recipe), "epochs": epochs}
+                row: Row = {"task": options.task, "method": method.name, "setting": setting, "seed": seed}
+                row |= {**trained_how, "quick": options.quick}
                 if key(row) in done:
                     continue
                 try:
@@ -135,6 +141,8 @@ def main() -> None:
     runs.add_argument("--data-dir", type=Path, default=os.environ.get("SELFCOMPRESS_DATA"))
     runs.add_argument("--methods", nargs="+", choices=[method.name for method in METHODS])
     runs.add_argument("--setting", type=json.loads, action="append", help="instead of a method's own, as JSON")
+    runs.add_argument("--network", choices=NETWORKS, help="instead of the task's own")
+    runs.add_argument("--recipe", type=json.loads, default={}, help="what differs from the task's own, as JSON")
     runs.add_argument("--epochs", type=int)
     runs.add_argument("--seeds", type=int, nargs="+", default=[0])
     runs.add_argument("--device", default="cpu")

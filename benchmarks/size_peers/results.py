@@ -11,8 +11,8 @@ from typing import Any
 from size_peers.published import PUBLISHED
 
 Row = dict[str, Any]
-KEY = ("task", "method", "setting", "seed", "epochs", "quick")
-DATA = {"mnist": "LeNet-5, MNIST", "cifar": "ResNet-20, CIFAR-10 (JPEG copy)"}
+KEY = ("task", "network", "recipe", "method", "setting", "seed", "epochs", "quick")
+DATA = {"mnist": "MNIST", "cifar": "CIFAR-10 (JPEG copy)"}
 
 
 def key(row: Row) -> str:
@@ -47,25 +47,35 @@ def spread(values: Iterable[float], form: str) -> str:
     return format(mean(found), form) + (f" ± {stdev(found):{form}}" if len(found) > 1 else "")
 
 
-def grouped(rows: Iterable[Row]) -> dict[tuple[str, int, bool, str, str], list[Row]]:
-    """(task, epochs, quick, method, setting) -> the rows of all seeds."""
+def training(row: Row) -> str:
+    """The network and its training, in words."""
+    recipe = row["recipe"]
+    shift = f", shifts of {recipe['shift']}" if recipe["shift"] else ""
+    return (
+        f"{row['network']}, {row['epochs']} epochs of batches of {recipe['batch_size']}{shift}, "
+        f"{recipe['optimizer']} {recipe['lr']:g}{', quick' if row['quick'] else ''}"
+    )
+
+
+def grouped(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], list[Row]]:
+    """(task, training, method, setting) -> the rows of all seeds."""
     groups = defaultdict(list)
     for row in rows:
         setting = ", ".join(f"{name} {value}" for name, value in row["setting"].items())
-        groups[row["task"], row["epochs"], row["quick"], row["method"], setting].append(row)
+        groups[row["task"], training(row), row["method"], setting].append(row)
     return dict(groups)
 
 
 def table(rows: Iterable[Row]) -> str:
     """The rows as a table in Markdown: means and standard deviations over the seeds."""
     lines = [
-        "| task | epochs | method | setting | seeds | bytes | test accuracy, % | validation accuracy, % | seconds |",
+        "| task | training | method | setting | seeds | bytes | test accuracy, % | validation accuracy, % | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (task, epochs, quick, method, setting), found in sorted(grouped(rows).items()):
+    for (task, how, method, setting), found in sorted(grouped(rows).items()):
         columns = [
             DATA[task],
-            f"{epochs}{', quick' if quick else ''}",
+            how,
             method,
             setting,
             str(len(found)),
@@ -86,10 +96,10 @@ def plot(rows: Iterable[Row], task: str, path: Path) -> None:
     from matplotlib import pyplot
 
     points: dict[str, list[tuple[float, ...]]] = defaultdict(list)
-    for (_, epochs, quick, method, _), found in grouped(row for row in rows if row["task"] == task).items():
+    for (_, how, method, _), found in grouped(row for row in rows if row["task"] == task).items():
         measured = [row["accuracy"] for row in found]
         error = stdev(measured) if len(found) > 1 else 0.0
-        label = f"{method}, {epochs} epochs{', quick' if quick else ''}"
+        label = f"{method}: {how}"
         points[label].append((mean(row["nbytes"] for row in found), mean(measured), error))
     figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
     best = max([*(p[1] for found in points.values() for p in found), *(p.accuracy for p in PUBLISHED[task])])

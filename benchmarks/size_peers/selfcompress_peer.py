@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_selfcompress import SelfCompression, export, load, load_from_checkpoint
 from size_peers.method import Setting
 from size_peers.task import Images, Task, batches
-from size_peers.training import Run, adam, cosine
+from size_peers.training import Run
 
 SETTINGS: dict[str, list[Setting]] = {  # arguments of SelfCompression
     "mnist": [{"target_size": nbytes} for nbytes in (1000, 1520, 2000, 2953, 10_000)],
@@ -77,8 +77,8 @@ class Classifier(pl.LightningModule):
         self.log("validation", right + 1e-6 * self.current_epoch, batch_size=len(batch[1]))  # of equals, the last
 
     def configure_optimizers(self) -> Any:
-        optimizer = adam(self.parameters())
-        schedule = cosine(optimizer, self.run.epochs * self.run.task.steps)
+        optimizer = self.run.task.recipe.make_optimizer(self.parameters())
+        schedule = self.run.task.recipe.make_schedule(optimizer, self.run.epochs * self.run.task.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> Any:

@@ -1,15 +1,16 @@
 """The tasks: a network, and images held in memory in three splits, with the batches that every method trains on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from cifar import CifarData, resnet
+from cifar import CifarData
 from torch import Tensor, nn
 
 from lightning_selfcompress.demo.data import ImageData, MnistData, random_shift
-from lightning_selfcompress.demo.networks import LeNet5
+from size_peers.networks import NETWORKS
+from size_peers.recipe import RECIPES, Recipe
 
 Images = tuple[Tensor, Tensor]  # images (n, channels, height, width) and labels (n,)
 TASKS = ("mnist", "cifar")
@@ -21,23 +22,27 @@ class Task:
 
     Args:
         name: ``mnist`` or ``cifar``.
-        network: A function that makes the network, with initial weights from torch's global generator.
+        network_name: The name of its network in ``NETWORKS``.
+        recipe: How every method trains.
         train: Training images.
         val: Images of the validation split, a fixed tenth of the training set.
         test: Images of the test set.
-        batch_size: Images per training batch.
-        shift: Largest random shift of a training image, in pixels.
-        mirror: Whether half of the training images are mirrored.
     """
 
     name: str
-    network: Callable[[], nn.Module]
+    network_name: str
+    recipe: Recipe
     train: Images
     val: Images
     test: Images
-    batch_size: int
-    shift: int
-    mirror: bool
+
+    def network(self) -> nn.Module:
+        """A new network, with initial weights from torch's global generator, in the memory format of the batches."""
+        net = NETWORKS[self.network_name]()
+        for weight in net.parameters():
+            if weight.dim() == 4:
+                weight.data = weight.data.contiguous(memory_format=self.recipe.memory_format)
+        return net
 
     @property
     def example(self) -> Tensor:
@@ -47,7 +52,7 @@ class Task:
     @property
     def steps(self) -> int:
         """Training steps of an epoch; the last incomplete batch is left out."""
-        return len(self.train[0]) // self.batch_size
+        return len(self.train[0]) // self.recipe.batch_size
 
     def to(self, device: torch.device) -> "Task":
         """The same task with its images on a device."""
@@ -57,8 +62,10 @@ class Task:
         return replace(self, train=train, val=val, test=test)
 
 
-def load_task(name: str, data_dir: Path | None, *, quick: bool) -> Task:
-    """Reads the images of a task; ``quick`` takes few of them.
+def load_task(
+    name: str, data_dir: Path | None, *, quick: bool, network: str | None = None, recipe: Recipe | None = None
+) -> Task:
+    """Reads the images of a task; ``quick`` takes few of them. Network and recipe are the task's own if not given.
 
     Raises:
         ValueError: If there is no task of that name, or no folder for CIFAR-10.
@@ -79,9 +86,8 @@ def load_task(name: str, data_dir: Path | None, *, quick: bool) -> Task:
         for split in ("train", "val", "test")
         for images, labels in (data.splits[split].tensors,)
     )
-    if name == "mnist":
-        return Task(name, lambda: LeNet5().net, train, val, test, batch_size=64, shift=2, mirror=False)
-    return Task(name, lambda: resnet("resnet20"), train, val, test, batch_size=128, shift=4, mirror=True)
+    own = {"mnist": "lenet5", "cifar": "resnet20"}[name]
+    return Task(name, network or own, recipe or RECIPES[name], train, val, test)
 
 
 def thinned(images: Tensor, labels: Tensor, limit: int | None) -> Images:
@@ -93,18 +99,19 @@ def thinned(images: Tensor, labels: Tensor, limit: int | None) -> Images:
 def batches(task: Task, seed: int, epoch: int) -> Iterator[Images]:
     """The training batches of an epoch, the same for every method: order, shifts and mirroring follow from the seed."""
     images, labels = task.train
+    recipe = task.recipe
     devices = [images.device] if images.device.type == "cuda" else []
     random = torch.Generator().manual_seed(1_000_003 * seed + epoch)
     order = torch.randperm(len(images), generator=random)
     for step in range(task.steps):
-        chosen = order[step * task.batch_size : (step + 1) * task.batch_size].to(images.device)
+        chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size].to(images.device)
         with torch.random.fork_rng(devices):
             torch.manual_seed(int(torch.randint(2**31, (), generator=random)))
-            batch = random_shift(images[chosen], task.shift)
-            if task.mirror:
+            batch = random_shift(images[chosen], recipe.shift)
+            if recipe.mirror:
                 mirrored = torch.rand(len(batch), device=batch.device) < 0.5
                 batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
-        yield batch, labels[chosen]
+        yield batch.contiguous(memory_format=recipe.memory_format), labels[chosen]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The training that all methods share: Adam, a cosine schedule, the same batches, a checkpoint after every epoch."""
+"""The training that all methods share: the task's recipe, the same batches, a checkpoint after every epoch."""
 
 import os
 import time
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from size_peers.task import Task, accuracy, batches
 
-LR = 1e-3
 Prepare = Callable[[torch.optim.Optimizer], None]
 
 
@@ -44,21 +43,13 @@ class Run:
 
     def checkpoint(self, name: str) -> Path:
         """The file of the training of that name."""
-        return self.folder / f"{self.task.name}-{self.epochs}-epochs" / f"{name}-seed{self.seed}.pt"
+        changed = "-".join(f"{key}{value}" for key, value in self.task.recipe.changed().items())
+        folder = f"{self.task.name}-{self.task.network_name}-{changed}-{self.epochs}-epochs"
+        return self.folder / folder / f"{name}-seed{self.seed}.pt"
 
     def may_choose(self, epoch: int) -> bool:
         """Whether an epoch is among the last fifth, of which the validation split chooses the network."""
         return epoch >= self.epochs - max(1, self.epochs // 5)
-
-
-def adam(parameters: Any) -> torch.optim.Optimizer:
-    """The optimizer of every method."""
-    return torch.optim.Adam(parameters, lr=LR)
-
-
-def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """The schedule of every method: a learning rate that falls to zero, at every step."""
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 
 def write(content: Any, path: Path) -> None:
@@ -105,9 +96,9 @@ def train(
         The trained network, in eval mode on the CPU, and the seconds of the training.
     """
     net.to(run.device).train()
-    optimizer = adam(net.parameters())
+    optimizer = run.task.recipe.make_optimizer(net.parameters())
     prepare(optimizer)
-    schedule = cosine(optimizer, run.epochs * run.task.steps)
+    schedule = run.task.recipe.make_schedule(optimizer, run.epochs * run.task.steps)
     path = run.checkpoint(name)
     state: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "best": None, "validation": -1.0}
     if path.exists():
