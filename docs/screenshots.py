@@ -96,7 +96,7 @@ def picture(take: Take) -> Take:
 @picture
 def scalars(stage: Stage) -> bytes:
     """The totals, which come first."""
-    stage.tab("?tagFilter=%5Eselfcompress%2F#timeseries", height=900)
+    stage.tab("?tagFilter=%5Eselfcompress%2F#timeseries", width=1500, height=1150)
     stage.press("Settings")
     return bytes(stage.browser.get_screenshot_as_png())
 
@@ -129,12 +129,12 @@ def terminal(stage: Stage) -> bytes:
     from rich.text import Text
 
     console = Console(record=True, width=124, file=io.StringIO(), force_terminal=True)
-    for line in stage.said.splitlines():
+    for line in _without_old_bars(stage.said.splitlines()):
         console.print(Text.from_ansi(line), no_wrap=True, overflow="ellipsis")
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "terminal.html"
         page.write_text(f"<body style='margin:0'>{console.export_svg(title='python train.py')}</body>")
-        stage.browser.set_window_size(1280, 700)
+        stage.browser.set_window_size(1280, 1200)
         stage.browser.get(page.as_uri())
         time.sleep(1)
         return bytes(stage.browser.find_element("tag name", "svg").screenshot_as_png)
@@ -157,6 +157,13 @@ def report_phone(stage: Stage) -> bytes:
     """The same, on a phone."""
     made, width = report_pictures.train(stage.runs / "report"), report_pictures.PHONE
     return report_pictures.report_picture(stage.browser, made, width=width)
+
+
+def _without_old_bars(lines: list[str]) -> list[str]:
+    """Returns lines without the bars of validation, which go, and of earlier epochs, which are drawn over."""
+    of_epochs = [i for i, line in enumerate(lines) if line.startswith("Epoch ")]
+    bars = ("Epoch ", "Validation", "Sanity", "Training:")
+    return [line for i, line in enumerate(lines) if i in of_epochs[-1:] or not line.startswith(bars)]
 
 
 def train(runs: Path, epochs: int) -> str:

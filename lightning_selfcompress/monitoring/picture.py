@@ -36,7 +36,7 @@ def colours(bits: NDArray[np.float64], most: float) -> Picture:
 
 
 def can_draw() -> bool:
-    """Returns whether there is a Pillow that writes letters of any size, from 10.1 on; TensorBoard needs one too."""
+    """Returns whether there is a Pillow that writes letters of a given size, as from 10.1 on; TensorBoard needs one."""
     try:
         from PIL import ImageFont
 
@@ -59,7 +59,8 @@ def bits_picture(bits: Mapping[str, Tensor]) -> Picture:
         The picture, ``(height, width, 3)``.
     """
     values = {name: tensor.double().numpy() for name, tensor in bits.items()}
-    most = max([8.0, *(math.ceil(np.nanmax(v)) for v in values.values() if not np.isnan(v).all())])
+    deepest = max((float(np.nanmax(v)) for v in values.values() if not np.isnan(v).all()), default=0.0)
+    most = 8.0 if deepest <= 9 else 4.0 * math.ceil(deepest / 4)  # depths that start at 8 wander: colours are to stay
     bands = [_scale(most), *(_band(v, most) for v in values.values())]
     left = [f"{int((~np.isnan(v)).sum()):,} of {len(v):,}" for v in values.values()]
     names = [f"0 to {most:g} bits", *(_fitting(name.removesuffix(".weight")) for name in values)]

@@ -31,8 +31,8 @@ def log_channel_bits(loggers: Iterable[Any], bits: Mapping[str, Tensor], step: i
     Args:
         loggers: Loggers of Lightning.
         bits: What :meth:`ChannelBits.of` returns. Its tensors are logged as they are, under
-            ``selfcompress/channel_bits/<name of the weight>``; together they are a picture, ``selfcompress/channels``,
-            and a histogram of the channels that are left, ``selfcompress/bit_depths``.
+            ``selfcompress/channel_bits/<name of the weight>``; together they are a picture,
+            ``selfcompress_depths/channels``, and a histogram of what is left, ``selfcompress_depths/histogram``.
         step: The x axis.
     """
     for _, add_tensor in _experiments(loggers, "add_tensor"):
@@ -40,9 +40,9 @@ def log_channel_bits(loggers: Iterable[Any], bits: Mapping[str, Tensor], step: i
             add_tensor(f"{PREFIX}/channel_bits/{name}", values, step)
     left = torch.cat([v[~v.isnan()] for v in bits.values()]) if bits else torch.zeros(0)
     for _, add_histogram in _experiments(loggers, "add_histogram"):
-        add_histogram(f"{PREFIX}/bit_depths", left, step)
+        add_histogram(f"{PREFIX}_depths/histogram", left, step)
     for _, add_image in _experiments(loggers, "add_image") if can_draw() else ():
-        add_image(f"{PREFIX}/channels", bits_picture(bits), step, dataformats="HWC")
+        add_image(f"{PREFIX}_depths/channels", bits_picture(bits), step, dataformats="HWC")
 
 
 def chart_layout(metric: tuple[str, float] | None, *, budget: bool, prefix: str = "") -> Layout:

@@ -293,7 +293,8 @@ def _short(plan: RemovalPlan) -> str:
     most = sorted(plan.widths.items(), key=lambda item: item[1][1] - item[1][0])[:_NAMED]
     names = [f"{name} {before} -> {after}" for name, (before, after) in most]
     names += [f"and {len(plan.widths) - _NAMED} more layers"] if len(plan.widths) > _NAMED else []
-    text = f"removed {len(plan.channels):,} channels, {plan.weights:,} weights"
+    channels = len(plan.channels)
+    text = f"removed {channels:,} channel{'s' * (channels != 1)}, {plan.weights:,} weights"
     return f"{text} ({', '.join(names)})" if names else text
 
 

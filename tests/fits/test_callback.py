@@ -591,7 +591,7 @@ class TestLogging:
         assert events.Scalars("selfcompress/nbytes")[-1].value == size_report(model).nbytes
         assert events.Scalars("selfcompress_channels/total")[-1].value == size_report(model).channels == 26
         assert len(events.Scalars("selfcompress_bits/net.0")) == 2
-        assert len(events.Histograms("selfcompress/bit_depths")) == 2
+        assert len(events.Histograms("selfcompress_depths/histogram")) == 2
         assert "selfcompress_bits/net.6" in (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0]
 
     def test_is_done_once_a_step(self, tmp_path, monkeypatch):

@@ -207,8 +207,9 @@ def read_csv(folder):
 
 def read_tensorboard(folder):
     events = EventAccumulator(str(next(folder.rglob("events*")).parent), {"scalars": 0, "histograms": 0}).Reload()
-    assert len(events.Histograms("selfcompress/bit_depths")) == 2
-    return [e.value for e in events.Scalars("selfcompress/nbytes")]
+    assert len(events.Histograms("selfcompress_depths/histogram")) == 2
+    points = dict.fromkeys((e.step, e.value) for e in events.Scalars("selfcompress/nbytes"))
+    return [value for _, value in points]  # what is logged with hyperparameters is a point that is there already
 
 
 LOGGERS = {

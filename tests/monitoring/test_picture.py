@@ -1,6 +1,7 @@
 """The picture of every channel's bits."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +47,13 @@ def test_colours_are_those_of_the_scale(bits):
     values = np.array(sorted(bits))
     brightness = colours(values, most=40.0).astype(int).sum(-1)
     assert (np.diff(brightness) >= -2).all()
+
+
+@pytest.mark.parametrize(("deepest", "most"), [(2.0, 8.0), (8.7, 8.0), (9.5, 12.0), (24.0, 24.0)])
+def test_the_scale_stays(deepest, most):
+    """Depths that wander about eight bits change no colours; a scale has room for the deepest channel."""
+    (band,) = bands(bits_picture({"a.weight": torch.tensor([deepest])}))
+    assert tuple(band[100]) == tuple(colours(np.array([deepest]), most)[0])
 
 
 def test_nothing_left_or_nothing_there():

@@ -80,8 +80,10 @@ def test_a_run_in_tensorboard(tmp_path):
     logger, events, trainer = run(tmp_path)
     tags = set(events.PluginTagToContent("scalars"))
     assert {tag for tag in tags if tag.startswith("selfcompress")} == OWN
-    assert len(events.Tensors("selfcompress/channels")) == 2  # pictures
-    assert len(events.Tensors("selfcompress/bit_depths")) == 2
+    shown = tags | set(events.PluginTagToContent("images")) | set(events.PluginTagToContent("histograms"))
+    assert {tag for tag in shown if tag.startswith("selfcompress/")} == TOTALS
+    assert len(events.Tensors("selfcompress_depths/channels")) == 2  # pictures
+    assert len(events.Tensors("selfcompress_depths/histogram")) == 2
     assert charts(events)["val_loss and size"] == ["val_loss$", "selfcompress_chart/share_of_float$"]
     assert compared(events) == (
         {"selfcompress/gamma": 0.25, "selfcompress/price": "bytes"},
