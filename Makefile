@@ -5,7 +5,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-fast test-nightly test-oldest test-wheel test-wild table lint format notebooks clean
+.PHONY: help demo test test-fast test-nightly test-oldest test-wheel test-wild table lint format notebooks docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,10 +46,17 @@ format: $(READY)  ## what ruff can mend by itself
 notebooks: $(READY)  ## run the notebooks and keep their outputs
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
+docs: $(VENV)/.docs-ready  ## the documentation as a site, to build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 $(READY): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	touch $(READY)
+
+$(VENV)/.docs-ready: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
+	touch $(VENV)/.docs-ready
 
 .venv-wild/.ready: pyproject.toml $(CONSTRAINTS) requirements-wild.txt
 	test -x .venv-wild/bin/python || $(PYTHON) -m venv .venv-wild

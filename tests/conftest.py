@@ -34,7 +34,7 @@ KINDS = {
     "fits/test_strategies": "process",
     "test_imports": "process",
     "test_notebooks": "process",
-    "test_readme": "process",
+    "test_documents": "process",
     "packing/test_damage": "long",
 }
 

@@ -39,9 +39,10 @@ DIFFERENT = 2  # exit status of diff if files differ; every command ends with st
 
 
 def _demo(options: argparse.Namespace) -> int:
-    missing = [name for name in ("sklearn", "matplotlib", "pooch") if find_spec(name) is None]
+    packages = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "pooch": "pooch"}
+    missing = [package for name, package in packages.items() if find_spec(name) is None]
     if missing:
-        raise DataError(f"the demo needs {', '.join(missing)}: pip install 'lightning-selfcompress[demo]'.")
+        raise DataError(f"the demo needs {', '.join(missing)}: pip install {' '.join(missing)}.")
     from lightning_selfcompress.demo.run import TASKS, Settings, run_demo, summary
 
     if options.resume:

@@ -188,7 +188,7 @@ def _import_onnx() -> Any:
     except ImportError as error:
         raise ModuleNotFoundError(
             f"Expected the packages onnx and onnxscript, {error.name} is missing. "
-            f"Install them with pip install 'lightning-selfcompress[onnx]'.",
+            "Install them with pip install onnx onnxscript.",
             name=error.name,
         ) from error
     if not hasattr(torch.onnx, "ops"):
