@@ -195,8 +195,9 @@ def tensorboard(runs: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["--logdir", str(runs), "--port", str(port), "--reload_interval", "0", "--samples_per_plugin=images=99"]
-    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *arguments], stderr=subprocess.DEVNULL)
+    arguments = ["--logdir", runs.name, "--port", str(port), "--reload_interval", "0", "--samples_per_plugin=images=99"]
+    command = [sys.executable, "-m", "tensorboard.main", *arguments]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=runs.parent)  # which shows the path it is given
     try:
         for _ in range(120):
             try:

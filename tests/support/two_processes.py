@@ -14,6 +14,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from fits import NEVER, Widths, assert_only_living, data, fit
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from networks import Lit, batches, make_trainer, trained_tensors
 from torch import nn
@@ -114,14 +115,16 @@ def refused(make, **options):
 
 
 def budget():
-    """A training that is to end within a size; the bytes of its file."""
+    """A training that is to end within a size; the bytes of its file, and the event files that it wrote."""
     torch.manual_seed(1)
     model = Lit()
     compression = SelfCompression(target_size=1500)
-    trainer = make_trainer(compression, max_epochs=4, devices=2, strategy=DDPStrategy())
+    logger = TensorBoardLogger(sys.argv[1], name="", version="board")
+    trainer = make_trainer(compression, max_epochs=4, devices=2, strategy=DDPStrategy(), logger=logger)
     trainer.fit(model, data(torch.float32, 120), batches(4))
     content = to_bytes(Packed.of(model))
-    return {"file": content.hex(), "nbytes": len(content), "losses": model.losses}
+    written = len(list(Path(sys.argv[1]).rglob("events.out*")))
+    return {"file": content.hex(), "nbytes": len(content), "losses": model.losses, "event files": written}
 
 
 class Scored(Lit):
