@@ -28,9 +28,9 @@ def test_a_random_network_stays_exact(network):
 
 @pytest.mark.nightly
 @given(networks())
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=2000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_many_random_networks_stay_exact(network):
-    """The same for ten times as many."""
+    """The same for two thousand."""
     check(network)
 
 
