@@ -15,7 +15,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _WIDTH = re.compile(
     r"(^|_)(n?(features?|channels?|dims?|widths?|units|hidden|sizes?|ch|feats?|planes)|nf|nx|nin|nout)$"
-    r"|(^|_)(n|num)_(in|out|inputs?|outputs?)$|^d_(model|ff|in|out|inner)$"
+    r"|(^|_)(n|num|f|c|d|ch|dim)_(in|out|inputs?|outputs?)$|^d_(model|ff|inner)$",
+    re.IGNORECASE,
 )
 
 

@@ -127,6 +127,8 @@ class Probe(pl.Callback):
             if p.channels >= EVERY:
                 depths = p.raw_depth.data.view(p.spec.axis.groups, -1)
                 dying = list(range(1, depths.shape[1], EVERY))
+                if p.spec.axis.dim == 1 and p.latent.shape[0] == 1:
+                    continue  # vectors of attention, one for each head: without one, a head still returns values
                 if channels is not None and len(depths) == 1:
                     depth_name = learned_names(p.name)[0]
                     dying = of_last_head(channels, depth_name) or whole(channels, depth_name, dying)
