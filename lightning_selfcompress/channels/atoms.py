@@ -149,8 +149,11 @@ class AtomStore:
 
     def new_of(self, size: int, *sources: Atoms) -> Atoms:
         """Makes atoms for a dimension that a reshape makes of others: a blank one, if all others are blank."""
-        blank = bool(self._blanks) and all(bool((self._blank_of(atoms) >= 0).all()) for atoms in sources)
-        return self.blank(size) if blank else self.new(size)
+        return self.blank(size) if all(map(self.is_blank, sources)) else self.new(size)
+
+    def is_blank(self, atoms: Atoms) -> bool:
+        """Returns whether all of some atoms belong to blank dimensions."""
+        return bool(self._blanks) and bool((self._blank_of(atoms) >= 0).all())
 
     def is_fixed(self, atoms: Atoms) -> bool:
         """Returns whether all of some atoms belong to blank dimensions that are fixed."""

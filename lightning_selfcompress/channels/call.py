@@ -238,6 +238,8 @@ class Call:
             for axis in axes:
                 self.pin(axis, FIXED_SIZE)
             return None
+        if len(axes) > 1:  # a position that is pinned later must not fix a blank dimension as a whole
+            axes.sort(key=lambda axis: self.store.is_blank(axis.atoms))
         for axis in axes[1:]:
             self.tie(axes[0].atoms, axis.atoms)
         known = np.array([d.zero if isinstance(d, Axis) and len(d) > 1 else np.zeros(size, bool) for d in dims])

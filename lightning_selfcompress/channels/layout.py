@@ -11,6 +11,9 @@ from lightning_selfcompress.channels.atoms import Atoms, AtomStore, Axis, Dim, D
 class Storage:
     """The state that all views of one piece of memory share.
 
+    Args:
+        whole: The storage of which this one is a part that no other part overlaps, as ``unsafe_split`` makes them.
+
     Attributes:
         views: Number of known tensors that view the memory.
         written: Whether an operation wrote through one of several views, so that no dimension is uniform any more.
@@ -18,8 +21,28 @@ class Storage:
         lost: Whether a write put other channels into the memory, so that its channels are unknown.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: "Storage | None" = None) -> None:
         self.views, self.written, self.zero_lost, self.lost = 0, False, False, False
+        self.whole = whole
+        self._parts: list[Storage] = []
+        if whole is not None:
+            whole._parts.append(self)
+
+    def lose(self) -> None:
+        """Notes that the channels in this memory are unknown."""
+        self.written = self.lost = True
+
+    def lose_around(self) -> None:
+        """Notes a write to this memory in what it is a part of, and in its own parts; other parts keep theirs."""
+        above = self.whole
+        while above is not None:
+            above.lose()
+            above = above.whole
+        below = self._parts.copy()
+        while below:
+            part = below.pop()
+            part.lose()
+            below += part._parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +128,9 @@ def overwritten(
         stored: Whether what was written was computed from parameters and buffers alone. A view of a buffer remains
             one, so that whatever else is written to it is noted, too.
     """
+    before.storage.lose_around()
     if before.storage.views == 1:
-        return Layout(dims, Storage(), constant=constant, stored=stored)
+        return Layout(dims, Storage(before.storage.whole), constant=constant, stored=stored)
     after = Layout(dims, before.storage, constant=constant, stored=stored or before.stored)
     before.storage.written = True
     if len(dims) != len(before.dims):

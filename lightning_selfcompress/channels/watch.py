@@ -20,7 +20,8 @@ from lightning_selfcompress.channels.grids import grouped, numbered, recall_cell
 from lightning_selfcompress.channels.layout import Constant, Layout, Storage, overwritten, shares_memory
 from lightning_selfcompress.channels.optimizer_steps import OptimizerSteps
 from lightning_selfcompress.channels.places import Places, in_streams
-from lightning_selfcompress.channels.rules import RULES, STARTING, pointwise, products
+from lightning_selfcompress.channels.recurrent import tie_states
+from lightning_selfcompress.channels.rules import RULES, STARTING, moves, pointwise, products
 from lightning_selfcompress.quantize.layers import Quantized, reading_through
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, attributes_of, quantized_parameters
 from lightning_selfcompress.tensors import (
@@ -173,7 +174,7 @@ class Watcher:
 
         for path, module in self.model.named_modules():
             if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-                self._pin_state(path, module)
+                tie_states(self._store, module, {name: self._stored[id(t)]._dims for name, t in own_tensors(module)})
             if is_bare_norm(module):
                 name = name_of(path, size_attribute(module))
                 size = getattr(module, size_attribute(module))
@@ -181,13 +182,6 @@ class Watcher:
                 self._slots.append(Slot(name, 0, size, self._store.count - size, attribute=True))
                 if isinstance(module, nn.GroupNorm):  # a loaded network would group other channels
                     self._store.pin(self._sizes[module].atoms, f"{path!r} has groups of them, which no file could tell")
-
-    def _pin_state(self, path: str, module: nn.Module) -> None:
-        """Pins the hidden state of a recurrent layer, whose size no file could tell; its inputs may go."""
-        for name, tensor in own_tensors(module):
-            for d, dim in enumerate(self._stored[id(tensor)]._dims):
-                if isinstance(dim, Axis) and not (d == 1 and name.startswith("weight_ih")):
-                    self._store.pin(dim.atoms, f"{path!r} keeps a hidden state of them")
 
     def _recall(self, earlier: Channels) -> None:
         _, first, which = np.unique(earlier.group, return_index=True, return_inverse=True)
@@ -318,7 +312,8 @@ class Watcher:
             for tensor in tensors_in(call[name]):
                 layout = self._layout(tensor)
                 if layout is not None and id(tensor) not in self._stored:
-                    layout.storage.lost = layout.storage.written = True
+                    layout.storage.lose()
+                    layout.storage.lose_around()
 
     def _produced(self, call: Call, inputs: list[tuple[Tensor, Layout]]) -> Axis | None:
         """Returns the bit depths of a copied weight in groups; only copies and convolutions do not pin it."""
@@ -370,6 +365,7 @@ class Watcher:
             computed = constant is not None or call.stored or call.makes_nought
             if dims is not None and (alias is not None or computed or any(d is not None for d in dims)):
                 storage = Storage() if alias is None else alias.storage
+                storage = Storage(storage) if call.name in moves.APART else storage
                 new = Layout(
                     dims, storage, constant=constant, produced=produced, is_nought=call.makes_nought, stored=call.stored
                 )

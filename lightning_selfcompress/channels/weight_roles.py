@@ -1,7 +1,8 @@
 """Which parameters are weights, and along which dimension their output channels lie, read off the operations of a step.
 
 A parameter is a weight where an operation multiplies it with data and sums the products: in a matrix product, a
-convolution or an embedding, in any orientation, through transposes, views, picked entries and scales.
+convolution or an embedding, in any orientation, through transposes, views, picked entries and scales, or entry by entry
+where the product is summed over at once, as the attention vectors of graph networks are.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from lightning_selfcompress.channels.atoms import AtomStore
 from lightning_selfcompress.channels.call import Call
 from lightning_selfcompress.channels.dispatch import showing, unwatched
+from lightning_selfcompress.channels.rules.reductions import reduced_dims
 from lightning_selfcompress.channels.rules.reshapes import blocks
 from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.layers import Quantized, reading_through
@@ -31,6 +33,12 @@ _NONE: frozenset[int] = frozenset()
 
 
 _ORIGIN = "_selfcompress_origin"  # the attribute of a tensor that holds its origin; an id would be reused
+
+
+_SCALED = "_selfcompress_scaled"  # the attribute of a product with data that holds the parameters, as in ``sources``
+
+
+_COPIES = ("_to_copy", "clone", "detach", "alias")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +102,7 @@ class WeightRoles:
             for _, tensor in own_tensors(module):
                 self._add(tensor, wanted=isinstance(tensor, nn.Parameter) and id(tensor) not in latent)
         self._uses: dict[int, list[Use]] = {}
+        self._scales: set[int] = set()  # ids of parameters that scale data, without a sum that follows at once
         self._exit = ExitStack()
 
     def _add(self, tensor: Tensor, *, wanted: bool) -> None:
@@ -119,9 +128,13 @@ class WeightRoles:
     def axes(self) -> dict[str, ChannelAxis | str]:
         """Returns the axis of every parameter that is a weight, or why a parameter of several dimensions is none."""
         wanted = ((name, id(tensor)) for name, tensor in stored_tensors(self._model).items())
-        return {
-            name: axis_of(self._shapes[key], self._uses.get(key, ())) for name, key in wanted if key in self._shapes
-        }
+        return {name: axis_of(self._shapes[key], self._uses_of(key)) for name, key in wanted if key in self._shapes}
+
+    def _uses_of(self, key: int) -> list[Use]:
+        """Returns the uses of a parameter; that it scales data counts where a sum of such products would be a use."""
+        uses = self._uses.get(key, [])
+        scales = key in self._scales and any(use.name == "sum" for use in uses)
+        return [*uses, Use("mul", _NONE, _NONE)] if scales else uses
 
     def _read(self, layer: Quantized, name: str) -> Tensor:
         with unwatched():
@@ -135,6 +148,7 @@ class WeightRoles:
     def _visit(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         call = Call(func, args, kwargs, out, AtomStore(), lambda _: None)
         origins = [self._origin(t) for t in call.inputs]
+        self._follow_scaled(call, origins)
         if not any(origins):
             return
         roles = _roles(call)
@@ -147,6 +161,42 @@ class WeightRoles:
         for i, output in enumerate(call.outputs):
             if id(output) not in self._stored:
                 output.__dict__[_ORIGIN] = Origin(self._moved(call, i) if not roles else {}, trained)
+
+    def _follow_scaled(self, call: Call, origins: Sequence[Origin | None]) -> None:
+        """Follows products of parameters with data, entry by entry, until they are summed over or used otherwise."""
+        found: dict[int, Labels] = {}
+        for tensor in call.inputs:
+            scaled: dict[int, Labels] = getattr(tensor, _SCALED, {})
+            if call.name in _COPIES:
+                found |= scaled
+            elif call.name == "sum":
+                reduced = reduced_dims(call, tensor.dim())
+                for key, labels in scaled.items():
+                    self._note_sum(key, labels, reduced)
+            else:
+                self._scales |= scaled.keys()
+        if call.name.rstrip("_") == "mul" and len(origins) == 2 and None in origins:
+            factor = next((origin for origin in origins if origin is not None), None)
+            for key, labels in factor.sources.items() if factor is not None else ():
+                found[key] = (_NONE,) * (len(call.shape) - len(labels)) + labels
+        for output in call.outputs if found else ():
+            output.__dict__[_SCALED] = found
+
+    def _note_sum(self, key: int, labels: Labels, reduced: set[int]) -> None:
+        """Notes the sum of products of a parameter with data over dimensions, if the parameter varies along some."""
+        several = {d for d, size in enumerate(self._shapes[key]) if size > 1}
+        out, summed = (
+            frozenset().union(*(at for d, at in enumerate(labels) if (d in reduced) is wanted))
+            for wanted in (False, True)
+        )
+        if out & several and summed & several:
+            self._add_use(key, Use("sum", out & several, summed & several))
+        else:
+            self._scales.add(key)
+
+    def _add_use(self, key: int, use: Use) -> None:
+        if use not in self._uses.setdefault(key, []):
+            self._uses[key].append(use)
 
     def _note(self, call: Call, tensor: Tensor, role: Sequence[str], others: Iterable[Tensor]) -> None:
         """Notes the use of the parameters that a factor of a product came from, if another factor is data."""
@@ -161,9 +211,7 @@ class WeightRoles:
             groups = int(call["groups"]) if "conv" in call.name and call["transposed"] else 1
             if groups > 1 and any(at != {d} for d, at in enumerate(labels)):
                 continue  # the channels of the groups lie elsewhere
-            use = Use(call.name, out, summed, groups)
-            if use not in self._uses.setdefault(key, []):
-                self._uses[key].append(use)
+            self._add_use(key, Use(call.name, out, summed, groups))
 
     def _moved(self, call: Call, number: int) -> dict[int, Labels]:
         """Returns where the dimensions of parameters are in one of an operation's outputs."""

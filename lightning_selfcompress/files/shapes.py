@@ -47,19 +47,14 @@ def check_sizes(module: nn.Module, shapes: Mapping[str, Shape], *, larger: bool 
             )
 
 
-_FIXED = (nn.RNNBase, nn.RNNCellBase)  # layers whose sizes stay fixed, except for the input size
-
-
 def _dims_that_stay(module: nn.Module, name: str) -> range:
     """Returns the dimensions of a module's tensor that no removal makes smaller.
 
     These are the kernel sizes of convolutions, the tokens of embeddings, the dimensions that LayerNorm and RMSNorm
-    normalize, the states of recurrent layers, and the outputs of the input projection of attention layers.
+    normalize, and the outputs of the input projection of attention layers.
     """
     if isinstance(module, nn.modules.conv._ConvNd):
         return range(2, 5)
-    if isinstance(module, _FIXED):
-        return range(1) if name in ("weight_ih_l0", "weight_ih_l0_reverse", "weight_ih") else range(2)
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return range(len(module.normalized_shape))
     if isinstance(module, nn.MultiheadAttention) and name in ("in_proj_weight", "in_proj_bias"):
@@ -78,7 +73,34 @@ def _fit_together(module: nn.Module, shapes: Mapping[str, Shape]) -> bool:
         group = module.num_channels // module.num_groups if isinstance(module, nn.GroupNorm) else 1
         counts = {shape for shape in shapes.values() if shape}
         return len(counts) < 2 and all(n % group == 0 and (n or group == 1) for n, *_ in counts)
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return _states_agree(module, shapes)
     return True
+
+
+def _states_agree(layer: nn.RNNBase | nn.RNNCellBase, shapes: Mapping[str, Shape]) -> bool:
+    """Returns whether the tensors of a recurrent layer have one size of the state, in all of its layers and gates."""
+    first = "_l0" if isinstance(layer, nn.RNNBase) else ""
+    rows, returned = shapes[f"weight_hh{first}"]
+    hidden = shapes.get(f"weight_hr{first}", (returned, returned))[1]
+    latent = layer._parameters[f"weight_hh{first}"]
+    gates = latent.shape[0] // layer.hidden_size if latent is not None else 1
+    below = returned * (2 if getattr(layer, "bidirectional", False) else 1)  # what a layer above the first one reads
+    wanted = {
+        "weight_hh": (gates * hidden, returned),
+        "weight_hr": (returned, hidden),
+        "bias_ih": (gates * hidden,),
+        "bias_hh": (gates * hidden,),
+    }
+    for name, shape in shapes.items():
+        kind = name.partition("_l")[0]
+        if kind == "weight_ih" and name in layer._parameters:
+            read = below if first and "_l0" not in name else shapes[f"weight_ih{first}"][1]
+            if shape != (gates * hidden, read):
+                return False
+        elif name in layer._parameters and shape != wanted.get(kind, shape):
+            return False
+    return rows > 0 and returned > 0
 
 
 def wrong_shape(name: str, tensor: Tensor, found: Shape, what: str) -> str:

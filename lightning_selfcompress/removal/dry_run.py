@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.quantize.layers import Quantized
+from lightning_selfcompress.removal import widths_around
 from lightning_selfcompress.removal.head_sizes import choices
 from lightning_selfcompress.removal.heads import parts_of_heads
 from lightning_selfcompress.removal.plan import RemovalPlan, narrow
@@ -29,7 +30,8 @@ def prove(
     If the outputs differ, the plan is halved until the wrong channels are found. These are pinned, with all other
     channels of the same layers, and of the same layers of repeated blocks: the twelve blocks of a transformer are tried
     together and refuted together. For heads of attention the attributes that hold their number and width are tried with
-    them; heads that no choice of attributes makes right stay, and so do positions within heads, each on its own.
+    them; heads that no choice of attributes makes right stay, and so do positions within heads, each on its own. For
+    all other channels the widths that modules around their layers hold in attributes are tried before they are pinned.
 
     Args:
         model: A converted module; it is not changed.
@@ -56,7 +58,7 @@ def prove(
         if not some or trial.holds(_part(model, channels, plan, tried, sizes, "")):
             right.extend(some)
         elif len(some) == 1:
-            wrong.extend(some)
+            (right if _with_widths(model, channels, plan, tried, sizes, trial) else wrong).extend(some)
         else:
             half = len(some) // 2
             search(some[:half])
@@ -141,6 +143,23 @@ def _head_sizes(
             depends = bool(wrong) and unit.kind == _POSITIONS  # they may be right without the heads that were refuted
             wrong.append(replace(unit, alike=()) if depends else unit)
     return {unit: choice for unit, choice in sizes.items() if choice}, wrong
+
+
+def _with_widths(
+    model: nn.Module,
+    channels: Channels,
+    plan: RemovalPlan,
+    tried: Sequence[_Unit],
+    sizes: dict[_Unit, tuple[Edit, ...]],
+    trial: Trial,
+) -> bool:
+    """Returns whether the last of some units is right with other attributes, which are added to ``sizes``."""
+    unit = tried[-1]
+    for choice in widths_around.choices(model, narrow(model, channels, plan, unit.channels, "").edits):
+        if trial.holds(_part(model, channels, plan, tried, {**sizes, unit: choice}, "")):
+            sizes[unit] = choice
+            return True
+    return False
 
 
 def _signatures(channels: Channels, pattern: Callable[[str], str]) -> dict[int, frozenset[str]]:

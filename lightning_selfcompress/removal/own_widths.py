@@ -15,7 +15,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _WIDTH = re.compile(
     r"(^|_)(n?(features?|channels?|dims?|widths?|units|hidden|sizes?|ch|feats?|planes)|nf|nx|nin|nout)$"
-    r"|(^|_)(n|num)_(in|out|inputs?|outputs?)$|^d_(model|ff|in|out|inner)$"
+    r"|(^|_)(n|num|f|c|d|ch|dim)_(in|out|inputs?|outputs?)$|^d_(model|ff|inner)$",
+    re.IGNORECASE,
 )
 
 
@@ -57,7 +58,7 @@ def bring_widths_along(module: nn.Module, before: Shapes, axes: Mapping[str, Cha
         for d, size in enumerate(shape)
     ]
     for name, value in list(attributes_of(module)):
-        if _is_width(name, value):
+        if is_width(name, value):
             found = {now for size, now, _ in sizes if size == value}
             if len(found) > 1:
                 found = {now for size, now, makes in sizes if size == value and makes is _side(name)}
@@ -65,7 +66,8 @@ def bring_widths_along(module: nn.Module, before: Shapes, axes: Mapping[str, Cha
                 setattr(module, name, found.pop())
 
 
-def _is_width(name: str, value: Any) -> bool:
+def is_width(name: str, value: Any) -> bool:
+    """Returns whether an attribute is a whole number with the name of a width."""
     return type(value) is int and bool(_WIDTH.search(name)) and not _OTHER.search(name)
 
 

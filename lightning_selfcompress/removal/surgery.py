@@ -332,9 +332,11 @@ def _sizes(module: nn.Module, before: Mapping[str, int] | None = None) -> dict[s
     if isinstance(module, nn.PReLU) and "weight" in shape:
         return {"num_parameters": shape["weight"][0]}
     if isinstance(module, nn.RNNBase) and "weight_ih_l0" in shape:
-        return {"input_size": shape["weight_ih_l0"][1]}
+        sizes = {"input_size": shape["weight_ih_l0"][1], "hidden_size": shape["weight_hh_l0"][1]}
+        projection = shape.get("weight_hr_l0")
+        return sizes if projection is None else {**sizes, "hidden_size": projection[1], "proj_size": projection[0]}
     if isinstance(module, nn.RNNCellBase) and "weight_ih" in shape:
-        return {"input_size": shape["weight_ih"][1]}
+        return {"input_size": shape["weight_ih"][1], "hidden_size": shape["weight_hh"][1]}
     return {}
 
 

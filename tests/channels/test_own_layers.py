@@ -55,6 +55,13 @@ def all_at_once(m, x):
     return torch.bmm(hidden, m.down.mT).sum(0)
 
 
+def attended(m, x):
+    """Rows that a vector for each head scores, weighed by their scores."""
+    h = (x @ m.up).unflatten(-1, (2, -1))
+    scores = F.leaky_relu((h * m.towards).sum(-1) + (h.flip(0) * m.away).sum(dim=-1), 0.2)
+    return (h * scores.softmax(0).unsqueeze(-1)).flatten(1) @ m.down
+
+
 NETS = {
     "rows, then columns": (lambda m, x: F.linear(x, m.a).relu() @ m.b, {"a": (6, 5), "b": (6, 8)}, {"a": 6, "b": 8}),
     "columns, then rows": (
@@ -84,6 +91,11 @@ NETS = {
         {"a": 6, "b": 8},
     ),
     "embedding": (lambda m, x: F.embedding(x.argmax(1), m.a) @ m.b, {"a": (5, 6), "b": (6, 8)}, {"a": 6, "b": 8}),
+    "vectors of attention": (
+        attended,
+        {"up": (5, 12), "towards": (1, 2, 6), "away": (1, 2, 6), "down": (12, 8)},
+        {"up": 6, "towards": 0, "down": 8},
+    ),
     "experts": (gated, {"gate": (5, 3), "up": (3, 6, 5), "down": (3, 6, 8)}, {"up": 6, "down": 8}),
     "experts picked": (picked, {"up": (3, 6, 5), "down": (3, 8, 6)}, {"up": 6, "down": 8}),
     "experts in parts": (in_parts, {"up": (3, 12, 5), "down": (3, 8, 6)}, {"up": 6, "down": 8}),

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from killing import assert_exact, converted, watched
-from row_networks import NETWORKS, TOKENS, Packed
-from torch import nn
+from row_networks import NETWORKS
 
 KEPT = {  # layers of which all channels stay, beside the head
     "decoder": ("first", "o", "down"),  # normalized as a whole
@@ -24,7 +23,7 @@ def test_channels_go(name):
     stay = {
         slot.name.removesuffix(".bit_depth")
         for slot in channels.slots
-        if slot.produces and not slot.name.startswith("layer.") and not removable[channels.group[slot.atoms]].all()
+        if slot.produces and not removable[channels.group[slot.atoms]].all()
     }
     assert stay == {"head", *KEPT.get(name, ())}
     assert_exact(net, channels, x)
@@ -64,13 +63,3 @@ def test_channels_are_those_under_autocast(name):
     cast, watcher = watched(net, step=step)
     assert watcher.failures == []
     assert (plain.removable() == cast.removable()).all()
-
-
-def test_a_hidden_state_stays():
-    """The size of a recurrent layer's state is written nowhere but in the layer, so it stays, packed or not."""
-    for kind in (nn.LSTM, nn.GRU):
-        net = converted(Packed(kind))
-        channels, _ = watched(net, TOKENS)
-        own = channels.of("layer.weight_hh_l0", 1)
-        assert not channels.removable()[own].any()
-        assert channels.pinned[int(own[0])] == "'layer' keeps a hidden state of them"

@@ -29,7 +29,20 @@ def without_outputs(layer):
 
 
 @pytest.mark.parametrize(
-    "name", ["nf", "out_features", "n_out", "output_dim", "hidden_size", "dim", "width", "num_channels", "d_ff"]
+    "name",
+    [
+        "nf",
+        "out_features",
+        "n_out",
+        "output_dim",
+        "hidden_size",
+        "dim",
+        "width",
+        "num_channels",
+        "d_ff",
+        "F_out",
+        "c_out",
+    ],
 )
 def test_output_width(name):
     """An attribute with the name of a width and the size of the outputs becomes smaller with them."""

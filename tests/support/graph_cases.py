@@ -325,7 +325,14 @@ CASES = {
             lambda self: setattr(self, "layer", nn.LSTM(4, WIDTH, batch_first=True)),
             lambda self, x: self.layer(torch.ones(3, 6, 4), (x[:, 0].unsqueeze(0), torch.ones(1, 3, WIDTH)))[0],
         ),
-        "LSTM at body.layer keeps a hidden state",
+        "LSTM at body.layer sums over it",
+        "float32",
+    ),
+    "mkldnn_rnn_layer, a state that channels start": Case(
+        module(
+            lambda self: setattr(self, "layer", nn.LSTM(4, WIDTH, batch_first=True)),
+            lambda self, x: self.layer(torch.ones(3, 6, 4), (x[:, 0].unsqueeze(0), x.new_zeros(1, *x[:, 0].shape)))[0],
+        ),
         "float32",
     ),
     # normalization, softmax

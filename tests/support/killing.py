@@ -108,7 +108,7 @@ def _outputs(net: nn.Module, inputs: tuple[Any, ...], mode: bool) -> list[Tensor
     for module in net.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        elif isinstance(module, nn.MultiheadAttention):
+        elif isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
             module.dropout = 0.0
     torch.manual_seed(1)
     return [t.detach() for t in tensors_in(net(*inputs))]

@@ -624,6 +624,21 @@ def packed(b: Builder, at: int) -> Made:
     return function, [layer], [at] if b.values[at].dim() == 3 else []
 
 
+def handed_on(b: Builder, at: int) -> Made:
+    """Two recurrent layers over the positions, of which one starts from the state that the other ends with."""
+    kind, width = b.choose([nn.GRU, nn.LSTM, nn.RNN]), b.width(at)
+    depth = b.choose([1, 2])
+    layers = [kind(width, 4, depth, batch_first=True) for _ in range(2)]
+    change = b.choose([lambda t: t, torch.relu, torch.sigmoid, lambda t: t.flip(0)])
+
+    def function(one: nn.Module, other: nn.Module, x: Tensor) -> Tensor:
+        state = one(x.mT)[1]
+        state = tuple(change(t) for t in state) if isinstance(state, tuple) else change(state)
+        return other(x.mT, state)[0].mT
+
+    return function, layers, [at] if b.values[at].dim() == 3 else []
+
+
 def own_cell(b: Builder, at: int) -> Made:
     """A recurrent cell of linear layers, over the positions."""
     width = b.choose([4, 6])
@@ -657,7 +672,8 @@ def causal(b: Builder, at: int) -> Made:
 
 EASY = [
     *[rows_picked, messages, under_a_mask, made_anew] * 2,
-    *(written_in_turn, folded, complex_pairs, fused_attention, attended_in_heads, packed, own_cell, segments, causal),
+    *(written_in_turn, folded, complex_pairs, fused_attention, attended_in_heads, packed, segments, causal),
+    *(handed_on, own_cell),
     *[mix] * 6,
     *[batch_norm, grouped, depthwise, added, joined, linear_over_channels, projected_residual] * 2,
     *(upconv, linear_over_space, einsum, group_norm, instance_norm, prelu, scaled, dropped, multiplied),

@@ -107,6 +107,25 @@ class Gat(nn.Module):
         return self.head(x)
 
 
+class Molecules(nn.Module):
+    """Sums over neighbours of their features beside those of the bonds, added to what the nodes began with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Linear(5, HIDDEN), nn.Linear(HIDDEN + 2, HIDDEN, bias=False)
+        self.head, self.bonds = nn.Linear(5 + HIDDEN, 3), torch.rand(len(SOURCE), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.first(x)
+        h = start.relu()
+        for _ in range(2):
+            messages = torch.cat([h[SOURCE], self.bonds.to(x)], 1)
+            at = TARGET.unsqueeze(1).repeat(1, messages.shape[1])
+            total = torch.zeros(len(x), messages.shape[1], dtype=x.dtype)
+            h = (start + self.again(total.scatter_reduce_(0, at, messages, "sum", include_self=False))).relu()
+        return self.head(torch.cat([x, h], 1))
+
+
 class EdgeConvolution(nn.Module):
     """The largest over the three nearest rows, by features."""
 
@@ -238,6 +257,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "gin": (Gin, NODES),
     "gat": (Gat, NODES),
     "gat, many heads": (lambda: Gat(8), NODES),
+    "molecules": (Molecules, NODES),
     "edge convolution": (EdgeConvolution, NODES),
     "segments": (Segments, NODES),
     "lstm": (lambda: Packed(nn.LSTM), TOKENS),

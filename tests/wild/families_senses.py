@@ -8,6 +8,7 @@ from entry import Entry
 from families_text import SIZES, TEXT, VOCABULARY, WIDTH, loss_and_logits
 from torch import Tensor, nn
 
+DETR = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
 VISION = SIZES | {"image_size": 32, "patch_size": 8, "num_labels": 4}
 
 
@@ -36,6 +37,12 @@ def captioned() -> dict[str, Tensor]:
     return {"pixel_values": torch.randn(3, 3, 32, 32), "input_ids": torch.randint(3, VOCABULARY, (3, 8))}
 
 
+def boxed() -> dict[str, Any]:
+    """Images with one box in each."""
+    boxes = [{"class_labels": torch.randint(3, (1,)), "boxes": 0.3 + 0.2 * torch.rand(1, 4)} for _ in range(2)]
+    return {"pixel_values": torch.randn(2, 3, 64, 64), "labels": boxes}
+
+
 def contrastive(net: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Any]:
     """The loss of images and captions that belong together."""
     result = net(**batch, return_loss=True)
@@ -47,6 +54,26 @@ def clip() -> nn.Module:
     vision = SIZES | {"image_size": 32, "patch_size": 8}
     text = TEXT | {"bos_token_id": 1, "eos_token_id": 2}
     return hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+
+
+def detr() -> nn.Module:
+    """DETR, of a small ResNet and a transformer."""
+    backbone = hf.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    )
+    sizes = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in DETR.items()}
+    return hf.DetrForObjectDetection(
+        hf.DetrConfig(
+            use_timm_backbone=False,
+            use_pretrained_backbone=False,
+            backbone=None,
+            backbone_config=backbone,
+            d_model=WIDTH,
+            num_queries=6,
+            num_labels=3,
+            **sizes,
+        )
+    )
 
 
 def whisper() -> nn.Module:
@@ -127,6 +154,7 @@ ENTRIES = (
     Entry("transformers", "Whisper", whisper, speech, loss_and_logits),
     Entry("transformers", "wav2vec 2.0", wav2vec2, waves, loss_and_logits),
     Entry("transformers", "CLIP", clip, captioned, contrastive),
+    Entry("transformers", "DETR", detr, boxed, loss_and_logits),
     Entry("transformers", "SegFormer", segformer, segmented, loss_and_logits),
     _images("ConvNeXt", lambda: convnext("ConvNext")),
     _images("ConvNeXt V2", lambda: convnext("ConvNextV2")),

@@ -1,5 +1,6 @@
 """What is measured of one fit: which weights are quantized, which killed channels leave, and what outputs change."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,12 @@ from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.quantize.parameters import learned_names, quantized_parameters
 from lightning_selfcompress.tensors import name_of, tensors_in
 
+_HIDDEN = re.compile(  # the first layers of feed-forward blocks, as their packages name them
+    r"(fc1|c_fc|wi(_\d)?|intermediate\.dense|intermediate_dense|up_proj|gate_proj|gate_up_proj|lin1|linear1|dense1)"
+    r"(\.weight)?$|(ff\.net\.0\.proj|pwconv1|pwff_layer\.0|ffn\.0|mlp\.(0|dense1))\.weight$"
+)
+
+
 EVERY = 4  # of the channels of each layer one in so many is killed: widths are multiples of it
 
 
@@ -22,9 +29,14 @@ def outputs(module: Any, batch: Any) -> list[Tensor]:
     """The outputs of a network in evaluation mode, for the same random numbers each time."""
     was_training = {m: m.training for m in module.modules()}
     module.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        found = [t.detach().clone() for t in tensors_in(module.loss_of(module.net, batch))]
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(next(p.dtype for p in module.parameters()))  # as the Trainer does: losses make tensors
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            found = [t.detach().clone() for t in tensors_in(module.loss_of(module.net, batch))]
+    finally:
+        torch.set_default_dtype(dtype)
     for m, training in was_training.items():
         m.training = training
     return found
@@ -98,6 +110,7 @@ class Probe(pl.Callback):
         self.share = self.worst = 0.0
         self.widths: dict[str, int] = {}
         self.killed: dict[str, int] = {}
+        self.heads: set[str] = set()  # weights of which a whole head was killed
         self.refused: Counter[str] = Counter()
         self.said: dict[str, str] = {}
 
@@ -127,9 +140,13 @@ class Probe(pl.Callback):
             if p.channels >= EVERY:
                 depths = p.raw_depth.data.view(p.spec.axis.groups, -1)
                 dying = list(range(1, depths.shape[1], EVERY))
+                if p.spec.axis.dim == 1 and p.latent.shape[0] == 1:
+                    continue  # vectors of attention, one for each head: without one, a head still returns values
                 if channels is not None and len(depths) == 1:
                     depth_name = learned_names(p.name)[0]
-                    dying = of_last_head(channels, depth_name) or whole(channels, depth_name, dying)
+                    head = of_last_head(channels, depth_name)
+                    self.heads |= {p.name} if head else set()
+                    dying = head or whole(channels, depth_name, dying)
                 depths[:, dying] = -1.0
                 self.killed[p.name] = len(depths) * len(dying)
             p.layer.forget_quantized()
@@ -155,11 +172,16 @@ class Probe(pl.Callback):
 
         removal.carry_out, removal._plan = measured, noting  # type: ignore[method-assign]
 
-    def left(self, module: nn.Module) -> dict[str, int]:
-        """Name of a weight -> how many of its channels have left."""
-        return {p.name: self.widths[p.name] - p.channels for p in quantized_parameters(module) if p.name in self.killed}
-
     def shares(self, module: nn.Module) -> Iterator[tuple[str, int, int]]:
-        """The name of each weight, the channels killed, and those that left."""
-        left = self.left(module)
-        return ((name, n, left.get(name, 0)) for name, n in self.killed.items())
+        """The name of each weight, the channels killed, and how many left, of which no more count than were killed."""
+        now = {p.name: p.channels for p in quantized_parameters(module)}
+        return ((name, n, min(n, self.widths[name] - now[name])) for name, n in self.killed.items() if name in now)
+
+    def parts(self, module: nn.Module) -> dict[str, tuple[int, int]]:
+        """The channels killed and those that left, of hidden widths of feed-forward blocks and of whole heads."""
+        shares = list(self.shares(module))
+        kinds = {
+            "hidden": [(n, left) for name, n, left in shares if _HIDDEN.search(name)],
+            "heads": [(n, left) for name, n, left in shares if name in self.heads],
+        }
+        return {kind: (sum(n for n, _ in some), sum(n for _, n in some)) for kind, some in kinds.items() if some}

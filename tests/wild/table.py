@@ -22,6 +22,8 @@ PACKAGES = (
 ENOUGH = 0.9  # a share below it is told with its reasons
 EXACT = {"64-true": 1e-10, "32-true": 1e-4}  # differences above it are told
 
+PARTS = {"hidden": "the hidden widths of feed-forward blocks", "heads": "the channels of heads that were killed whole"}
+
 HEAD = """# Models of other packages
 
 Each model is built tiny from its configuration, and trained with the callback for 56 steps on random data. After the \
@@ -31,6 +33,8 @@ go as a whole, one of these. Written by `make test-wild` with {versions}.
 - *quantized*: the share of the entries of parameters with two and more dimensions that belong to quantized weights.
 - *left*: the share of the killed channels that left, counted for each layer. Channels of the network's outputs are \
 killed too and have to stay.
+- *hidden* and *heads*: the same share of hidden widths of feed-forward blocks alone, known by the names of layers, \
+and of layers of which a whole head was killed.
 - The last column says why a share is below 90%, with the number of channels; what is tied in a layer counts as one.
 - *exact*: outputs before and after the removals are the same to 1e-10 in float64 (1e-4 where the model has only \
 float32), and so are those of a new model that loads the packed file, and those of a training that is resumed.
@@ -45,10 +49,14 @@ def write_table(rows: Iterable[Row]) -> None:
     versions = ", ".join(f"{name} {_version(name)}" for name in names)
     crashed = sum("crashed" in row for row in rows)
     lines = [HEAD.format(versions=versions) + f"{len(rows)} models, {crashed} of them crashed.\n"]
-    lines += ["| model | parameters | quantized | left | exact | |", "| --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        "| model | parameters | quantized | left | hidden | heads | exact | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     lines += [_line(row) for row in rows]
     killed, left = (sum(row.get(name, 0) for row in rows) for name in ("killed", "left"))
     lines += ["", f"Of {killed:,} killed channels {left:,} left, {left / max(killed, 1):.0%}."]
+    lines += [f"{_sum_of_parts(rows, kind)} of {what}." for kind, what in PARTS.items()]
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -66,10 +74,20 @@ def _line(row: Row) -> str:
         f"{row['parameters']:,}" if "parameters" in row else "",
         f"{row['quantized']:.0%}" if "quantized" in row else "",
         "" if left is None else f"{left:.0%}",
+        *(_share(*row.get("parts", {}).get(kind, (0, 0))) for kind in PARTS),
         _exact(row),
         "; ".join(_notes(row, left)),
     ]
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _share(killed: int, left: int) -> str:
+    return f"{left / killed:.0%}" if killed else ""
+
+
+def _sum_of_parts(rows: Iterable[Row], kind: str) -> str:
+    killed, left = (sum(row.get("parts", {}).get(kind, (0, 0))[i] for row in rows) for i in (0, 1))
+    return f"{left:,} of {killed:,}, {left / max(killed, 1):.0%},"
 
 
 def _exact(row: Row) -> str:

@@ -114,6 +114,7 @@ class Trial:
             "float": float_reasons(self.module, probe.said),
             "killed": sum(n for _, n, _ in shares),
             "left": sum(n for _, _, n in shares),
+            "parts": probe.parts(self.module),
             "refused": dict(probe.refused.most_common()),
             "removal_difference": probe.worst,
         }

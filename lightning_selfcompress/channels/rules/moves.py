@@ -259,10 +259,14 @@ def as_strided(call: Call) -> Result:
 SPREADING = frozenset({"expand", "repeat", "bernoulli_"})
 
 
+# operations whose results are written to one by one, as torch does with the gates of recurrent layers
+APART = ("unsafe_split", "unsafe_split_with_sizes")
+
+
 RULES: dict[str, Rule] = {
     "as_strided": as_strided,
     **dict.fromkeys(("t", "transpose"), transpose),
-    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), split),
+    **dict.fromkeys(("split", "split_with_sizes", *APART), split),
     **dict.fromkeys(("select", "unbind"), select),
     "permute": permute,
     "unsqueeze": unsqueeze,

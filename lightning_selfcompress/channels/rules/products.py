@@ -1,5 +1,6 @@
 """Rules of sums of products: matrix products, convolutions, attention, embeddings and recurrent layers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -190,16 +191,36 @@ def embedding_bag(call: Call) -> Result:
 
 
 def recurrent_layer(call: Call) -> Result:
-    """Handles a fused recurrent layer: it sums over the input channels, and the hidden state is pinned."""
-    x, weight = call.dims(call["input"]), call.dims(call["weight0"])
-    call.contract(x[-1], weight[1])
-    call.pin(weight[0], "keeps a hidden state")
-    for tensor in call.inputs[2:]:
-        for dim in call.dims(tensor):
-            call.pin(dim, "keeps a hidden state")
-    for dim in x[:-1]:
+    """Handles one layer and direction of a fused recurrent layer, whose state starts and ends as a tensor."""
+    x, batches = call.dims(call["input"]), [call.dims(call[name])[:-1] for name in ("hx_", "cx_")]
+    for dim in (*x[:-1], *(d for batch in batches for d in batch)):
         call.pin(dim, "takes its channels for positions")
-    return [None] * len(call.outputs)
+    weights = [call[f"weight{i}"] for i in range(4 if call["has_biases"] else 2)]
+    state = _recurrence(call, x[-1], weights, [call["hx_"], call["cx_"]])
+    of_state = [(*[None] * (t.dim() - 1), state) for t in call.outputs[:3]]
+    return [*of_state, *[None] * len(call.outputs[3:])]
+
+
+def _recurrence(call: Call, x: Dim, weights: Sequence[Tensor], states: Sequence[Tensor]) -> Dim:
+    """Returns the channels of a hidden state, zero where the state starts at zero and no gate's rows are alive.
+
+    Args:
+        call: The operation.
+        x: The channels of the input.
+        weights: The weights of the input and of the state, and their biases, ``(gates * hidden, ...)``.
+        states: What the state starts from, each ``(..., hidden)``.
+    """
+    call.contract(x, call.dims(weights[0])[1])
+    size = weights[1].shape[1]
+    rows = [call.dims(t)[0] for t in weights]
+    gates = [
+        call.align(dim, t.shape[0] // size) if isinstance(dim, Axis) and size > 1 else None
+        for dim, t in zip(rows, weights, strict=True)
+    ]
+    starts = [call.dims(t)[-1] for t in states]
+    state = call.meet([*gates, *starts], [size] * (len(gates) + len(starts)), zero=_all)
+    call.contract(state, call.dims(weights[1])[1])
+    return state
 
 
 RULES: dict[str, Rule] = {

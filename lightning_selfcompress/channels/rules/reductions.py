@@ -117,7 +117,7 @@ def reduction(call: Call) -> Result:
     """
     tensor: Tensor = call["self"]
     dims = call.dims(tensor)
-    reduced = _reduced(call, tensor.dim())
+    reduced = reduced_dims(call, tensor.dim())
     call.reduces = True
     for d in reduced:
         if call.name in ("sum", "nansum"):
@@ -137,7 +137,8 @@ def _order(call: Call) -> float:
     return 2.0 if order is None else float(order)
 
 
-def _reduced(call: Call, rank: int) -> set[int]:
+def reduced_dims(call: Call, rank: int) -> set[int]:
+    """Returns the dimensions that a reduction of a tensor of ``rank`` dimensions reduces."""
     dim = call.get("dim")
     if dim is None or (isinstance(dim, (list, tuple)) and not dim):
         return set(range(rank))
@@ -147,7 +148,7 @@ def _reduced(call: Call, rank: int) -> set[int]:
 def along(call: Call) -> Result:
     """Handles running sums, products and extremes, and sorting: it pins the dimension along which they run."""
     dims = list(call.dims(call["self"]))
-    for d in _reduced(call, len(dims)):
+    for d in reduced_dims(call, len(dims)):
         call.pin(dims[d])
         dims[d] = None
     return _values_and_indices(call, tuple(dims) if call.name in ALONG_KEEP_ZERO else never_zero(tuple(dims)))
