@@ -1,17 +1,23 @@
-"""The bit depths of a network's channels by their original numbers, of which removals leave gaps."""
+"""The bits that each of a network's channels takes, by original numbers, of which removals leave gaps."""
 
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from lightning_selfcompress.quantize.formula import bit_depth
+from lightning_selfcompress.packing.content import to_rows
+from lightning_selfcompress.quantize.formula import bit_depth, codes
 from lightning_selfcompress.quantize.parameters import QuantizedParameter, quantized_parameters, weight_name_of
 from lightning_selfcompress.removal.surgery import Shrunk
+from lightning_selfcompress.size.rate import channel_rate
+from lightning_selfcompress.tensors import whole
 
 
 class ChannelBits:
     """Keeps which of a network's original channels are left, so that each is shown in the same place all through.
+
+    What is shown of a channel are the bits that one of its weights takes in the file, not its learned bit depth, the
+    most that a weight may take: codes become small long before a depth falls.
 
     Which channels a network has lost, no layer tells. Where nothing is known of a layer that has fewer channels than it
     was converted with (a training that starts from a network made smaller before, without the callback's state), the
@@ -22,9 +28,10 @@ class ChannelBits:
     >>> from lightning_selfcompress import convert
     >>> from lightning_selfcompress.monitoring.channel_bits import ChannelBits
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    >>> plan = convert(net, initial_bits=4)
-    >>> ChannelBits().of(net)
-    {'0.weight': tensor([4., 4., 4.]), '2.weight': tensor([4.])}
+    >>> _ = nn.init.constant_(net[2].weight, 0.5)
+    >>> plan = convert(net, initial_bits=2)
+    >>> ChannelBits().of(net)["2.weight"]  # codes of 1 or -1
+    tensor([1.])
 
     Args:
         state: What :meth:`state_dict` returned, to go on from there.
@@ -52,22 +59,31 @@ class ChannelBits:
                 self._left[name] = before[record.kept[0].cpu()]
 
     def of(self, model: nn.Module) -> dict[str, Tensor]:
-        """Returns the bit depths of every channel that a network was converted with.
+        """Returns the bits of every channel that a network was converted with.
 
         Args:
             model: The converted module.
 
         Returns:
-            For the name of each quantized weight, ``(original channels,)`` in bits, float32, on the CPU; NaN where a
-            channel was removed.
+            For the name of each quantized weight, ``(original channels,)`` in bits a weight, float32, on the CPU; NaN
+            where a channel was removed.
         """
         return {p.name: self._by_original_number(p) for p in quantized_parameters(model)}
 
+    @torch.no_grad()
     def _by_original_number(self, parameter: QuantizedParameter) -> Tensor:
-        depths = bit_depth(parameter.raw_depth.detach()).float().cpu()
+        raw, exponents = (whole(t.detach())[:, None] for t in parameter.learned)
+        rows = to_rows(whole(parameter.latent.detach()), parameter.spec.axis)
+        found = channel_rate(codes(rows.to(raw.dtype), bit_depth(raw), exponents)).cpu()
         left = self._left.get(parameter.name)
-        if left is None or len(left) != len(depths):
-            left = torch.arange(len(depths))
+        if left is None or len(left) != len(found):
+            left = torch.arange(len(found))
         bits = torch.full((parameter.spec.original_channels,), torch.nan)
-        bits[left] = depths
+        bits[left] = found
         return bits
+
+
+def depths(model: nn.Module) -> Tensor:
+    """Returns the learned bit depths of all channels of a model, ``(channels,)``, in bits, float32, on the CPU."""
+    raw = [whole(p.raw_depth.detach()).float().cpu() for p in quantized_parameters(model)]
+    return bit_depth(torch.cat(raw)) if raw else torch.zeros(0)

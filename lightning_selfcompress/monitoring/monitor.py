@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_selfcompress.monitoring.channel_bits import ChannelBits
+from lightning_selfcompress.monitoring.channel_bits import ChannelBits, depths
 from lightning_selfcompress.monitoring.hyperparameters import DEFAULT, Hyperparameters
 from lightning_selfcompress.monitoring.main_metric import MainMetric
 from lightning_selfcompress.monitoring.progress_bar import fit_summary, show_size
@@ -106,7 +106,7 @@ class Monitor:
         if not trainer.is_global_zero or not trainer.loggers:
             return
         step, metric = batches_that_stepped(trainer), self._metric.of(trainer)
-        log_channel_bits(trainer.loggers, self.channel_bits.of(module), step)
+        log_channel_bits(trainer.loggers, self.channel_bits.of(module), depths(module), step)
         if metric is not None:
             self._draw_charts(trainer, metric)
             self._hyperparameters.log(metric, _sizes(report), step=step)

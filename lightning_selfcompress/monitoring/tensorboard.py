@@ -1,4 +1,4 @@
-"""What TensorBoard gets besides scalars: each channel's bits, as numbers, as a picture and as a histogram; charts."""
+"""What TensorBoard gets besides scalars: each channel's bits, as numbers, as a picture and in histograms; charts."""
 
 import math
 import re
@@ -25,14 +25,17 @@ def _experiments(loggers: Iterable[Any], method: str) -> Iterator[tuple[Any, Any
             yield logger, taking
 
 
-def log_channel_bits(loggers: Iterable[Any], bits: Mapping[str, Tensor], step: int) -> None:
+def log_channel_bits(loggers: Iterable[Any], bits: Mapping[str, Tensor], depths: Tensor, step: int) -> None:
     """Logs the bits of every channel to the loggers that take tensors, pictures and histograms.
 
     Args:
         loggers: Loggers of Lightning.
         bits: What :meth:`ChannelBits.of` returns. Its tensors are logged as they are, under
             ``selfcompress/channel_bits/<name of the weight>``; together they are a picture,
-            ``selfcompress_depths/channels``, and a histogram of what is left, ``selfcompress_depths/histogram``.
+            ``selfcompress_coded_bits/channels``, and a histogram of what is left,
+            ``selfcompress_coded_bits/histogram``.
+        depths: The learned bit depths of all channels that are left, ``(channels,)``, for the histogram
+            ``selfcompress_depths/histogram``.
         step: The x axis.
     """
     for _, add_tensor in _experiments(loggers, "add_tensor"):
@@ -40,9 +43,10 @@ def log_channel_bits(loggers: Iterable[Any], bits: Mapping[str, Tensor], step: i
             add_tensor(f"{PREFIX}/channel_bits/{name}", values, step)
     left = torch.cat([v[~v.isnan()] for v in bits.values()]) if bits else torch.zeros(0)
     for _, add_histogram in _experiments(loggers, "add_histogram"):
-        add_histogram(f"{PREFIX}_depths/histogram", left, step)
+        add_histogram(f"{PREFIX}_coded_bits/histogram", left, step)
+        add_histogram(f"{PREFIX}_depths/histogram", depths, step)
     for _, add_image in _experiments(loggers, "add_image") if can_draw() else ():
-        add_image(f"{PREFIX}_depths/channels", bits_picture(bits), step, dataformats="HWC")
+        add_image(f"{PREFIX}_coded_bits/channels", bits_picture(bits), step, dataformats="HWC")
 
 
 def chart_layout(metric: tuple[str, float] | None, *, budget: bool, prefix: str = "") -> Layout:

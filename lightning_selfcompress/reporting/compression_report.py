@@ -164,7 +164,7 @@ class CompressionReport(pl.Callback):
 
 
 def _scalars(trainer: "pl.Trainer") -> dict[str, float]:
-    """The metrics of the module and the totals of the size; what is logged of single layers is in the bit depths."""
+    """The metrics of the module and the totals of the size; what is logged of single layers is in the bits."""
     return {tag: float(v) for tag, v in trainer.callback_metrics.items() if not tag.startswith(f"{PREFIX}_")}
 
 

@@ -1,4 +1,4 @@
-"""What TensorBoard's event files of one run hold: scalars, and the bit depths of channels."""
+"""What TensorBoard's event files of one run hold: scalars, and the bits of channels."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ def read_event_files(files: Sequence[Path]) -> tuple[dict[str, Series], tuple[Bi
         files: The event files of one folder, the earliest first.
 
     Returns:
-        Tag of each scalar -> its values; the bit depths of all channels at the end of each epoch.
+        Tag of each scalar -> its values; the bits of all channels at the end of each epoch.
 
     Raises:
         RunError: If a file is damaged. A last record that was cut off while it was written is left out.

@@ -15,7 +15,7 @@ from lightning_selfcompress.size.report import LayerSize, SizeReport
 
 NBYTES = f"{PREFIX}/nbytes"  # the scalar without which a run is not one of this package
 FLOAT_NBYTES = 4  # of a weight that is not compressed
-CHANNEL_BITS = f"{PREFIX}/channel_bits/"  # the prefix of the tags of bit depths
+CHANNEL_BITS = f"{PREFIX}/channel_bits/"  # the prefix of the tags of bits
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Series:
 
 @dataclass(frozen=True)
 class BitsFrame:
-    """The bit depths of all channels at one step.
+    """The bits of all channels at one step.
 
     Args:
         step: Steps of the optimizer so far.
-        bits: Name of each weight -> the bit depths of its original channels, ``(channels,)``, NaN where removed.
+        bits: Name of each weight -> the bits of its original channels, ``(channels,)``, NaN where removed.
     """
 
     step: int
@@ -132,7 +132,7 @@ class RunHistory:
         scalars: Tag of each scalar -> its values.
         metric: Tag of the metric that is set against the bytes; empty if the run has none.
         mode: Whether a good metric is a large one, ``"max"``, or a small one, ``"min"``.
-        frames: The bit depths over the steps.
+        frames: The bits over the steps.
         layers: The layers before and after.
         layers_of: The network whose layers these are, and what is not known of them; empty for the end of the run.
         before: Name of each quantized weight -> the weight before compression, where the run recorded it.

@@ -20,9 +20,9 @@ from lightning_selfcompress.reporting.front import Point
 from lightning_selfcompress.reporting.history import RunHistory, Series, thinned
 from lightning_selfcompress.tables import html_table
 
-MOST_FRAMES = 100  # of the bit depths on a page
+MOST_FRAMES = 100  # of the bits on a page
 MOST_POINTS = 1000  # of a curve, which has no more pixels
-BITS_STEP = 1 / 12  # bit depths go into a page as whole numbers of these, of a byte each
+BITS_STEP = 1 / 12  # bits go into a page as whole numbers of these, of a byte each
 REMOVED = 255  # the byte of a channel that was removed
 _TARGET = f"{PREFIX}/target"
 
@@ -138,7 +138,7 @@ def _point(point: Point) -> list[Any]:
 
 
 def _bits(history: RunHistory) -> dict[str, Any]:
-    """Returns the frames of bit depths, the channels of each weight as bytes in base64."""
+    """Returns the frames of bits, the channels of each weight as bytes in base64."""
     frames = thinned(history.frames, MOST_FRAMES)
     names = list(dict.fromkeys(name for frame in frames for name in frame.bits))
     return {
@@ -156,7 +156,7 @@ def _bits(history: RunHistory) -> dict[str, Any]:
 
 
 def _as_text(bits: Tensor) -> str:
-    """Returns bit depths as bytes in base64, in whole numbers of ``BITS_STEP``; what was removed is ``REMOVED``."""
+    """Returns bits as bytes in base64, in whole numbers of ``BITS_STEP``; what was removed is ``REMOVED``."""
     codes = (bits / BITS_STEP).round().clamp(0, REMOVED - 1)
     codes = torch.where((bits > 0) & (codes == 0), torch.ones_like(codes), codes)  # faint is not dead
     whole = torch.where(bits.isnan(), torch.full_like(codes, REMOVED), codes).to(torch.uint8)

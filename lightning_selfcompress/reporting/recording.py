@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_selfcompress.reporting.history import BitsFrame, FloatLayer, Series
 
 MOST_POINTS = 2000  # of one scalar; the next one has every second left out
-MOST_FRAMES = 120  # of the bit depths
+MOST_FRAMES = 120  # of the bits
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Recording:
         metric: Tag of the metric that is set against the bytes.
         command: The command that runs the training.
         points: Tag of each scalar -> its value at each step.
-        frames: The bit depths over the steps.
+        frames: The bits over the steps.
         before: Name of each quantized weight -> the weight before compression.
         float_nbytes: Bytes of the float network.
         left_in_float: What is not compressed, and why.
@@ -47,7 +47,7 @@ class Recording:
                 self.points[tag] = {s: series[s] for s in (*steps[:-1:2], steps[-1])}
 
     def add_frame(self, step: int, bits: Mapping[str, Tensor]) -> None:
-        """Records the bit depths of all channels at a step."""
+        """Records the bits of all channels at a step."""
         frames = [frame for frame in self.frames if frame.step < step]
         if len(frames) >= MOST_FRAMES:
             frames = [*frames[:-1:2], frames[-1]]

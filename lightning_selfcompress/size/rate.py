@@ -98,5 +98,24 @@ def counted_rate(
     return places + nonzero * (1 + _x_log2(mean) - _x_log2((mean - 1).clamp(min=0)))
 
 
+def channel_rate(codes: Tensor) -> Tensor:
+    """Returns what a code of each channel takes in an entropy-coded file, in bits, by :func:`counted_rate`.
+
+    >>> import torch
+    >>> from lightning_selfcompress.size.rate import channel_rate
+    >>> channel_rate(torch.tensor([[1, -1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]])).tolist()
+    [1.0, 1.5, 0.0]
+
+    Args:
+        codes: The codes of channels, whole numbers of any dtype, ``(channels, weights per channel)``.
+
+    Returns:
+        Bits a weight, ``(channels,)``, float32.
+    """
+    magnitudes = codes.abs().float()
+    n = magnitudes.new_full((len(codes),), codes.shape[1])
+    return counted_rate(n, magnitudes.count_nonzero(1).float(), magnitudes.sum(1)) / n.clamp(min=1)
+
+
 def _x_log2(x: Tensor) -> Tensor:
     return torch.xlogy(x, x) / LN2

@@ -9,7 +9,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch import nn
 
 from lightning_selfcompress import SelfCompression
-from lightning_selfcompress.monitoring.channel_bits import ChannelBits
+from lightning_selfcompress.monitoring.channel_bits import ChannelBits, depths
 from lightning_selfcompress.quantize.convert import convert
 from lightning_selfcompress.removal.surgery import Edit, remove
 
@@ -31,23 +31,27 @@ def without(net, *numbers, size):
 
 
 def small():
+    """Six channels of two weights: of no bits, of codes 0, of 0 and 1, of 1 and 1, of 1 and 3, of 2 and 2."""
     net = nn.Sequential(nn.Linear(2, 6))
     convert(net)
     with torch.no_grad():
-        net[0].bit_depth.copy_(torch.arange(6) - 1)
+        net[0].exponent.zero_()
+        net[0].bit_depth[0] = -1
+        net[0].latent("weight").copy_(torch.tensor([[4, 4], [0, 0], [0, 1], [1, -1], [1, 3], [-2, 2.0]]))
     return net
 
 
 def test_removed_channels_are_gaps():
-    """After two removals each channel is in its first place, in bits that are never negative, the removed ones NaN."""
+    """After two removals each channel is in its first place, in bits of a weight's codes, the removed ones NaN."""
     net, bits = small(), ChannelBits()
-    assert bits.of(net)["0.weight"].tolist() == [0, 0, 1, 2, 3, 4]
+    assert bits.of(net)["0.weight"].tolist() == [0, 0, 1.5, 1, 3, 3]  # entropies of geometric codes, zeros apart
     bits.removed(without(net, 1, 4, size=6))
     bits.removed(without(net, 1, size=4))
     left = bits.of(net)["0.weight"]
     assert left.dtype == torch.float32
-    torch.testing.assert_close(left, torch.tensor([0, torch.nan, torch.nan, 2, torch.nan, 4]), equal_nan=True)
+    torch.testing.assert_close(left, torch.tensor([0, torch.nan, torch.nan, 1, torch.nan, 3]), equal_nan=True)
     assert bits.state_dict()["0.weight"].tolist() == [0, 3, 5]
+    assert depths(net).tolist() == [0, 8, 8]
 
 
 def test_state_goes_on():

@@ -82,7 +82,7 @@ def test_a_run_in_tensorboard(tmp_path):
     assert {tag for tag in tags if tag.startswith("selfcompress")} == OWN
     shown = tags | set(events.PluginTagToContent("images")) | set(events.PluginTagToContent("histograms"))
     assert {tag for tag in shown if tag.startswith("selfcompress/")} == TOTALS
-    assert len(events.Tensors("selfcompress_depths/channels")) == 2  # pictures
+    assert len(events.Tensors("selfcompress_coded_bits/channels")) == 2  # pictures
     assert len(events.Tensors("selfcompress_depths/histogram")) == 2
     assert charts(events)["val_loss and size"] == ["val_loss$", "selfcompress_chart/share_of_float$"]
     assert compared(events) == (
@@ -172,7 +172,7 @@ def test_what_is_logged_as_a_namespace(tmp_path):
 
 def test_loggers_without_pictures_are_passed_over():
     """A logger whose experiment takes neither tensors nor pictures is left alone."""
-    log_channel_bits([Namespace(experiment=object()), Namespace()], {"a.weight": torch.zeros(2)}, 0)
+    log_channel_bits([Namespace(experiment=object()), Namespace()], {"a.weight": torch.zeros(2)}, torch.zeros(2), 0)
 
 
 def csv_names(folder):

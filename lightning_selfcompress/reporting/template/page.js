@@ -232,7 +232,7 @@ function bitsPicture(parent) {
     make("span", {}, make("i"), "removed"));
   parent.append(make("div", { class: "slider" }, play, slider, output), legend, ...rows.map((row) => row.node));
   parent.append(make("p", { class: "note" },
-    "Learned bit depths: the most that a weight of the channel may take. The entropy-coded codes in the file take fewer."));
+    "Bits that one weight of the channel takes in the file."));
   if (data.bits.left_out)
     parent.append(make("p", { class: "note" }, `Of the epochs ${steps.length} are shown, evenly spread; ${data.bits.left_out} are left out.`));
 
