@@ -34,7 +34,7 @@ go as a whole, one of these. Written by `make test-wild` with {versions}.
 - *left*: the share of the killed channels that left, counted for each layer. Channels of the network's outputs are \
 killed too and have to stay.
 - *hidden* and *heads*: the same share of hidden widths of feed-forward blocks alone, known by the names of layers, \
-and of layers of which a whole head was killed.
+and of layers of which a whole head was killed; empty where they were not counted.
 - The last column says why a share is below 90%, with the number of channels; what is tied in a layer counts as one.
 - *exact*: outputs before and after the removals are the same to 1e-10 in float64 (1e-4 where the model has only \
 float32), and so are those of a new model that loads the packed file, and those of a training that is resumed.
