@@ -47,11 +47,11 @@ class Recording:
                 self.points[tag] = {s: series[s] for s in (*steps[:-1:2], steps[-1])}
 
     def add_frame(self, step: int, bits: Mapping[str, Tensor]) -> None:
-        """Records the bits of all channels at a step."""
+        """Records the bits of all channels at a step, rounded as :meth:`state_dict` keeps them."""
         frames = [frame for frame in self.frames if frame.step < step]
         if len(frames) >= MOST_FRAMES:
             frames = [*frames[:-1:2], frames[-1]]
-        self.frames = (*frames, BitsFrame(step, {name: values.clone() for name, values in bits.items()}))
+        self.frames = (*frames, BitsFrame(step, {name: values.half().float() for name, values in bits.items()}))
 
     @property
     def scalars(self) -> dict[str, Series]:

@@ -19,7 +19,7 @@ from torch import nn
 from lightning_selfcompress import SelfCompression, Teacher, size_report
 from lightning_selfcompress.size.prices import PRICES
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
 ARGUMENTS = {
     "gamma": 0.02,
     "target_size": None,
@@ -200,14 +200,14 @@ def test_help_explains_each_argument(capsys):
 
 
 def snippet(language):
-    section = README.partition("## From the command line\n")[2].partition("\n## ")[0]
+    section = PAGE.partition("## A training from YAML\n")[2].partition("\n## ")[0]
     (text,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.M | re.S)
     return text
 
 
-@pytest.mark.case("LightningCLI", "the README's example, run as it stands")
-def test_example_of_the_readme(tmp_path, monkeypatch, capsys):
-    """The files and commands of the README train a network that gets smaller, and explain the arguments."""
+@pytest.mark.case("LightningCLI", "the documentation's example, run as it stands")
+def test_example_of_the_documentation(tmp_path, monkeypatch, capsys):
+    """The files and commands of the documentation train a network that gets smaller, and explain the arguments."""
     (tmp_path / "main.py").write_text(snippet("py"))
     (tmp_path / "compress.yaml").write_text(snippet("yaml"))
     monkeypatch.chdir(tmp_path)

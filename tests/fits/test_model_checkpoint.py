@@ -133,5 +133,5 @@ def test_no_classes_in_the_file(tmp_path):
     saved = ModelCheckpoint(tmp_path, monitor="val_loss", save_last=True)
     run(saved, EarlyStopping("selfcompress/nbytes"))
     checkpoint = torch.load(saved.last_model_path, weights_only=True)
-    parts = {"depth_optimizers", "skipped_steps", "removal", "budget", "teacher"}
+    parts = {"depth_optimizers", "skipped_steps", "removal", "budget", "teacher", "monitor"}
     assert set(checkpoint["callbacks"]["SelfCompression"]) == parts

@@ -195,6 +195,7 @@ def test_sizes_are_exact_when_a_checkpoint_is_saved_and_not_else(tmp_path, monke
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from lightning_selfcompress import callback
+    from lightning_selfcompress.monitoring import monitor
 
     exact = []
 
@@ -202,8 +203,9 @@ def test_sizes_are_exact_when_a_checkpoint_is_saved_and_not_else(tmp_path, monke
         exact_.append(options.get("exact", True))
         return size_report(model, **options)
 
-    monkeypatch.setattr(callback, "size_report", counted)
+    for module in (callback, monitor):
+        monkeypatch.setattr(module, "size_report", counted)
     saved = ModelCheckpoint(tmp_path, monitor="selfcompress/nbytes", every_n_train_steps=20, save_top_k=-1)
     train(Lit(), None, saved, max_epochs=1, enable_checkpointing=True)
     assert len(saved.best_k_models) == 3
-    assert sum(exact) == 3 + 2  # and at the start of the training and the end of the epoch
+    assert sum(exact) == 3 + 3  # and at the start of the training, the end of the epoch, and the end of the fit

@@ -537,7 +537,7 @@ def test_inputs_are_tried_first(tmp_path):
 def test_without_the_packages(missing, monkeypatch):
     """The error names what is missing and how to install it, before anything is traced."""
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ModuleNotFoundError, match=rf"{missing} is missing.*lightning-selfcompress\[onnx\]"):
+    with pytest.raises(ModuleNotFoundError, match=rf"{missing} is missing.*pip install onnx onnxscript"):
         to_onnx(nn.Linear(8, 4), "unused.onnx", torch.randn(2, 8))
 
 

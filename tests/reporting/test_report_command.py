@@ -91,7 +91,7 @@ def test_report_of_a_csv_file(run, said, tmp_path):
         (["RUN", "-o", "never.html", "--metric", "acc"], "Give one of these to --metric."),
         (["RUN", "-o", "never.html", "--mode", "best"], "argument --mode: invalid choice: 'best'"),
         (["RUN/csv", "-o", "never.html", "--model", "networks:Lit"], "Name one with --checkpoint."),
-        (["RUN/tensorboard", "-o", "never.html", "--model", "networks:Gan"], "net.4"),
+        (["RUN/tensorboard", "-o", "never.html", "--model", "networks:Gan"], "to be of a Gan with the same arguments."),
         (["RUN/csv", "-o", "never.html", "--checkpoint", "gone.ckpt"], "No such file or directory"),
         (["RUN"], "the following arguments are required: -o/--out"),
         (["damaged", "-o", "never.html"], "found a damaged record after 0 good ones. Take another copy"),
@@ -113,7 +113,7 @@ def test_wrong_reports(run, said, tmp_path, monkeypatch, arguments, reason):
     first = first.replace("tensorboard/csv", "csv").replace("tensorboard/tensorboard", "tensorboard")
     status, lines, err = said("report", first, *rest)
     assert (status, lines, err.count("\n")) == (1, [], 1)
-    assert reason in err
+    assert reason in err, err
     assert not list(tmp_path.rglob("never*"))
 
 
