@@ -5,7 +5,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-fast test-nightly test-oldest test-wheel test-wild table lint format notebooks docs clean
+.PHONY: help demo test test-fast test-nightly test-oldest test-wheel test-notebooks test-wild table lint format notebooks docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test-oldest:  ## the tests on the oldest versions that work (downloads CUDA pack
 test-wheel:  ## build the wheel, install it without extras in a new environment, and try it there
 	bash tests/wheel/smoke.sh $(PYTHON) $(CONSTRAINTS)
 
+test-notebooks:  ## run every notebook with fast settings, from a wheel in a new environment
+	bash tests/notebooks/run.sh $(PYTHON) $(CONSTRAINTS)
+
 test-wild: .venv-wild/.ready  ## models of other packages through whole fits, to docs/models.md: about ten minutes
 	OMP_NUM_THREADS=1 .venv-wild/bin/python tests/wild/run.py $(ARGS)
 
@@ -43,8 +46,8 @@ format: $(READY)  ## what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-notebooks: $(READY)  ## run the notebooks and keep their outputs
-	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+notebooks: $(READY)  ## run the notebooks in full and keep their outputs: about half an hour
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/jupyter-execute --inplace --timeout=-1 notebooks/*.ipynb
 
 docs: $(VENV)/.docs-ready  ## the documentation as a site, to build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

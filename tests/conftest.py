@@ -33,7 +33,6 @@ KINDS = {
     "onnx/": "onnx",
     "fits/test_strategies": "process",
     "test_imports": "process",
-    "test_notebooks": "process",
     "test_documents": "process",
     "packing/test_damage": "long",
 }
