@@ -22,8 +22,23 @@ def small(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
 
 
+def lenet(*widths: int) -> nn.Sequential:
+    """LeNet-5 of other widths: without a bias or a layer more or less, so that only the widths differ.
+
+    Args:
+        widths: Output channels of both convolutions and of the first linear layer.
+    """
+    first, second, third = widths
+    return nn.Sequential(
+        *(nn.Conv2d(1, first, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(first, second, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(16 * second, third), nn.ReLU(), nn.Linear(third, 10)),
+    )
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "lenet5": lambda: LeNet5().net,
+    "lenet_8_9_20": lambda: lenet(8, 9, 20),  # about the widths that LeNet-5 ends with at 1,000 bytes
+    "lenet_10_20_40": lambda: lenet(10, 20, 40),
     "small": lambda: small(4, 8, 8, 12),
     "resnet20": lambda: resnet("resnet20"),
 }
