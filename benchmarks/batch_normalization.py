@@ -118,7 +118,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning_selfcompress"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     refresh, rows, gaps = Normalization.refresh, [], []
     for name in options.networks:
         for decays in (False, True):

@@ -93,7 +93,8 @@ def run(options: argparse.Namespace) -> None:
     """Runs what is not in the results file yet."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning_selfcompress"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     data = DigitsData()
     data.setup("fit")
     done = {(entry["variant"], entry["seed"]) for entry in read(options.results)}

@@ -211,7 +211,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     if options.what == "epoch":
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        for name in ("lightning.pytorch", "lightning_selfcompress"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore")
         epoch(options.repeats, options.checkpoint, options.data_dir)
     else:

@@ -242,7 +242,8 @@ def run(options: argparse.Namespace) -> None:
     """Runs what is not in the results file yet."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning_selfcompress"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     about = {
         "torch": torch.__version__,

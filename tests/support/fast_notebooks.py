@@ -15,7 +15,7 @@ FAST: Mapping[str, Mapping[str, str]] = {
     },
     "4-pretrained": {
         "blocks=5": "blocks=3",
-        "compressing_epochs = 6": "compressing_epochs = 3",
+        "compressing_epochs = 30": "compressing_epochs = 3",
         "max_epochs=epochs": "limit_train_batches=10, max_epochs=epochs",
     },
     "5-transformer": {"sorted(topics))": "sorted(topics)[:12])", "epochs = 6": "epochs = 3"},

@@ -41,7 +41,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results.jsonl")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning_selfcompress"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     done = set() if arguments.again else {row["model"] for row in read(arguments.results) if "crashed" not in row}
     for entry in () if arguments.table else entries():
         wanted = not arguments.names or {entry.name, entry.family} & set(arguments.names)
