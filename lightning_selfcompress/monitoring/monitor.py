@@ -103,10 +103,13 @@ class Monitor:
     def end_epoch(self, trainer: Any, module: nn.Module, report: SizeReport) -> None:
         """Logs the totals, each layer's bits and channels, the bits of every channel, and the charts of all that."""
         log(trainer, self._scalars(trainer, report) | layer_scalars(report))
-        if not trainer.is_global_zero or not trainer.loggers:
+        if not trainer.loggers:
+            return
+        bits, learned = self.channel_bits.of(module), depths(module)  # of sharded weights all processes have to ask
+        if not trainer.is_global_zero:
             return
         step, metric = batches_that_stepped(trainer), self._metric.of(trainer)
-        log_channel_bits(trainer.loggers, self.channel_bits.of(module), depths(module), step)
+        log_channel_bits(trainer.loggers, bits, learned, step)
         if metric is not None:
             self._draw_charts(trainer, metric)
             self._hyperparameters.log(metric, _sizes(report), step=step)

@@ -86,6 +86,12 @@ def test_sharded_weights_are_quantized(two):
 
 
 @needs_fsdp2
+def test_sharded_weights_are_shown(two):
+    """Under FSDP2 all processes gather what the first one writes for TensorBoard, so none waits for another."""
+    assert [r["event files"] for r in two["FSDP2"]] == [1, 1]
+
+
+@needs_fsdp2
 @pytest.mark.case("Strategies", "FSDP2, removal of channels")
 def test_sharded_channels_stay_which_is_said_once(two, refusal):
     """Under FSDP2 no channel is removed, which one warning says."""

@@ -84,12 +84,13 @@ class Synced(pl.Callback):
         self.looked += isinstance(trainer.strategy.model, DistributedDataParallel)
 
 
-def train(every=1, make=Lit, strategy=DDPStrategy, precision="64-true", **options):
+def train(every=1, make=Lit, strategy=DDPStrategy, precision="64-true", *, board="", **options):
+    """A training; ``board`` names the folder of a logger for TensorBoard."""
     widths, synced = Widths(), Synced()
+    logger = board and TensorBoardLogger(sys.argv[1], name="", version=board)
     with warnings.catch_warnings(record=True) as said:
-        model, trainer = fit(
-            every, widths, synced, make=make, devices=2, strategy=strategy(**options), precision=precision
-        )
+        settings = {"devices": 2, "strategy": strategy(**options), "precision": precision, "logger": logger or False}
+        model, trainer = fit(every, widths, synced, make=make, **settings)
     assert_only_living(trainer, model)
     whole = (t.full_tensor() if hasattr(t, "full_tensor") else t for t in trained_tensors(model).values())
     values = torch.cat([p.detach().flatten().double() for p in whole])
@@ -102,6 +103,7 @@ def train(every=1, make=Lit, strategy=DDPStrategy, precision="64-true", **option
         "left behind": [name for name in vars(model) if name.startswith("_ddp")],
         "shapes": shapes,
         "values": values.tolist(),
+        "event files": len(list(Path(sys.argv[1], board).glob("events.out*"))) if board else 0,
         "said": [str(w.message) for w in said if "SelfCompression" in str(w.message)],
     }
 
@@ -165,7 +167,10 @@ if fully_shard is not None:
             refused, ShardedAfterConversion, data_parallel_size=2, tensor_parallel_size=1
         ),
         "FSDP2": partial(
-            train, NEVER, Sharded, ModelParallelStrategy, "32-true", data_parallel_size=2, tensor_parallel_size=1
+            *(train, NEVER, Sharded, ModelParallelStrategy, "32-true"),
+            board="sharded",
+            data_parallel_size=2,
+            tensor_parallel_size=1,
         ),
     }
 
