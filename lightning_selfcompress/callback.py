@@ -21,7 +21,7 @@ from lightning_selfcompress.training.intercept import intercept
 from lightning_selfcompress.training.messages import speak_beside, warn
 from lightning_selfcompress.training.module_setup import ModuleSetup
 from lightning_selfcompress.training.normalization import Normalization
-from lightning_selfcompress.training.operation_uses import note_uses_of_step, uses_are_known
+from lightning_selfcompress.training.operation_uses import note_uses_for_price, uses_are_known
 from lightning_selfcompress.training.other_callbacks import refuse
 from lightning_selfcompress.training.removal_schedule import RemovalSchedule, start_removal
 from lightning_selfcompress.training.strategies import check_strategy, shards_parameters
@@ -211,7 +211,7 @@ class SelfCompression(pl.Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             forget_quantized(self._layers)
         if self.price == "operations" and not uses_are_known(pl_module):
-            note_uses_of_step(trainer, pl_module, batch, batch_idx)
+            note_uses_for_price(trainer, pl_module, batch, batch_idx)
             self._depths.resize()
         if self._budget is not None and not self._budget.begun:
             channels = self._removal.look_ahead(trainer, pl_module, batch, batch_idx) if self._removal else None

@@ -28,7 +28,7 @@ from lightning_selfcompress.files.export import export
 from lightning_selfcompress.files.finalize import finalize
 from lightning_selfcompress.files.load import load
 from lightning_selfcompress.onnx.export import WEIGHTS, to_onnx
-from lightning_selfcompress.reporting.page import check_path, write_page, write_report
+from lightning_selfcompress.reporting.page import check_path, report_page, write_page
 from lightning_selfcompress.reporting.run_folder import last_checkpoint, read_run
 from lightning_selfcompress.reporting.sweep import Sweep, run_sweep
 from lightning_selfcompress.reporting.sweep_config import Argument, Value
@@ -145,7 +145,7 @@ def _report(options: argparse.Namespace) -> int:
         history = with_model(history, checkpoint, _open(options.model, str(checkpoint), trusted=options.trust))
     elif checkpoint is not None:
         history = with_checkpoint(history, checkpoint, trusted=options.trust)
-    write_report(history, options.out)
+    write_page(report_page(history), options.out)
     for note in history.notes:
         print(f"selfcompress: {note}", file=sys.stderr)
     print(f"{options.out}: {len(history.layers)} layers, bits at {len(history.frames)} epochs")

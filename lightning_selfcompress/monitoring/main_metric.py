@@ -1,8 +1,19 @@
 """The metric by which a training is judged, which is shown beside the size."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from lightning_selfcompress.monitoring.scalars import PREFIX
+
+
+def monitored_metrics(callbacks: Iterable[Any]) -> list[str]:
+    """Returns the names of the metrics that callbacks monitor, in their order; a size of this package does not count.
+
+    Args:
+        callbacks: Callbacks such as ModelCheckpoint and EarlyStopping.
+    """
+    names = [str(name) for c in callbacks if (name := getattr(c, "monitor", None)) is not None]
+    return [name for name in names if not name.startswith(PREFIX)]
 
 
 class MainMetric:
@@ -27,9 +38,7 @@ class MainMetric:
         Args:
             trainer: The Trainer.
         """
-        watching = [*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks]
-        monitored = [str(name) for c in watching if (name := getattr(c, "monitor", None)) is not None]
-        names = [name for name in monitored if not name.startswith(PREFIX)]
+        names = monitored_metrics([*trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks])
         names += [self._first] if self._first is not None and not names else []
         known = trainer.callback_metrics
         return next(((name, float(known[name])) for name in names if name in known), None)

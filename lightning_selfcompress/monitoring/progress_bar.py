@@ -47,8 +47,7 @@ def fit_summary(module: nn.Module, report: SizeReport) -> str:
     total = report.total
     removed = total.channels_before - sum(p.channels for p in quantized_parameters(module))
     bits = 8 * total.code_nbytes / max(total.weights, 1)
-    share = 100 * report.nbytes / max(report.float_nbytes, 1)
     return (
-        f"{report.float_nbytes:,} -> {report.nbytes:,} bytes ({share:.1f}%), "
+        f"{report.float_nbytes:,} -> {report.nbytes:,} bytes ({100 * report.share_of_float:.1f}%), "
         f"{removed:,} of {total.channels_before:,} channels removed, {bits:.1f} bits per weight left"
     )

@@ -25,16 +25,15 @@ def total_scalars(report: SizeReport, gamma: float, size_loss: float) -> dict[st
         network's bytes; ``weights_left``: share of the weights, from 0 to 1; ``gamma``; ``size_loss``. And
         ``selfcompress_chart/share_of_float``, from 0 to 1, to be drawn beside an accuracy.
     """
-    share = report.nbytes / max(report.float_nbytes, 1)
     values = {
         "bits_per_weight": report.bits_per_weight,
         "nbytes": float(report.nbytes),
-        "percent_of_float": 100 * share,
+        "percent_of_float": 100 * report.share_of_float,
         "weights_left": report.weights_left,
         "gamma": gamma,
         "size_loss": size_loss,
     }
-    return {f"{PREFIX}/{name}": value for name, value in values.items()} | {SHARE: share}
+    return {f"{PREFIX}/{name}": value for name, value in values.items()} | {SHARE: report.share_of_float}
 
 
 def layer_scalars(report: SizeReport) -> dict[str, float]:

@@ -92,8 +92,7 @@ class ConversionPlan:
             names = [name_of(layer.name, n) for layer, table in own for n, p in table.items() if p is not None]
         if not kind and len(names) == 1:
             return f"parameter {names[0]!r}, {values}"
-        shown = ", ".join([*map(repr, names[:3]), *["..."] * (len(names) > 3)])
-        return f"{len(names)} {kind or 'parameters'} ({shown}; {values})"
+        return f"{len(names)} {kind or 'parameters'} ({_first(names)}; {values})"
 
     def _others(self, layer: PlannedLayer) -> list[str]:
         """Returns the names of parameters of several dimensions of a module that are not quantized."""
@@ -110,8 +109,7 @@ class ConversionPlan:
         found = [(self._line(members, kind), reason) for (kind, reason), members in groups.items()]
         others = [name for layer in self.compressed for name in self._others(layer)]
         if others:
-            names = ", ".join([*map(repr, others[:3]), *["..."] * (len(others) > 3)])
-            found.append(("beside the weights of compressed layers", f"{names}, not known as weights"))
+            found.append(("beside the weights of compressed layers", f"{_first(others)}, not known as weights"))
         return tuple(found)
 
     def __str__(self) -> str:
@@ -175,6 +173,11 @@ def plan_conversion(model: nn.Module, *, skip: Skip = (), axes: Axes | None = No
         kind = _kind(module._float_class if isinstance(module, Quantized) else type(module))
         layers.append(PlannedLayer(name, kind, tuple(weights.items()), numel, reasons.get(id(module), "")))
     return ConversionPlan(tuple(layers), model)
+
+
+def _first(names: Sequence[str]) -> str:
+    """Returns the first three names, and dots where there are more."""
+    return ", ".join([*map(repr, names[:3]), *["..."] * (len(names) > 3)])
 
 
 def _kind(layer_class: type[nn.Module]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_selfcompress.monitoring.main_metric import monitored_metrics
 from lightning_selfcompress.monitoring.scalars import PREFIX
 from lightning_selfcompress.quantize.conversion_plan import plan_conversion
 from lightning_selfcompress.quantize.parameters import quantized_parameters
@@ -17,14 +18,13 @@ from lightning_selfcompress.reporting.history import (
     guess_mode,
     sizes_of,
 )
-from lightning_selfcompress.reporting.page import check_path, write_report
+from lightning_selfcompress.reporting.page import check_path, report_page, write_page
 from lightning_selfcompress.reporting.recording import Recording, command_of
-from lightning_selfcompress.size.operations import note_uses
 from lightning_selfcompress.size.report import float_nbytes_of, size_report
 from lightning_selfcompress.tensors import is_a
 from lightning_selfcompress.training.lightning_private import batches_that_stepped
 from lightning_selfcompress.training.messages import tell
-from lightning_selfcompress.training.operation_uses import uses_are_known, uses_of_step
+from lightning_selfcompress.training.operation_uses import note_uses_of_step, uses_are_known
 from lightning_selfcompress.training.strategies import shards_parameters
 
 
@@ -81,15 +81,12 @@ class CompressionReport(pl.Callback):
             return
         self._counted = True
         if trainer.is_global_zero and not shards_parameters(trainer.strategy) and not uses_are_known(pl_module):
-            try:
-                uses, samples = uses_of_step(trainer, pl_module, batch, batch_idx)
-            except Exception as error:  # the user's step may raise any exception on a copy
+            failure = note_uses_of_step(trainer, pl_module, batch, batch_idx)
+            if failure:
                 tell(
                     f"CompressionReport: multiply-accumulates are left out, since they could not be counted on a copy "
-                    f"of a training step ({type(error).__name__}: {error})."
+                    f"of a training step ({failure})."
                 )
-            else:
-                note_uses(pl_module, uses, samples)
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Records the metrics of a validation."""
@@ -101,7 +98,7 @@ class CompressionReport(pl.Callback):
         self._record(trainer, pl_module)
         history = self._history(trainer, pl_module)  # in all processes, which sharded weights need
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            write_report(history, self.path)
+            write_page(report_page(history), self.path)
             tell(f"CompressionReport: {self.path}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,8 +141,7 @@ class CompressionReport(pl.Callback):
 
     def _metric(self, trainer: "pl.Trainer") -> str:
         watching = [*_pareto_checkpoints(trainer), *trainer.checkpoint_callbacks, *trainer.early_stopping_callbacks]
-        monitored = [str(getattr(callback, "monitor", "")) for callback in watching]
-        known = [name for name in monitored if name in self._recording.points and not name.startswith(f"{PREFIX}/")]
+        known = [name for name in monitored_metrics(watching) if name in self._recording.points]
         return self.monitor or next(iter(known), "") or guess_metric(list(self._recording.points))
 
     def _mode(self, trainer: "pl.Trainer", metric: str) -> Mode:

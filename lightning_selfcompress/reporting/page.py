@@ -27,19 +27,6 @@ REMOVED = 255  # the byte of a channel that was removed
 _TARGET = f"{PREFIX}/target"
 
 
-def write_report(history: RunHistory, path: Path) -> None:
-    """Writes the page of a run, completely or not at all.
-
-    Args:
-        history: The record of the run.
-        path: The file.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
-    write_page(report_page(history), path)
-
-
 def write_page(page: str, path: Path) -> None:
     """Writes a page, completely or not at all.
 

@@ -142,6 +142,11 @@ class SizeReport:
         """The number of live output channels."""
         return self.total.channels
 
+    @property
+    def share_of_float(self) -> float:
+        """The bytes as a share of the float network's; the bytes themselves if it has none."""
+        return self.nbytes / max(self.float_nbytes, 1)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values for JSON: the fields, the layers as dictionaries, and the totals.
 
@@ -199,7 +204,7 @@ class SizeReport:
         return f"{layers}<p>{self._bytes_text()}</p>"
 
     def _bytes_text(self) -> str:
-        share = f", {self.nbytes / self.float_nbytes:.1%} of it" if self.float_nbytes else ""
+        share = f", {self.share_of_float:.1%} of it" if self.float_nbytes else ""
         return f"{self.float_nbytes:,} bytes in float, now {self.nbytes:,}{share}"
 
     def __str__(self) -> str:
@@ -208,7 +213,7 @@ class SizeReport:
             f"codes and scales {coded:,} + biases {self.bias_nbytes:,} + everything left in float {self.other_nbytes:,}"
             f" + names and shapes {self.structure_nbytes:,} = {self.nbytes:,} bytes"
         )
-        share = f"; now {self.nbytes / self.float_nbytes:.1%} of float" if self.float_nbytes else ""
+        share = f"; now {self.share_of_float:.1%} of float" if self.float_nbytes else ""
         whole = f"the float network: {self.float_nbytes:,} bytes{share}"
         macs = []
         if self.total.macs_before:

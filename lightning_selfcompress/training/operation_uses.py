@@ -19,8 +19,8 @@ def uses_are_known(module: nn.Module) -> bool:
     return not weights or any(uses_of(p) is not None for p in weights)
 
 
-def uses_of_step(trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> tuple[dict[str, float], int]:
-    """Counts how often a training step uses each weight, on a copy of the module.
+def note_uses_of_step(trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> str:
+    """Notes how often one sample of a training step uses each weight, counted on a copy of the module.
 
     Args:
         trainer: The Trainer.
@@ -29,20 +29,22 @@ def uses_of_step(trainer: Any, module: nn.Module, batch: Any, batch_idx: int) ->
         batch_idx: Its number.
 
     Returns:
-        The uses of each weight by its name, and the number of samples in the batch.
-
-    Raises:
-        Exception: Whatever the module's step raises on a copy.
+        Why the uses could not be counted, and nothing is noted; empty if they were.
     """
-    step = CapturedStep.of(module, trainer, "training_step", step_arguments(module, batch, batch_idx), {})
-    copied = copy_module(module)
-    with counting_uses(copied) as uses:
-        Sandbox(module, trainer).run(copied, step, None)
-    return uses, max(1, int(extract_batch_size(batch)))
+    try:
+        step = CapturedStep.of(module, trainer, "training_step", step_arguments(module, batch, batch_idx), {})
+        copied = copy_module(module)
+        with counting_uses(copied) as uses:
+            Sandbox(module, trainer).run(copied, step, None)
+        samples = max(1, int(extract_batch_size(batch)))
+    except Exception as error:  # the user's step may raise any exception on a copy
+        return f"{type(error).__name__}: {error}"
+    note_uses(module, uses, samples)
+    return ""
 
 
-def note_uses_of_step(trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> None:
-    """Notes how often one sample of a training step that is about to run uses each weight.
+def note_uses_for_price(trainer: Any, module: nn.Module, batch: Any, batch_idx: int) -> None:
+    """Notes how often a training step that is about to run uses each weight; once each where it cannot be counted.
 
     Args:
         trainer: The Trainer.
@@ -50,12 +52,10 @@ def note_uses_of_step(trainer: Any, module: nn.Module, batch: Any, batch_idx: in
         batch: The batch of the step.
         batch_idx: Its number.
     """
-    try:
-        uses, samples = uses_of_step(trainer, module, batch, batch_idx)
-    except Exception as error:  # the user's step may raise any exception on a copy
+    failure = note_uses_of_step(trainer, module, batch, batch_idx)
+    if failure:
         warn(
-            f"SelfCompression: operations could not be counted on a copy of the first training step "
-            f"({type(error).__name__}: {error}), so every weight counts as used once, as with price='bits'."
+            f"SelfCompression: operations could not be counted on a copy of the first training step ({failure}), so "
+            f"every weight counts as used once, as with price='bits'."
         )
-        uses, samples = dict.fromkeys((p.name for p in quantized_parameters(module)), 1.0), 1
-    note_uses(module, uses, samples)
+        note_uses(module, dict.fromkeys((p.name for p in quantized_parameters(module)), 1.0), 1)

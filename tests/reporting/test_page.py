@@ -10,7 +10,7 @@ import torch
 
 from lightning_selfcompress.reporting.front import Point
 from lightning_selfcompress.reporting.history import NBYTES, BitsFrame, LayerChange, RunHistory, Series
-from lightning_selfcompress.reporting.page import BITS_STEP, REMOVED, report_page, report_values, write_report
+from lightning_selfcompress.reporting.page import BITS_STEP, REMOVED, report_page, report_values, write_page
 
 HOSTILE = "</script><script>alert(1)</script>"
 
@@ -122,9 +122,9 @@ def test_numbers_that_json_has_not():
 def test_nothing_half_written(tmp_path):
     """A path that cannot be written is refused, and what is there stays as it is."""
     with pytest.raises(FileNotFoundError, match="There is no folder"):
-        write_report(history(), tmp_path / "nowhere" / "report.html")
+        write_page(report_page(history()), tmp_path / "nowhere" / "report.html")
     with pytest.raises(IsADirectoryError, match="this is a folder"):
-        write_report(history(), tmp_path)
+        write_page(report_page(history()), tmp_path)
     assert list(tmp_path.iterdir()) == []
-    write_report(history(), tmp_path / "report.html")
+    write_page(report_page(history()), tmp_path / "report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
