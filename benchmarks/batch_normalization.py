@@ -12,7 +12,6 @@ chosen, so these are no results to compare with others.
 
 import argparse
 import copy
-import logging
 import statistics
 import warnings
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from quiet import quiet
 from sklearn.datasets import load_digits
 from step_time import Block
 from torch import Tensor, nn
@@ -118,8 +118,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning_selfcompress"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     refresh, rows, gaps = Normalization.refresh, [], []
     for name in options.networks:
         for decays in (False, True):

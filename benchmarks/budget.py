@@ -12,7 +12,6 @@ between the two runs around that size.
 
 import argparse
 import json
-import logging
 import math
 import platform
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from quiet import quiet
 from size_peers.results import append, read
 from torch import Tensor, nn
 from torch.nn import functional
@@ -147,8 +147,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs what is not in the results file yet."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning_selfcompress"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     data = MnistData(options.data_dir, batch_size=64)
     data.setup("fit")
     images, labels = data.splits["train"].tensors

@@ -9,7 +9,6 @@ it is the network of the last step.
 
 import argparse
 import json
-import logging
 import time
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from quiet import quiet
 from size_peers.results import append, read
 
 from lightning_selfcompress import SelfCompression, export, load
@@ -93,8 +93,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs what is not in the results file yet."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning_selfcompress"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     data = DigitsData()
     data.setup("fit")
     done = {(entry["variant"], entry["seed"]) for entry in read(options.results)}

@@ -13,7 +13,6 @@ machine does hits all. The checkpoint is that of a run: ``selfcompress demo --da
 
 import argparse
 import copy
-import logging
 import statistics
 import time
 import warnings
@@ -27,6 +26,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from quiet import quiet
 from step_time import resnet18
 from torch import Tensor, nn
 
@@ -211,8 +211,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     if options.what == "epoch":
-        for name in ("lightning.pytorch", "lightning_selfcompress"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        quiet()
         warnings.filterwarnings("ignore")
         epoch(options.repeats, options.checkpoint, options.data_dir)
     else:

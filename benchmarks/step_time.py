@@ -10,7 +10,6 @@ else the machine does hits both; the ratio is the median over the pairs. Memory 
 import argparse
 import copy
 import gc
-import logging
 import statistics
 import time
 import warnings
@@ -21,6 +20,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from quiet import quiet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -191,8 +191,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    for name in ("lightning.pytorch", "lightning_selfcompress"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     plain = Classifier(NETWORKS[options.network]())

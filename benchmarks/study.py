@@ -11,7 +11,6 @@ callback as it is, over the seeds that both have, with the standard deviation of
 
 import argparse
 import json
-import logging
 import platform
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from quiet import quiet
 from size_peers.results import append, read
 from study_tasks import TASKS, Classifier, Split, Task, load_task
 from torch import Tensor, nn
@@ -242,8 +242,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs what is not in the results file yet."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning_selfcompress"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     about = {
         "torch": torch.__version__,

@@ -76,6 +76,10 @@ class Stage:
         self.browser.get(f"{self.url}/{name}")
         time.sleep(seconds)
 
+    def seen(self) -> bytes:
+        """Takes a picture of the window as it is."""
+        return bytes(self.browser.get_screenshot_as_png())
+
     def press(self, text: str) -> None:
         """Presses the button of this text."""
         buttons = "[...document.querySelectorAll('button')]"
@@ -98,28 +102,28 @@ def scalars(stage: Stage) -> bytes:
     """The totals, which come first."""
     stage.tab("?tagFilter=%5Eselfcompress%2F#timeseries", width=1500, height=1150)
     stage.press("Settings")
-    return bytes(stage.browser.get_screenshot_as_png())
+    return stage.seen()
 
 
 @picture
 def custom_scalars(stage: Stage) -> bytes:
     """Accuracy and size in one chart."""
     stage.tab("#custom_scalars", height=560)
-    return bytes(stage.browser.get_screenshot_as_png())
+    return stage.seen()
 
 
 @picture
 def images(stage: Stage) -> bytes:
     """The bits of every channel."""
     stage.tab("#images", height=620)
-    return bytes(stage.browser.get_screenshot_as_png())
+    return stage.seen()
 
 
 @picture
 def hparams(stage: Stage) -> bytes:
     """Runs side by side."""
     stage.tab("#hparams", height=420)
-    return bytes(stage.browser.get_screenshot_as_png())
+    return stage.seen()
 
 
 @picture

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from cifar import resnet
 from torch import nn
 
-from lightning_selfcompress.demo.networks import LeNet5
-
 
 def small(*widths: int) -> nn.Sequential:
     """Four 3x3 convolutions with BatchNorm for images of 28x28 pixels, and one linear layer after average pooling.
@@ -23,7 +21,7 @@ def small(*widths: int) -> nn.Sequential:
 
 
 def lenet(*widths: int) -> nn.Sequential:
-    """LeNet-5 of other widths: without a bias or a layer more or less, so that only the widths differ.
+    """LeNet-5 of any widths.
 
     Args:
         widths: Output channels of both convolutions and of the first linear layer.
@@ -36,7 +34,7 @@ def lenet(*widths: int) -> nn.Sequential:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "lenet5": lambda: LeNet5().net,
+    "lenet5": lambda: lenet(20, 50, 500),  # the demo's
     "lenet_8_9_20": lambda: lenet(8, 9, 20),  # about the widths that LeNet-5 ends with at 1,000 bytes
     "lenet_10_20_40": lambda: lenet(10, 20, 40),
     "small": lambda: small(4, 8, 8, 12),

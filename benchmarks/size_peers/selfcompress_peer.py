@@ -1,6 +1,5 @@
 """This package: the callback in a Trainer, and its packed file."""
 
-import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from quiet import quiet
 from torch import Tensor, nn
 
 from lightning_selfcompress import SelfCompression, export, load, load_from_checkpoint
@@ -143,8 +143,7 @@ class SelfCompress:
         chosen, clock = Chosen(run, folder), Clock()
         last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
         module = Classifier(run)
-        for name in ("lightning.pytorch", "lightning_selfcompress"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        quiet()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer = pl.Trainer(

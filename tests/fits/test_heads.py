@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from networks import make_trainer
+from networks import Regression, make_trainer, sequences
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # as user code names it
 
@@ -23,7 +23,7 @@ class Attention(nn.Module):
         return self.proj(y.reshape(*x.shape[:2], self.all_head_size))
 
 
-class Lit(pl.LightningModule):
+class Lit(Regression):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.norm, self.attention, self.head = (
@@ -37,12 +37,6 @@ class Lit(pl.LightningModule):
         x = self.stem(x)
         return self.head(x + self.attention(self.norm(x)))
 
-    def training_step(self, batch, batch_idx):
-        return F.mse_loss(self(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), 1e-2)
-
 
 class Kill(pl.Callback):
     """Once, after the first batch: one head dies."""
@@ -53,16 +47,11 @@ class Kill(pl.Callback):
                 p.raw_depth.data[[12 * i + j for i in range(3) for j in range(4)]] = -1
 
 
-def data(n=60):
-    generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(2, 5, 4, generator=generator), torch.randn(2, 5, 2, generator=generator)) for _ in range(n)]
-
-
 def fit(epochs, *callbacks, ckpt_path=None):
     torch.manual_seed(0)
     module = Lit()
     trainer = make_trainer(SelfCompression(gamma=0.01), *callbacks, max_epochs=epochs)
-    trainer.fit(module, torch.utils.data.DataLoader(data(), batch_size=None), ckpt_path=ckpt_path)
+    trainer.fit(module, torch.utils.data.DataLoader(sequences(), batch_size=None), ckpt_path=ckpt_path)
     return module, trainer
 
 
@@ -85,7 +74,7 @@ def test_a_head_goes_in_a_fit(trained):
 def test_checkpoints_know_the_attributes(trained):
     """A checkpoint opens as the network that wrote it, and a training that is resumed from it goes on."""
     module, path = trained
-    x = data(1)[0][0]
+    x = sequences(1)[0][0]
     opened = load_from_checkpoint(Lit, path)
     assert torch.equal(opened.eval()(x), module.eval()(x))
     assert torch.allclose(finalize(opened).eval()(x), module(x))
@@ -101,6 +90,6 @@ def test_a_larger_checkpoint_brings_the_first_attributes_back(trained, tmp_path)
     saved = torch.load(tmp_path / "full.ckpt", weights_only=True)["state_dict"]
     small = load_from_checkpoint(Lit, trained[1])
     small.load_state_dict(saved)
-    x = data(1)[0][0]
+    x = sequences(1)[0][0]
     assert small.attention.num_heads == 3
     assert torch.equal(small.eval()(x), full.eval()(x))

@@ -3,15 +3,14 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from networks import make_trainer
+from networks import Regression, make_trainer, sequences
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # as user code names it
 
 from lightning_selfcompress import SelfCompression, load_from_checkpoint
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 
 
-class Lit(pl.LightningModule):
+class Lit(Regression):
     """An encoder, whose state starts at zeros of a width of this module, and a decoder that goes on from there."""
 
     def __init__(self) -> None:
@@ -23,12 +22,6 @@ class Lit(pl.LightningModule):
         start = torch.zeros(1, len(x), self.hidden_size, device=x.device)
         _, state = self.encoder(x, (start, start))
         return self.head(self.decoder(x, state)[0])
-
-    def training_step(self, batch, batch_idx):
-        return F.mse_loss(self(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), 1e-2)
 
 
 class Kill(pl.Callback):
@@ -42,12 +35,10 @@ class Kill(pl.Callback):
 
 
 def fit(epochs, *callbacks, ckpt_path=None):
-    generator = torch.Generator().manual_seed(0)
-    data = [(torch.randn(2, 5, 4, generator=generator), torch.randn(2, 5, 2, generator=generator)) for _ in range(60)]
     torch.manual_seed(0)
     module = Lit()
     trainer = make_trainer(SelfCompression(gamma=0.01), *callbacks, max_epochs=epochs)
-    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None), ckpt_path=ckpt_path)
+    trainer.fit(module, torch.utils.data.DataLoader(sequences(), batch_size=None), ckpt_path=ckpt_path)
     return module, trainer
 
 

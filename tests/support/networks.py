@@ -50,6 +50,22 @@ def make_trainer(*callbacks: pl.Callback, **kwargs: Any) -> pl.Trainer:
     return pl.Trainer(callbacks=list(callbacks), **(defaults | kwargs))
 
 
+class Regression(pl.LightningModule):
+    """A network of sequences (n, 5, 4) with outputs (n, 5, 2), trained on the squared error; it has no layers yet."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), 1e-2)
+
+
+def sequences(n: int = 60) -> list[tuple[Tensor, Tensor]]:
+    """``n`` batches for a :class:`Regression`, the same ones at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(2, 5, 4, generator=generator), torch.randn(2, 5, 2, generator=generator)) for _ in range(n)]
+
+
 class Lit(pl.LightningModule):
     """A classifier; ``make_optimizer`` gets the module and returns what configure_optimizers shall."""
 
