@@ -23,6 +23,7 @@ class Recipe:
         mirror: Whether half of the training images are mirrored.
         weight_decay: That of the optimizer.
         channels_last: Whether images and weights lie channels last in memory, which convolutions on CPUs prefer.
+        bfloat16: Whether a training step computes in mixed bfloat16; accuracy is always measured in float32.
     """
 
     optimizer: str
@@ -32,11 +33,16 @@ class Recipe:
     mirror: bool = False
     weight_decay: float = 0.0
     channels_last: bool = False
+    bfloat16: bool = False
 
     @property
     def memory_format(self) -> torch.memory_format:
         """The memory format of images and weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context of a training step."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16)
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of every method."""
@@ -61,5 +67,5 @@ class Recipe:
 
 RECIPES = {
     "mnist": Recipe("adam", 4e-3, 128),
-    "cifar": Recipe("sgd", 0.1, 128, shift=4, mirror=True, weight_decay=5e-4, channels_last=True),
+    "cifar": Recipe("sgd", 0.1, 128, shift=4, mirror=True, weight_decay=5e-4, channels_last=True, bfloat16=True),
 }

@@ -150,6 +150,7 @@ class SelfCompress:
                 max_epochs=run.epochs,
                 accelerator="gpu" if run.device.type == "cuda" else "cpu",
                 devices=1,
+                precision="bf16-mixed" if run.task.recipe.bfloat16 else "32-true",
                 callbacks=[SelfCompression(**setting), clock, chosen, last],
                 logger=False,
                 enable_progress_bar=False,

@@ -111,7 +111,8 @@ def train(
         start = time.perf_counter()
         torch.manual_seed(1_000_003 * run.seed + epoch)
         for images, labels in batches(run.task, run.seed, epoch):
-            loss = nn.functional.cross_entropy(net(images), labels)
+            with run.task.recipe.autocast(run.device):
+                loss = nn.functional.cross_entropy(net(images), labels)
             optimizer.zero_grad()
             (loss if extra_loss is None else loss + extra_loss()).backward()
             optimizer.step()
