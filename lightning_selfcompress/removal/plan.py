@@ -22,6 +22,9 @@ from lightning_selfcompress.tensors import stored_tensors
 Flags = NDArray[np.bool_]
 
 
+TOGETHER = "they leave together with"  # what else needs them: layers of one sum, or heads of one layer
+
+
 FADING = "a bias or shift is fading"  # why a dead channel waits for a later removal
 
 
@@ -179,7 +182,9 @@ def _living_on(model: nn.Module, channels: Channels, dead: Flags) -> dict[tuple[
     for slot, numbers in dying:
         for number in numbers:
             if number in alive_in:
-                key = _layer_of(slot), f"they live on in {alive_in[number]!r}"
+                layer, other = _layer_of(slot), alive_in[number]
+                of = "other channels of this layer" if other == layer else f"channels of {other!r}"
+                key = layer, f"{TOGETHER} {of} that are alive"
                 found[key] = found.get(key, 0) + 1
     return found
 

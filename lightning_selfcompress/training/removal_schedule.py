@@ -13,7 +13,7 @@ from lightning_selfcompress.removal.copies import Copies
 from lightning_selfcompress.removal.dry_run import prove
 from lightning_selfcompress.removal.fading import Fading
 from lightning_selfcompress.removal.optimizer_state import shrink_optimizer
-from lightning_selfcompress.removal.plan import FADING, RemovalPlan, narrow, plan_removal
+from lightning_selfcompress.removal.plan import FADING, TOGETHER, RemovalPlan, narrow, plan_removal
 from lightning_selfcompress.removal.surgery import Shrunk, remove
 from lightning_selfcompress.size.coupling import couple
 from lightning_selfcompress.tensors import is_a
@@ -252,8 +252,10 @@ class RemovalSchedule:
             tell(f"SelfCompression, epoch {epoch}: {_short(plan)}")
         tell(f"SelfCompression, epoch {epoch}: {plan}", logging.DEBUG)
         for reason, line in zip(plan.refused, plan.refusals, strict=True):
-            if reason not in self._told and reason[1] != FADING:
-                self._told.add(reason)  # whatever their number
+            layer, why = reason
+            said = (layer, TOGETHER) if why.startswith(TOGETHER) else reason  # whatever their number, and with whom
+            if said not in self._told and why != FADING:
+                self._told.add(said)
                 tell(f"SelfCompression, epoch {epoch}: {line}")
 
     def _tell_replaced(self, names: list[str]) -> None:
