@@ -28,10 +28,12 @@ class Replay:
             the outputs of the step.
         evaluates: Whether this is a step of evaluation. Any other step is run as the network is, mostly in training
             mode, and once more in evaluation mode if it can be run in it.
+        few: The same with a few examples of its batch, which is taken if the network runs with so few.
     """
 
     run: Callable[[nn.Module, torch.dtype], Any]
     evaluates: bool = False
+    few: Callable[[nn.Module, torch.dtype], Any] | None = None
 
 
 class Role(Enum):
@@ -90,20 +92,25 @@ class _Run:
     """
 
     def __init__(self, model: nn.Module, step: Replay, *, evaluates: bool) -> None:
-        self._model, self._step, self._evaluates = model, step.run, evaluates
+        self._model, self._evaluates = model, evaluates
+        self._keeps_graph = not step.evaluates  # a batch of validation is often larger than memory for its graph
         self._gradients: dict[str, Tensor] | None = None
         self._repeats: list[bool] | None = None
         on_cpu = all(t.device.type == "cpu" for t in stored_tensors(model).values())
-        self._dtype, self._tolerance = (torch.float64, 1e-10) if on_cpu else (torch.float32, 1e-4)
-        try:
-            self._outputs = self._run(())
-        except Exception:  # the code of some networks names a dtype
-            if not on_cpu:
-                raise
-            self._dtype, self._tolerance = torch.float32, 1e-4
-            self._outputs = self._run(())
-        if self._outputs and not any(bool(output.value.isfinite().any()) for output in self._outputs):
-            raise ValueError("no output of the step is finite")
+        ways = [(run, double) for run in (step.few, step.run) if run is not None for double in (on_cpu, False)]
+        ways = list(dict.fromkeys(ways))
+        for way in ways:
+            self._step, double = way
+            self._dtype, self._tolerance = (torch.float64, 1e-10) if double else (torch.float32, 1e-4)
+            try:
+                self._outputs = self._run(())
+            except Exception:  # the code of some networks names a dtype, or the size of its batches
+                if way == ways[-1]:
+                    raise
+                continue
+            if not self._outputs or any(bool(output.value.isfinite().any()) for output in self._outputs):
+                return
+        raise ValueError("no output of the step is finite")
 
     def holds(self, edits: Sequence[Edit]) -> bool:
         """Returns whether the outputs are the same after a removal.
@@ -124,17 +131,25 @@ class _Run:
         other = [
             o for o, equal, repeats in zip(self._outputs, same, self._repeats, strict=True) if repeats and not equal
         ]
-        losses = [one.value for one in self._outputs if one.has_gradient and one.value.numel() == 1]
+        if not other:
+            return True
+        known = self._outputs if self._keeps_graph else self._run((), graph=True)
+        losses = [one.value for one in known if one.has_gradient and one.value.numel() == 1]
         are_losses = all(one.role is Role.RETURNED and _is_among(one.value, losses) for one in other)
-        return not other or (are_losses and self._trains_alike(edits))
+        return are_losses and self._trains_alike(edits)
 
     def _copy(self, edits: Sequence[Edit]) -> nn.Module:
         copied = copy_module(self._model).to(self._dtype)
         remove(copied, edits)
         return copied.eval() if self._evaluates else copied
 
-    def _run(self, edits: Sequence[Edit]) -> list[_Output]:
-        """Returns the outputs of the step, of the network, and of the direct children of the network."""
+    def _run(self, edits: Sequence[Edit], *, graph: bool = False) -> list[_Output]:
+        """Returns the outputs of the step, of the network, and of the direct children of the network.
+
+        Args:
+            edits: The removal to carry out before.
+            graph: Whether gradients are recorded in a step of validation too, to know its losses.
+        """
         net = self._copy(edits)
         seen: list[_Output] = []
 
@@ -144,7 +159,7 @@ class _Run:
         for child in net.children():
             child.register_forward_hook(record(Role.HIDDEN))
         net.register_forward_hook(record(Role.FINAL))
-        with uncompiled(), _repeatable(), torch.enable_grad():
+        with uncompiled(), _repeatable(), torch.set_grad_enabled(self._keeps_graph or graph):
             returned = _numbers(self._step(net, self._dtype))
             seen.extend(_Output(Role.RETURNED, t.detach(), t.requires_grad) for t in returned)
         return seen

@@ -80,6 +80,22 @@ class CapturedStep:
             raise TypeError(f"{self.name} takes an iterator over batches, which cannot be repeated")
         return copied_in(dtype, (self.args, dict(self.kwargs)))
 
+    def of_few(self, count: int) -> "CapturedStep | None":
+        """Returns the same step with the first examples of its batch alone; None if it has no more, or is no batch.
+
+        A batch is taken for one if the first dimension of all its tensors is of one size.
+
+        Args:
+            count: How many examples.
+        """
+        arguments = self.args, dict(self.kwargs)
+        tensors = [t for t in tensors_in(arguments) if t.dim()]
+        if {len(t) for t in tensors} != {max(map(len, tensors), default=0)} or len(tensors[0]) <= count:
+            return None
+        args, kwargs = map_tensors(lambda t: t[:count] if t.dim() else t, arguments)
+        few = replace(self, args=args, kwargs=kwargs)
+        return None if proves_nothing((args, kwargs)) else few
+
 
 class Sandbox:
     """Runs steps of a module on copies of it, and leaves everything else as it was.

@@ -15,6 +15,7 @@ from lightning_selfcompress.training.intercept import overrides
 from lightning_selfcompress.training.sandbox import CapturedStep, Sandbox
 
 _MOST = 8  # kinds of training steps
+_ENOUGH = 16  # examples of a batch that a removal is proved with
 _BEFORE_ITS_RUN = "training_step", "captured"  # the kind of a step that has not been watched yet
 _ELSEWHERE = ("validation_step", "test_step", "predict_step", "forward")
 
@@ -129,7 +130,10 @@ class WatchedSteps:
         def replay(step: CapturedStep) -> Callable[[nn.Module, torch.dtype], Any]:
             return lambda net, dtype: sandbox.run(net, step, dtype)
 
-        return [Replay(replay(step), evaluates) for step, evaluates in self._steps.values()]
+        return [
+            Replay(replay(step), evaluates, replay(few) if (few := step.of_few(_ENOUGH)) is not None else None)
+            for step, evaluates in self._steps.values()
+        ]
 
     def forget_steps(self) -> None:
         """Forgets the training steps: another batch may prove what these do not."""
