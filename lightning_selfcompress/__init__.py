@@ -3,6 +3,7 @@
 The folders, in the order in which a weight passes through them; each imports only those before it:
 
 - ``quantize``: the quantizer and the layers that apply it, converted in place.
+- ``activations``: what layers read and return, in integers too.
 - ``packing``: the integer codes of a network, as bytes and back.
 - ``channels``: which channels live and die together, read off the steps that a network runs.
 - ``size``: the price of a network while it trains, and the report of its size.
@@ -22,6 +23,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_selfcompress.activations.calibrate import calibrate_activations
     from lightning_selfcompress.callback import SelfCompression
     from lightning_selfcompress.errors import CheckpointError, PackedFileError, RunError, SelfCompressError
     from lightning_selfcompress.files.checkpoint import load_from_checkpoint
@@ -58,6 +60,7 @@ _HOMES = {
     "SelfCompressError": "errors",
     "SelfCompression": "callback",
     "Teacher": "training.teacher",
+    "calibrate_activations": "activations.calibrate",
     "convert": "quantize.convert",
     "export": "files.export",
     "finalize": "files.finalize",
@@ -86,6 +89,7 @@ __all__ = [
     "SelfCompressError",
     "SelfCompression",
     "Teacher",
+    "calibrate_activations",
     "convert",
     "export",
     "finalize",

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
+from lightning_selfcompress.activations.calibrate import check_bits
 from lightning_selfcompress.files.checkpoint import couple_as_saved
 from lightning_selfcompress.monitoring.hyperparameters import own_hyperparameters
 from lightning_selfcompress.monitoring.monitor import Monitor
@@ -13,7 +14,7 @@ from lightning_selfcompress.quantize.layers import Quantized
 from lightning_selfcompress.quantize.parameters import forget_quantized, quantized_layers
 from lightning_selfcompress.size.prices import price_of
 from lightning_selfcompress.size.report import size_report
-from lightning_selfcompress.training.arguments import Gamma, Price, check_gamma, check_goal, check_numbers, check_skip
+from lightning_selfcompress.training.arguments import Gamma, Price, check_goal, check_numbers, check_skip, gamma_at
 from lightning_selfcompress.training.budget import Budget, is_last_batch, start_budget
 from lightning_selfcompress.training.depth_training import DepthTraining, let_train
 from lightning_selfcompress.training.distillation import Distillation, start_distillation
@@ -83,6 +84,7 @@ class SelfCompression(pl.Callback):
         round_to: Channels are removed so that widths stay multiples of this, >= 1, where hardware wants it.
         teacher: A float network whose outputs the network is drawn to beside its own loss: ``"start"``, the network as
             it is when training begins; the path of a checkpoint of it; a network; or a :class:`Teacher`.
+        activations: Bit depth of what layers read, from 2 to 8, for integer kernels; None leaves it in float.
 
     Raises:
         TypeError: If there is not exactly one of ``gamma`` and ``target_size``, or an argument is of another type.
@@ -102,6 +104,7 @@ class SelfCompression(pl.Callback):
         prune_every_n_epochs: int = 1,
         round_to: int = 1,
         teacher: Taught = None,
+        activations: int | None = None,
     ) -> None:
         super().__init__()
         numbers = {"initial_bits": initial_bits, "bits_lr": bits_lr, "cooldown": cooldown, "round_to": round_to}
@@ -114,6 +117,7 @@ class SelfCompression(pl.Callback):
         check_skip(self.skip)
         self.prune_every_n_epochs, self.round_to = prune_every_n_epochs, round_to
         self.teacher = Teacher.of(teacher)
+        self.activations = None if activations is None else check_bits(activations)
         self._skipped_before = 0  # steps, in earlier fits
         self._module_setup: ModuleSetup | None = None
         self._depths: DepthTraining | None = None
@@ -153,7 +157,8 @@ class SelfCompression(pl.Callback):
             check_strategy(trainer.strategy)
             refuse(self, trainer.callbacks)  # type: ignore[attr-defined]
         self._restored = None  # a state restored for a test is not one to go on with
-        self._module_setup = ModuleSetup(trainer, initial_bits=self.initial_bits, skip=self.skip)
+        settings: Any = {"initial_bits": self.initial_bits, "skip": self.skip, "activations": self.activations}
+        self._module_setup = ModuleSetup(trainer, **settings)
         self._module_setup.begin(pl_module, training=stage == "fit")
         shown = own_hyperparameters(gamma=self.gamma, target_size=self.target_size, price=self.price)
         self._monitor = self._monitor or Monitor(gamma=self._gamma_now, size_loss=self.size_loss, hyperparameters=shown)
@@ -388,12 +393,7 @@ class SelfCompression(pl.Callback):
     def _gamma_at(self, step: int) -> float:
         if self._budget is not None:
             return self._budget.gamma
-        if not callable(self.gamma):
-            assert self.gamma is not None
-            return float(self.gamma)
-        gamma = self.gamma(step)
-        check_gamma(gamma, f" from the function at step {step}")
-        return float(gamma)
+        return gamma_at(self.gamma, step)
 
     def _gamma_now(self, trainer: "pl.Trainer") -> float:
         return self._gamma_at(trainer.global_step) if self._depths is None else self._depths.gamma(trainer)

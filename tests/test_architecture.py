@@ -19,6 +19,7 @@ STAGES = (  # each imports only those before it
     "tensors",
     "tables",
     "quantize",
+    "activations",
     "packing",
     "channels",
     "size",

@@ -12,6 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,7 +87,8 @@ def _inspect(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     if options.float16 and options.to != "packed":
         raise ValueError(f"Expected --float16 with --to packed, got --to {options.to}. Leave it out.")
-    for name, value in (("--round-to", options.round_to), ("--weights", options.weights)):
+    of_onnx = (("--round-to", options.round_to), ("--weights", options.weights), ("--fastest", options.fastest))
+    for name, value in of_onnx:
         if value and options.to != "onnx":
             raise ValueError(f"Expected {name} with --to onnx, got --to {options.to}. Leave it out.")
     if bool(options.input) != (options.to == "onnx"):
@@ -117,8 +119,14 @@ def _write(model: nn.Module, options: argparse.Namespace, *, codes: str | None) 
         export(model, options.out, floats=torch.float16 if options.float16 else torch.float32)
     elif options.to == "onnx":
         try:
-            weights, round_to = options.weights or WEIGHTS[0], options.round_to or 1
-            to_onnx(model, options.out, *options.input, weights=weights, round_to=round_to, codes=codes)
+            settings: dict[str, Any] = {
+                "weights": options.weights or WEIGHTS[0],
+                "round_to": options.round_to or 1,
+                "codes": codes,
+            }
+            report = to_onnx(model, options.out, *options.input, fastest=options.fastest, **settings)
+            if options.fastest:
+                print(report, file=sys.stderr)
         except ModuleNotFoundError as error:  # the error says what to install
             raise ValueError(str(error)) from error
     else:

@@ -119,6 +119,11 @@ def _add_export(commands: "_Commands[_Parser]") -> None:
         help="onnx: as codes behind DequantizeLinear (default); as codes multiplied by their scales, which a runtime "
         "computes once; or as floats",
     )
+    made.add_argument(
+        "--fastest",
+        action="store_true",
+        help="onnx: write every form, time it on the example in ONNX Runtime, and keep the fastest",
+    )
     made.add_argument("--trust", action="store_true", help=_TRUST)
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_selfcompress.activations.layers import take_points
 from lightning_selfcompress.channels.channels import Channels
 from lightning_selfcompress.errors import CheckpointError
 from lightning_selfcompress.files.modest import check_members, check_regular, check_tensors
@@ -138,6 +139,7 @@ def convert_as(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
     if len(float_there) < len(plan.compressed):
         convert(module, skip=float_there, axes=axes)
         follow_shapes(module)
+    take_points(module, state_dict)
 
 
 def axes_in(module: nn.Module, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, ChannelAxis]:
@@ -202,6 +204,7 @@ def take_shapes(module: nn.Module, state_dict: MutableMapping[str, Any], prefix:
         raise CheckpointError(
             "Expected a checkpoint of this version of lightning-selfcompress, got one of a later version."
         )
+    take_points(module, state_dict, prefix)
     own = stored_tensors(module)
     sizes = _pop_sizes(module, state_dict, f"{prefix}{MARK}.")
     saved = {

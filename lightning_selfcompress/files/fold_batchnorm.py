@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from lightning_selfcompress.activations.layers import Activated, activations_off, base_class, exponents_of, set_points
 from lightning_selfcompress.quantize.layers import Quantized
 
 
@@ -74,7 +75,11 @@ def fold_norms(model: nn.Module, *inputs: Any) -> tuple[list[str], list[str]]:
     paths = {id(module): path for path, module in model.named_modules()}
     model.eval()
     try:
-        with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no version counters
+        with (
+            activations_off(),
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # tensors of inference mode have no version counters
             pairs, expected = _neighbours(model, inputs)
             left = _fold_all(pairs, lambda: _still(model, inputs, expected))
     finally:
@@ -111,6 +116,8 @@ class _Pair:
             transposed = isinstance(layer, _TRANSPOSED)
             layer.weight, layer.bias = fuse_conv_bn_weights(*known, transpose=transposed)  # type: ignore[arg-type]
         identity = nn.Identity()
+        if isinstance(n, Activated):  # which is quantized after it is now what the layer before returns
+            set_points(identity, n._points, exponents_of(n).tolist())
         for parent, name in self.places:
             setattr(parent, name, identity)
 
@@ -163,7 +170,7 @@ def _neighbours(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[_Pair],
 
     handles = []
     for module in model.modules():
-        if type(module) in _FOLDABLE and (not isinstance(module, _TRANSPOSED) or module.groups == 1):
+        if base_class(module) in _FOLDABLE and (not isinstance(module, _TRANSPOSED) or module.groups == 1):
             handles.append(module.register_forward_hook(made))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(got, with_kwargs=True))

@@ -8,6 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_selfcompress.activations.formula import LEAST_BITS, MOST_BITS
+from lightning_selfcompress.activations.layers import SHORT_KEYS, remove_activations, saved_points, take_points
+from lightning_selfcompress.activations.places import can_be_activated
 from lightning_selfcompress.errors import CheckpointError, PackedFileError
 from lightning_selfcompress.files.export import check_there
 from lightning_selfcompress.files.finalize import make_plain
@@ -70,7 +73,8 @@ def load(path: str | os.PathLike[str], into: Module, *, strict: bool = True) -> 
         rounded = _check_dtypes(packed, own)
     except CheckpointError as error:
         raise PackedFileError(f"{os.fspath(path)}: {error}") from error
-    make_plain(into)
+    make_plain(remove_activations(into))
+    take_points(into, packed.attributes)
     saved = {t.name: t.tensor() for t in packed.tensors if t.name in own}
     axes = {id(own[t.name]): t.codes.axis for t in packed.coded if t.name in own and t.codes is not None}
     take_sizes(into, sizes)  # before the sizes of normalization layers without tensors, which it gives back
@@ -116,12 +120,29 @@ def _check_attributes(packed: Packed, into: nn.Module, own: Mapping[str, Tensor]
                 f"expected {name!r} from 1 to {whole_number(into, name)}, got {number}. Build the network as it was "
                 f"when it was exported."
             )
+    known |= _points_in(packed, into)
     unknown = [name for name in packed.attributes if name not in known and name not in heads]
     if strict and unknown:
         raise CheckpointError(
             f"expected numbers of the modules of a {type(into).__name__}, found {_some(unknown)} too. Build the "
             f"network as it was when it was exported; strict=False takes what fits."
         )
+
+
+def _points_in(packed: Packed, into: nn.Module) -> set[str]:
+    """Returns the names of the points in a file at which modules of the network quantize activations."""
+    modules = dict(into.named_modules())
+    found = set()
+    for path, places in saved_points(packed.attributes).items():
+        for where, (point, _) in places.items():
+            name = name_of(path, SHORT_KEYS[where])
+            if path not in modules or not LEAST_BITS <= point.bits <= MOST_BITS or not can_be_activated(modules[path]):
+                raise CheckpointError(
+                    f"expected {name!r} to be how a module of this {type(into).__name__} quantizes activations, got "
+                    f"{packed.attributes[name]}. Build the network as it was when it was exported."
+                )
+            found.add(name)
+    return found
 
 
 def _of_heads(packed: Packed, into: nn.Module) -> dict[str, int]:

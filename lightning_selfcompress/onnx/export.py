@@ -6,21 +6,24 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lightning_selfcompress.activations.layers import activated_modules, quantizing_through, remove_activations
 from lightning_selfcompress.channels.dispatch import unfused
 from lightning_selfcompress.files.atomic_write import write_beside
 from lightning_selfcompress.files.export import check_values
 from lightning_selfcompress.files.finalize import finalize
 from lightning_selfcompress.files.fold_batchnorm import NOT_FOLDED, fold_norms
+from lightning_selfcompress.onnx.activations import Quantizers, quantize_biases
 from lightning_selfcompress.onnx.batch_size import fixed_inputs, gives, grown_inputs, is_for, name_batch
 from lightning_selfcompress.onnx.constants import fold_constants
+from lightning_selfcompress.onnx.fastest import forms_of, write_fastest
 from lightning_selfcompress.onnx.nodes import add_zero_points, drop_defaults, flatten_matrices, multiply_out
+from lightning_selfcompress.onnx.report import OnnxReport
 from lightning_selfcompress.onnx.weights import WIDE_OPSET, CodedWeights, coded_weights, read_codes, store_narrow
 from lightning_selfcompress.onnx.widths import round_channels
 from lightning_selfcompress.quantize.layers import reading_through
@@ -30,31 +33,6 @@ WEIGHTS = ("dequantize", "multiply", "float")
 
 
 OLDEST_OPSET = 18  # the oldest opset that torch's exporter writes
-
-
-@dataclass(frozen=True)
-class OnnxReport:
-    """The report on a file that :func:`to_onnx` has written.
-
-    Args:
-        nbytes: Bytes of the file.
-        types: Name of each compressed weight -> its type in the file: ``int4``, ``int8``, ``int16`` or ``float``;
-            ``constant`` if the graph stores a constant result instead; ``none`` if ``forward`` does not use the weight.
-        notes: The limitations of the file, each with its reason.
-    """
-
-    nbytes: int
-    types: Mapping[str, str]
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        parts = []
-        for kind in dict.fromkeys(self.types.values()):
-            n = list(self.types.values()).count(kind)
-            where = {"constant": "in branches that emit constants", "none": "not used"}.get(kind, f"in {kind}")
-            parts.append(f"{n} {'weight' if n == 1 else 'weights'} {where}")
-        weights = ", ".join(parts) or "nothing compressed"
-        return "\n".join([f"{self.nbytes:,} bytes: {weights}", *self.notes])
 
 
 def to_onnx(
@@ -67,6 +45,8 @@ def to_onnx(
     dynamic_batch: bool = True,
     round_to: int = 1,
     codes: str | os.PathLike[str] | None = None,
+    activations: bool | None = None,
+    fastest: bool = False,
 ) -> OnnxReport:
     """Writes a network to an ONNX file whose weights are the integer codes.
 
@@ -104,12 +84,19 @@ def to_onnx(
             zero, when it opens the file. ONNX Runtime is fastest with 16 on processors with AVX-512, with 8 on others.
         codes: The packed file from which :func:`load` has filled ``model``. The codes are read from this file, because
             a plain network has none.
+        activations: Whether activations are integers too, which a network trained with
+            ``SelfCompression(activations=8)`` or calibrated by :func:`calibrate_activations` has. None takes the
+            network as it is, if ``weights`` is ``"dequantize"``. Codes of weights are then int8, as integer kernels
+            take them. With False they stay float, and outputs differ by what rounding of activations made of them.
+        fastest: Whether to write all forms that the file can have, time them on the example in ONNX Runtime, and keep
+            the fastest; ``weights`` and ``activations`` are chosen so, and the report tells the times. On processors
+            without instructions for int8, integers lose.
 
     Returns:
         The file's size, the type of each weight, and notes on the limitations of the file, which a warning repeats.
 
     Raises:
-        ModuleNotFoundError: If onnx or onnxscript is missing.
+        ModuleNotFoundError: If onnx, onnxscript or, with ``fastest``, onnxruntime is missing.
         RuntimeError: If torch is older than 2.8, or its exporter cannot export the network.
         ValueError: If values are not finite or do not exist; if ``weights``, ``opset`` or ``round_to`` is out of its
             range; if the module has no ``forward`` or does not take these inputs; if ``codes`` is a file of another
@@ -119,12 +106,17 @@ def to_onnx(
     """
     onnx = _import_onnx()
     _check_options(onnx.defs.onnx_opset_version(), opset=opset, weights=weights, round_to=round_to)
+    if fastest:
+        same = {"opset": opset, "fold": fold, "dynamic_batch": dynamic_batch, "round_to": round_to, "codes": codes}
+        return _fastest(model, path, inputs, same)
+    integer = _are_integers(model, activations, weights)
     check_values(model)
     plain = finalize(model).cpu().eval()
+    plain = plain if integer else remove_activations(plain)
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().cpu().clone(), inputs)
     buffers = [(module, dict(module._buffers), copy.deepcopy(module._buffers)) for module in plain.modules()]
     outputs = _outputs(plain, inputs)
-    stored, notes = _stored_weights(model, plain, codes, opset=opset, as_float=weights == "float")
+    stored, notes = _stored_weights(model, plain, codes, opset=opset, as_float=weights == "float", integer=integer)
     if fold:
         _, left = fold_norms(plain, *inputs)
         notes += [f"Batch normalization {', '.join(left)} stays: {NOT_FOLDED}."] if left else []
@@ -154,12 +146,40 @@ def _check_options(newest_opset: int, *, opset: int, weights: str, round_to: int
         raise ValueError(f"Expected weights to be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}.")
 
 
+def _fastest(
+    model: nn.Module, path: str | os.PathLike[str], inputs: tuple[Any, ...], same: Mapping[str, Any]
+) -> OnnxReport:
+    def write(to: str | os.PathLike[str], **form: Any) -> OnnxReport:
+        return to_onnx(model, to, *inputs, **same, **form)
+
+    return write_fastest(write, path, tensors_in(inputs), forms_of(integer=any(activated_modules(model))))
+
+
+def _are_integers(model: nn.Module, activations: bool | None, weights: str) -> bool:
+    """Returns whether activations are written as integers, or raises a ValueError where they cannot be."""
+    are = any(activated_modules(model))
+    if activations and not are:
+        raise ValueError(
+            f"Expected a network that quantizes its activations, got a {type(model).__name__} that does not. Train it "
+            f"with SelfCompression(activations=8), or call calibrate_activations on it."
+        )
+    if activations and weights != "dequantize":
+        raise ValueError(f"Expected weights='dequantize' with activations=True, for integer kernels, got {weights!r}.")
+    return are and weights == "dequantize" and activations is not False
+
+
 def _stored_weights(
-    model: nn.Module, plain: nn.Module, codes: str | os.PathLike[str] | None, *, opset: int, as_float: bool
+    model: nn.Module,
+    plain: nn.Module,
+    codes: str | os.PathLike[str] | None,
+    *,
+    opset: int,
+    as_float: bool,
+    integer: bool,
 ) -> tuple[CodedWeights, list[str]]:
     """Returns the weights that are written as codes, and notes on the weights that are not."""
     packed, notes = coded_weights(model, plain, codes)
-    stored = CodedWeights.of(plain, packed, opset=opset, as_float=as_float)
+    stored = CodedWeights.of(plain, packed, opset=opset, as_float=as_float, integer=integer)
     notes += stored.notes
     if not packed:
         notes.append(f"Nothing in this {type(model).__name__} is compressed: all its values are written as they are.")
@@ -244,7 +264,7 @@ def _traced(plain: nn.Module, stored: CodedWeights, inputs: tuple[Any, ...], *, 
         inputs = (*inputs, {})  # torch takes a dictionary at the end as keyword arguments
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    with _quiet(), reading_through(read_codes), torch.no_grad():
+    with _quiet(), reading_through(read_codes), quantizing_through(Quantizers(plain)), torch.no_grad():
         try:
             program = torch.onnx.export(
                 plain, inputs, opset_version=opset, dynamo=True, dynamic_shapes=shapes, verbose=False
@@ -275,6 +295,8 @@ def _rewrite(proto: Any, stored: CodedWeights, *, fold: bool, multiply: bool, ro
         round_channels(proto, round_to)
     flatten_matrices(proto, stored.bits)
     (multiply_out if multiply else add_zero_points)(proto, stored.bits)
+    if stored.integer:
+        quantize_biases(proto)
     drop_defaults(proto)
 
 

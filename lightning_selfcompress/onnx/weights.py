@@ -40,19 +40,23 @@ class CodedWeights:
     Args:
         places: The parameters of layers that are computed from codes.
         types: The type of each weight in the file, as in :class:`OnnxReport`.
+        integer: Whether codes are stored as integer kernels take them: in at least 8 bits, matrices as matrices.
         bits: Name of each initializer of codes -> bits of its integer type.
         initializers: Name of each weight -> the names that its initializers may have.
         notes: The weights that stay float, each with the reason.
     """
 
     places: list[_Place] = field(default_factory=list)
+    integer: bool = False
     types: dict[str, str] = field(default_factory=dict)
     bits: dict[str, int] = field(default_factory=dict)
     initializers: dict[str, set[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, plain: nn.Module, packed: Mapping[str, PackedTensor], *, opset: int, as_float: bool) -> "CodedWeights":
+    def of(
+        cls, plain: nn.Module, packed: Mapping[str, PackedTensor], *, opset: int, as_float: bool, integer: bool = False
+    ) -> "CodedWeights":
         """Finds the weights of a network that are written as codes.
 
         Args:
@@ -60,14 +64,16 @@ class CodedWeights:
             packed: The network's coded weights, by name.
             opset: Version of ONNX's operators.
             as_float: Whether all weights stay float.
+            integer: Whether the file is for integer kernels.
 
         Returns:
             The weights, and the layers that read them.
         """
-        weights = cls()
+        weights = cls(integer=integer)
         by_id = {id(t): packed[name] for name, t in stored_tensors(plain, transient=False).items() if name in packed}
         for tensor in packed.values():
             bits, reason = _width(tensor, opset)
+            bits = max(bits, 8) if integer else bits
             weights.types[tensor.name] = "float" if reason or as_float else f"int{bits}"
             if reason and not as_float:
                 weights.notes.append(f"{tensor.name} stays float: {reason}.")
@@ -81,7 +87,8 @@ class CodedWeights:
                 weights.initializers.setdefault(found.name, set()).update((written, codes))
                 if weights.types[found.name] != "float":
                     weights.places.append(_Place(path, name, cast(Tensor, parameter), found, *buffers))
-                    weights.bits[codes] = _width(found, opset)[0]
+                    width = _width(found, opset)[0]
+                    weights.bits[codes] = max(width, 8) if integer else width
         return weights
 
     def put_into(self, plain: nn.Module) -> None:
@@ -95,7 +102,7 @@ class CodedWeights:
         for place in self.places:
             layer, packed = plain.get_submodule(place.path), place.packed
             now = cast(Tensor, layer._parameters.pop(place.name))
-            codes, scale = shared.setdefault(packed.name, (_codes(packed), _scale(packed)))
+            codes, scale = shared.setdefault(packed.name, (_codes(packed, integer=self.integer), _scale(packed)))
             if not torch.equal(now, place.before):
                 scale = scale * _factor(place.before, now, packed)
             layer.register_buffer(place.codes, codes)
@@ -182,17 +189,17 @@ def _width(tensor: PackedTensor, opset: int) -> tuple[int, str]:
     return fitting[0], ""
 
 
-def _codes(packed: PackedTensor) -> Tensor:
+def _codes(packed: PackedTensor, *, integer: bool = False) -> Tensor:
     """Returns the codes in the shape of the weight, or in a row per channel if channels lie along two dimensions.
 
     A matrix of codes gets one more dimension of size 1, because ONNX Runtime would compute a layer with a dequantized
-    matrix in int8, and would round the layer's input.
+    matrix in int8, and would round the layer's input; where that is wanted, it does not.
     """
     of = _codes_of(packed)
     bits, _ = _width(packed, WIDE_OPSET)
     rows = torch.from_numpy(of.rows.astype(np.int8 if bits <= 8 else np.int16))  # int8 also for codes down to -128
     codes = rows if of.axis.groups > 1 else from_rows(rows, of.axis, packed.shape)
-    return codes.unsqueeze(-1) if codes.dim() == 2 else codes
+    return codes.unsqueeze(-1) if codes.dim() == 2 and not integer else codes
 
 
 def _scale(packed: PackedTensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lightning_selfcompress.activations.layers import point_numbers
 from lightning_selfcompress.packing.storages import CODED, RAW, storage_of
 from lightning_selfcompress.packing.structure import EXPONENT_LIMIT
 from lightning_selfcompress.quantize.channel_axis import ChannelAxis
@@ -220,6 +221,7 @@ def attributes(model: nn.Module) -> Iterator[tuple[str, int]]:
         for other in module.__dict__.get(SIZES, ()):
             if other != name:
                 yield name_of(path, other), int(getattr(module, other))
+    yield from point_numbers(model)
 
 
 def kept_number(module: nn.Module) -> str:

@@ -102,7 +102,7 @@ def _stamp(inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[int, ...]:
 _TRACING_MODES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Returns whether a compiler, a tracer or a torch.func transform is active, all of which need plain operations.
 
     ``torch.compiler.is_compiling`` is true in all threads while one of them exports, so the thread's own modes are
@@ -221,7 +221,7 @@ class Quantized(nn.Module):
         if self.sharded and is_sharded(x):
             return x
         own = type(x) is nn.Parameter and type(b) is type(e) is Tensor
-        if _is_transformed() or not own:  # torch.func.functional_call has replaced the tensors
+        if is_transformed() or not own:  # torch.func.functional_call has replaced the tensors
             learned = (b, e) if x.requires_grad else (b.detach(), e.detach())
             return axis.join(q_composite(*axis.arrange(x, *learned)))
         if x.is_inference():
@@ -271,7 +271,7 @@ class Quantized(nn.Module):
         learned = {id(self._buffers[name]) for name in self.learned_names()}
 
         def applied(tensor: Tensor) -> Tensor:
-            return _applied(fn, tensor) if id(tensor) in learned else fn(tensor)
+            return applied_in_float(fn, tensor) if id(tensor) in learned else fn(tensor)
 
         super()._apply(applied, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -329,10 +329,11 @@ class Quantized(nn.Module):
         return state
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._rebuild, (self._float_class, tuple(self._quantized)), self.__getstate__()
+        kind = self._float_class  # a class that was made on the way is named by what makes it
+        return self._rebuild, (getattr(kind, "_made_by", kind), tuple(self._quantized)), self.__getstate__()
 
 
-def _applied(fn: Callable[[Tensor], Tensor], learned: Tensor) -> Tensor:
+def applied_in_float(fn: Callable[[Tensor], Tensor], learned: Tensor) -> Tensor:
     """Moves or casts bit depths or exponents by ``fn``; the result is the same object if torch allows this.
 
     Bit depths change by hundredths of a bit, so they are float32 even if the module is cast to a narrower dtype.

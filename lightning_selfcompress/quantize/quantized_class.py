@@ -10,7 +10,10 @@ from lightning_selfcompress.quantize.layers import Quantized, _QuantizedRNN, rea
 _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[Quantized]] = {}
 
 
-def _rebuild(float_class: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+def _rebuild(float_class: Any, names: tuple[str, ...]) -> nn.Module:
+    if isinstance(float_class, tuple):
+        make, arguments = float_class
+        float_class = make(*arguments)
     made = quantized_class(float_class, names)
     return made.__new__(made)
 
@@ -40,14 +43,14 @@ def quantized_class(float_class: type[nn.Module], names: tuple[str, ...]) -> typ
     body["__doc__"] = f"{float_class.__name__}, quantized."
     name = f"Quantized{float_class.__name__}"
     made = types.new_class(name, (mixin, float_class), {}, lambda own: own.update(body))
-    if not _can_become(float_class, made):
+    if not can_become(float_class, made):
         made = _of_float_class_first(mixin, float_class, body)
-        if not _can_become(float_class, made):
+        if not can_become(float_class, made):
             raise TypeError(f"an object of {float_class.__name__} cannot change to a class derived from it")
     return _CLASSES.setdefault((float_class, names), cast("type[Quantized]", made))
 
 
-def _can_become(float_class: type[nn.Module], made: type) -> bool:
+def can_become(float_class: type[nn.Module], made: type) -> bool:
     """Returns whether Python lets an object change from one class to another."""
     probe = object.__new__(float_class)
     try:

@@ -58,6 +58,21 @@ def check_gamma(gamma: Any, origin: str = "") -> None:
         raise ValueError(f"Expected a finite gamma >= 0 (loss per bit of the average weight), got {gamma!r}{origin}.")
 
 
+def gamma_at(gamma: Gamma | None, step: int) -> float:
+    """Returns the gamma of a step, which a function of the user's may give.
+
+    Raises:
+        TypeError: If a function returns no number.
+        ValueError: If a function returns a number that is below 0 or not finite.
+    """
+    assert gamma is not None
+    if not callable(gamma):
+        return float(gamma)
+    value = gamma(step)
+    check_gamma(value, f" from the function at step {step}")
+    return float(value)
+
+
 def check_numbers(*, initial_bits: Any, bits_lr: Any, cooldown: Any, prune_every_n_epochs: Any, round_to: Any) -> None:
     """Checks the callback's numbers.
 

@@ -68,6 +68,7 @@ class DepthOptimizer:
         wrappers: Objects that stand for the user's optimizer and have a ``zero_grad`` of their own.
         average: Returns the mean over processes of a tensor, where there are several.
         stepped: Called after each step of the owner, whether or not depths have moved.
+        others: Tensors that are trained along without a price: the exponents of activations.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class DepthOptimizer:
         wrappers: Sequence[Any] = (),
         average: Callable[[Tensor], Tensor] | None = None,
         stepped: Callable[[], None] = lambda: None,
+        others: Sequence[Tensor] = (),
     ) -> None:
         self.owner = owner
         self.size = size
@@ -91,7 +93,8 @@ class DepthOptimizer:
         self._stepped = stepped
         self._faces = (owner, *wrappers)
         self._staged: tuple[Pull, ...] | None = None
-        self._trained = [t for p in size.parameters for t in p.learned]
+        self._others = others
+        self._trained = [*(t for p in size.parameters for t in p.learned), *others]
         fused = all(t.device.type in ("cpu", "cuda") for t in self._trained)
         # eps below any gradient of a size: a channel of a large network owns a tiny share of Q
         settings: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.99), "eps": 1e-16, "fused": fused}
@@ -129,7 +132,7 @@ class DepthOptimizer:
             shrunk: What has become smaller.
         """
         self.size = size
-        self._trained = [t for p in size.parameters for t in p.learned]
+        self._trained = [*(t for p in size.parameters for t in p.learned), *self._others]
         self._held = {}
         self.unstage()
         if self.adam is not None:

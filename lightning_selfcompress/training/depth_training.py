@@ -1,19 +1,21 @@
 """The training of depths and exponents in a Trainer: one optimizer of them beside each of the user's."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_selfcompress.activations.layers import activated_modules, exponents_of
 from lightning_selfcompress.channels.dispatch import unwatched
 from lightning_selfcompress.quantize.parameters import learned_tensors
 from lightning_selfcompress.removal.surgery import Shrunk
 from lightning_selfcompress.size.price import ModelSize
 from lightning_selfcompress.size.report import SizeReport
 from lightning_selfcompress.training.depth_optimizer import DepthOptimizer, cooldown_factor
+from lightning_selfcompress.training.found_activations import let_activations_train
 from lightning_selfcompress.training.messages import tell, warn
 from lightning_selfcompress.training.strategies import gradient_average
 
@@ -138,6 +140,7 @@ class DepthTraining:
             _check_foreign(trainer.optimizers, self._module)
             warn("SelfCompression: no optimizer trains this module, so bit depths are not trained either.")
             return
+        exponents = self._activations(owners, trainer.optimizers[0])
         wrappers = self._module.optimizers(use_pl_optimizer=True)
         wrappers = wrappers if isinstance(wrappers, list) else [wrappers]
         for optimizer, wrapper in zip(trainer.optimizers, wrappers, strict=True):
@@ -152,6 +155,7 @@ class DepthTraining:
                     average=gradient_average(trainer.strategy),
                     wrappers=(wrapper,),
                     stepped=self._unstage,
+                    others=[e for e, owner in exponents if owner is optimizer],
                 )
             )
         _tell_unheld([name for d in self._optimizers for name in d.unheld()], self._module)
@@ -159,6 +163,14 @@ class DepthTraining:
             self._restore(state)
         for depth_optimizer in self._optimizers:
             depth_optimizer.attach()
+
+    def _activations(self, owners: Mapping[int, Optimizer], first: Optimizer) -> list[tuple[Tensor, Optimizer]]:
+        """Returns the exponents of activations, each with the optimizer of its module, or else the first one."""
+        found = []
+        for _, part in activated_modules(self._module):
+            own = (owners[id(p)] for p in part.parameters() if id(p) in owners)
+            found.append((exponents_of(part), next(own, first)))
+        return found
 
     def _gamma_at(self, step: int) -> float:
         """Asks for gamma once a step: a function of the user's may count its calls."""
@@ -193,6 +205,7 @@ def let_train(module: nn.Module, wanted: bool = True) -> None:
     """
     for tensor in learned_tensors(module).values():
         tensor.requires_grad_(wanted)
+    let_activations_train(module, wanted)
 
 
 def progress(trainer: Any, batch_idx: int) -> float:

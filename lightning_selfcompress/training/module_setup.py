@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_selfcompress.activations.layers import activated_modules
 from lightning_selfcompress.files.checkpoint import follow_shapes
 from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.conversion_plan import ConversionPlan, unmatched
@@ -17,6 +18,7 @@ from lightning_selfcompress.quantize.parameters import QuantizedParameter, quant
 from lightning_selfcompress.quantize.registry import supported_types
 from lightning_selfcompress.tensors import put_on
 from lightning_selfcompress.training.depth_training import let_train
+from lightning_selfcompress.training.found_activations import quantize_activations
 from lightning_selfcompress.training.found_layers import axes_of_step, convert_when_loaded, tell_found
 from lightning_selfcompress.training.intercept import overrides
 from lightning_selfcompress.training.lightning_private import averaged_models
@@ -43,14 +45,18 @@ class ModuleSetup:
         trainer: The Trainer. The copies of the module that its callbacks average are converted along.
         initial_bits: Bit depth all channels start with.
         skip: What to leave in float, as in :func:`convert`.
+        activations: Bit depth of activations; None to leave them as they are.
     """
 
-    def __init__(self, trainer: Any, *, initial_bits: float, skip: Sequence[type[nn.Module] | str]) -> None:
-        self._trainer, self._initial_bits, self._skip = trainer, initial_bits, skip
+    def __init__(
+        self, trainer: Any, *, initial_bits: float, skip: Sequence[type[nn.Module] | str], activations: int | None
+    ) -> None:
+        self._trainer, self._initial_bits, self._skip, self._activations = trainer, initial_bits, skip, activations
         self._wrapped: dict[str, Callable[[], None]] = {}  # name of a method -> what gives it back
         self._uncalibrated: dict[int, QuantizedParameter] = {}
         self._was_float = True
         self._hooks: list[RemovableHandle] = []
+        self._quantizes_activations = False  # whether the next training step shows which
         self._looks = False  # whether the next training step may show layers of unknown types
 
     def begin(self, module: nn.Module, *, training: bool) -> None:
@@ -96,10 +102,13 @@ class ModuleSetup:
         later = "\nThe first training step shows which of the layers without a quantized class are some." * self._looks
         tell(f"{told}\n{plan}{later}")
         _tell_frozen(module)
+        self._quantizes_activations = self._activations is not None and not any(activated_modules(module))
         let_train(module)
 
     def find(self, module: nn.Module, batch: Any, batch_idx: int) -> bool:
-        """Converts the layers that the first training step shows to be some, before it runs; returns whether any is.
+        """Takes up what the first training step shows before it runs; returns whether there is anything new to train.
+
+        It shows which layers of unknown types are some, and which activations are to be quantized.
 
         Args:
             module: The LightningModule, whose optimizers may exist: its parameters stay the same objects.
@@ -109,8 +118,15 @@ class ModuleSetup:
         Raises:
             ValueError: If there is nothing to compress.
         """
-        if not self._looks or proves_nothing(batch):
+        if proves_nothing(batch) or not (self._looks or self._quantizes_activations):
             return False
+        found = self._find_layers(module, batch, batch_idx) if self._looks else False
+        if self._quantizes_activations and self._activations is not None:
+            self._quantizes_activations = False
+            found |= quantize_activations(self._trainer, module, batch, batch_idx, bits=self._activations)
+        return found
+
+    def _find_layers(self, module: nn.Module, batch: Any, batch_idx: int) -> bool:
         self._looks = False
         found = axes_of_step(self._trainer, module, batch, batch_idx) if self._trainer.is_global_zero else {}
         found = self._trainer.strategy.broadcast(found)

@@ -1,0 +1,185 @@
+"""Where a network's activations are quantized: found in a step that is run once."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, avg_pool2d, avg_pool3d
+from torch.overrides import TorchFunctionMode
+
+from lightning_selfcompress.activations.formula import best_exponent, sample
+from lightning_selfcompress.activations.layers import INPUT, OUTPUT, Point, activated_class, base_class
+from lightning_selfcompress.quantize.layers import Quantized
+
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+_SUMS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
+
+
+_JOINS = {torch.cat, torch.concat, torch.concatenate}
+
+
+_MEANS = {torch.mean, Tensor.mean, avg_pool2d, avg_pool3d, adaptive_avg_pool2d, adaptive_avg_pool3d}
+
+
+_IMAGES = 4  # dimensions of a tensor from which sums and means are computed in integers
+
+
+@dataclass(eq=False)
+class Seen:
+    """What was seen of the activations at one point.
+
+    Args:
+        samples: Parts of them, in double precision.
+        least: The least of all of them.
+    """
+
+    samples: list[Tensor] = field(default_factory=list)
+    least: float = float("inf")
+
+    def add(self, x: Tensor) -> None:
+        """Takes up a tensor."""
+        self.samples.append(sample(x))
+        self.least = min(self.least, float(x.detach().min()) if x.numel() else self.least)
+
+    def point(self, where: str, bits: int) -> tuple[Point, float]:
+        """Returns the point, and its exponent. Codes are signed if any activation was negative."""
+        point = Point(where, self.least < 0, bits)
+        return point, best_exponent(torch.cat(self.samples), bits, point.signed)
+
+
+Places = dict[tuple[str, str], Seen]  # path of a module, "input" or "output" -> what was seen there
+
+
+def find_points(model: nn.Module, run: Callable[[], Any]) -> Places:
+    """Runs a network once, and returns where its activations have to be quantized for integer kernels.
+
+    These are the inputs of linear layers and convolutions, and in networks of images the operands of sums and
+    concatenations, and what is averaged. Each is quantized at the output of the innermost module that returns it and is
+    called once, so that all that read it read the same. Where no module returns it, it is quantized at the input of the
+    layer that reads it, or of the outermost module that takes it if it is an operand as well. Outputs of the network
+    stay as they are, and so do inputs that are whole numbers.
+
+    Args:
+        model: The network. Of a converted network the quantized layers count, of any other all layers.
+        run: A function that runs it.
+
+    Returns:
+        The places, each with the activations seen there.
+    """
+    with _Finder(model) as finder:
+        run()
+    return finder.places()
+
+
+class _Finder(TorchFunctionMode):
+    """Notes which module made a tensor, and which tensors are to be quantized."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+        self._made: dict[tuple[int, int], list[str]] = {}  # innermost first
+        self._taken: dict[tuple[int, int], list[str]] = {}  # outermost first
+        self._calls: Counter[str] = Counter()
+        self._wanted: list[tuple[tuple[int, int], str | None, Seen]] = []
+        self._kept: list[Tensor] = []  # so that no id is used again
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "_Finder":
+        quantized = any(isinstance(m, Quantized) for m in self._model.modules())
+        for path, module in self._model.named_modules():
+            if path and can_be_activated(module):
+                self._handles.append(module.register_forward_hook(self._noting(path)))
+                self._handles.append(module.register_forward_pre_hook(self._taking(path), with_kwargs=True))
+            if isinstance(module, LAYERS) and (isinstance(module, Quantized) or not quantized) and path:
+                self._handles.append(module.register_forward_pre_hook(self._wanting(path), with_kwargs=True))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for handle in self._handles:
+            handle.remove()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        operands: tuple[Any, ...] = ()
+        if func in _SUMS:
+            operands = tuple(args[:2])
+        elif func in _JOINS and args:
+            operands = tuple(args[0])
+        elif func in _MEANS:
+            operands = tuple(args[:1])
+        if all(isinstance(t, Tensor) and t.dim() >= _IMAGES and not isinstance(t, nn.Parameter) for t in operands):
+            for tensor in operands:
+                self._want(tensor, None)
+        return func(*args, **(kwargs or {}))
+
+    def places(self) -> Places:
+        """Returns the places of what was wanted."""
+        found: Places = {}
+        operands = {key for key, reader, _ in self._wanted if reader is None}
+        for key, reader, seen in self._wanted:
+            makers = [path for path in self._made.get(key, ()) if self._calls[path] == 1]
+            takers = [path for path in self._taken.get(key, ()) if self._calls[path] == 1 and key in operands]
+            takers += [reader] if reader is not None else []
+            place = (makers[0], OUTPUT) if makers else (takers[0], INPUT) if takers else None
+            if place is not None:
+                known = found.setdefault(place, Seen())
+                known.samples += seen.samples
+                known.least = min(known.least, seen.least)
+        return found
+
+    def _want(self, tensor: Tensor, reader: str | None) -> None:
+        if tensor.is_floating_point() and tensor.numel():
+            seen = Seen()
+            with torch._C.DisableTorchFunction():
+                seen.add(tensor)
+            self._wanted.append((self._key(tensor), reader, seen))
+
+    def _key(self, tensor: Tensor) -> tuple[int, int]:
+        self._kept.append(tensor)
+        return id(tensor), tensor._version
+
+    def _noting(self, path: str) -> Callable[..., None]:
+        def note(_module: nn.Module, _args: Any, out: Any) -> None:
+            self._calls[path] += 1
+            if isinstance(out, Tensor) and out.is_floating_point():
+                self._made.setdefault(self._key(out), []).append(path)
+
+        return note
+
+    def _taking(self, path: str) -> Callable[..., None]:
+        def take(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            given = (*args, *kwargs.values())
+            if given and isinstance(given[0], Tensor):
+                self._taken.setdefault(self._key(given[0]), []).append(path)
+
+        return take
+
+    def _wanting(self, path: str) -> Callable[..., None]:
+        def want(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            given = (*args, *kwargs.values())
+            if given and isinstance(given[0], Tensor):
+                self._want(given[0], path)
+
+        return want
+
+
+def can_be_activated(module: nn.Module) -> bool:
+    """Returns whether a module's activations can be quantized: its class allows it, and its ``forward`` is the class's.
+
+    Args:
+        module: Any module.
+    """
+    if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule | nn.ModuleList | nn.ModuleDict):
+        return False
+    try:
+        kind = module._float_class if isinstance(module, Quantized) else base_class(module)
+        activated_class(getattr(kind, "_base", kind))
+    except Exception:  # code of the class may raise anything where another class is derived from it
+        return False
+    return True
