@@ -248,9 +248,9 @@ def _graph(
     if grown is not None:
         with suppress(Exception):  # an error of the network itself occurs again at the fixed size
             proto = _traced(plain, stored, grown, opset=opset, dynamic_batch=True)
-            if is_for(proto, tensors_in(grown), tensors_in(inputs), outputs) and gives(
-                proto, tensors_in(inputs), outputs
-            ):
+            own = tensors_in(inputs)
+            fits = is_for(proto, tensors_in(grown), own, outputs)
+            if fits and gives(proto, own, outputs, integer=stored.integer):
                 return proto
     return _traced(plain, stored, inputs, opset=opset, dynamic_batch=False)
 
