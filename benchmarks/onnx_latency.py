@@ -6,7 +6,9 @@
 
 The networks take turns in one process. ``dequantize`` has integer weights, dequantized at every call or, with the
 session's option, once; ``multiply`` is computed once without options; ``round_to=16`` rounds widths up to whole blocks
-of channels, for the runtime's fast convolutions; ``float`` is the smaller network with float weights.
+of channels, for the runtime's fast convolutions; ``float`` is the smaller network with float weights. ``integer``
+computes in integers, if the network was trained with ``activations=8``, or is calibrated on noise by ``--calibrate``,
+which gives the right times and wrong outputs.
 """
 
 import argparse
@@ -22,7 +24,8 @@ import onnxruntime
 import torch
 from cifar import CifarNet
 
-from lightning_selfcompress import load_from_checkpoint, size_report, to_onnx
+from lightning_selfcompress import calibrate_activations, load_from_checkpoint, size_report, to_onnx
+from lightning_selfcompress.activations.layers import activated_modules
 from lightning_selfcompress.demo.networks import LeNet5
 from lightning_selfcompress.quantize.parameters import quantized_parameters
 
@@ -32,7 +35,7 @@ TASKS: dict[str, tuple[type[pl.LightningModule], tuple[int, ...]]] = {
 }
 
 FORMS: dict[str, dict[str, Any]] = {
-    "dequantize": {},
+    "dequantize": {"activations": False},
     "multiply": {"weights": "multiply"},
     "multiply, round_to=16": {"weights": "multiply", "round_to": 16},
     "float": {"weights": "float"},
@@ -63,20 +66,24 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--calls", type=int, default=50)
+    parser.add_argument("--calibrate", action="store_true")
     options = parser.parse_args()
     model_class, shape = TASKS[options.task]
     model = load_from_checkpoint(model_class, options.checkpoint).eval()
     full = model_class(**({"name": model.hparams["name"]} if options.task == "cifar" else {})).eval()
     example = torch.randn(shape)
+    if options.calibrate:
+        calibrate_activations(model, [torch.randn(64, *shape[1:])])
+    forms = FORMS | ({"integer": {"activations": True}} if any(activated_modules(model)) else {})
     int8 = sum(p.latent.numel() for p in quantized_parameters(model))
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: Path(folder) / f"{name}.onnx" for name in ("full", *FORMS)}
+        paths = {name: Path(folder) / f"{name}.onnx" for name in ("full", *forms)}
         to_onnx(full, paths["full"], example, weights="float")
-        for name, settings in FORMS.items():
+        for name, settings in forms.items():
             to_onnx(model, paths[name], example, **settings)
         sizes = {name: path.stat().st_size for name, path in paths.items()}
         print(f"{size_report(model).weights_left:.1%} of the weights left; int8 bytes of these: {int8:,}")
-        for name in FORMS:
+        for name in forms:
             print(f"  {name}: {sizes[name]:,} bytes, {sizes[name] / int8:.3f} times these")
         for threads in (1, 2):
             running = {name: session(path, threads) for name, path in paths.items()}
