@@ -1,6 +1,7 @@
 """Quantized activations without training: exponents from what a network computes on some batches."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from lightning_selfcompress.activations.formula import LEAST_BITS, MOST_BITS
 from lightning_selfcompress.activations.layers import OUTPUT, Point, remove_activations, set_points
-from lightning_selfcompress.activations.places import Places, Seen, find_points
+from lightning_selfcompress.activations.places import Places, Seen, find_points, layers_left
 from lightning_selfcompress.tensors import tensors_in
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -43,16 +44,17 @@ def calibrate_activations(model: Module, batches: Iterable[Any], *, bits: int = 
 
     Args:
         model: A network, converted or plain, such as :func:`load` returns. It is run in evaluation mode.
-        batches: Batches of inputs, each a tensor, or a tuple or list of arguments of ``forward``; of a list that is
-            longer than what ``forward`` takes, as with labels, the first ones are taken. A hundred examples are enough.
+        batches: Batches of inputs, each a tensor, a tuple or list of arguments of ``forward``, or a dictionary of
+            keyword arguments; of a list that is longer than what ``forward`` takes, as with labels, the first ones are
+            taken. A hundred examples are enough.
         bits: Bit depth of all activations, from 2 to 8.
 
     Returns:
         The network.
 
     Raises:
-        ValueError: If ``bits`` is out of its range, there is no batch, the network does not take a batch, or it has no
-            linear layer and no convolution whose input could be quantized.
+        ValueError: If ``bits`` is out of its range, there is no batch, the network does not take a batch, computes
+            nothing finite from it, or has no linear layer and no convolution whose input could be quantized.
     """
     check_bits(bits)
     remove_activations(model)
@@ -64,9 +66,7 @@ def calibrate_activations(model: Module, batches: Iterable[Any], *, bits: int = 
         with torch.no_grad():
             for count, batch in enumerate(batches, 1):  # noqa: B007
                 for place, seen in find_points(model, lambda batch=batch: _call(model, batch)).items():  # type: ignore[misc]
-                    known = found.setdefault(place, Seen())
-                    known.samples += seen.samples
-                    known.least = min(known.least, seen.least)
+                    found.setdefault(place, Seen()).join(seen)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -77,7 +77,12 @@ def calibrate_activations(model: Module, batches: Iterable[Any], *, bits: int = 
             f"Expected a network with linear layers or convolutions whose inputs are activations, found none in this "
             f"{type(model).__name__}."
         )
+    for (path, where), seen in found.items():
+        if not any(len(part) for part in seen.samples):
+            raise ValueError(f"Expected finite activations, got none at the {where} of {path!r}. Look at the batches.")
     put_points(model, points_of(found, bits))
+    if left := layers_left(model):
+        warnings.warn(f"What these read stays in float, as they have a forward of their own: {left}.", stacklevel=2)
     return model
 
 
@@ -100,13 +105,18 @@ def put_points(model: nn.Module, points: Points) -> None:
 
 def _call(model: nn.Module, batch: Any) -> None:
     arguments = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
-    takes = [p for p in signature(model.forward).parameters.values() if p.kind is not Parameter.KEYWORD_ONLY]
+    parameters = signature(model.forward).parameters
+    takes = [p for p in parameters.values() if p.kind is not Parameter.KEYWORD_ONLY]
+    named = {}
+    takes_any_name = any(p.kind is Parameter.VAR_KEYWORD for p in takes)
+    if isinstance(batch, Mapping) and (takes_any_name or batch.keys() <= parameters.keys()):
+        arguments, named = (), dict(batch)
     if all(p.kind is not Parameter.VAR_POSITIONAL for p in takes):
         arguments = arguments[: len([p for p in takes if p.kind is not Parameter.VAR_KEYWORD])]
     try:
-        model(*arguments)
+        model(*arguments, **named)
     except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(arguments)) or "no tensors"
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in((arguments, named))) or "no tensors"
         raise ValueError(
             f"Expected batches that {type(model).__name__}.forward() takes, got {shapes}: {type(error).__name__}: "
             f"{error}."

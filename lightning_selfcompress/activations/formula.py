@@ -124,6 +124,6 @@ def best_exponent(values: Tensor, bits: int, signed: bool) -> float:
 
 
 def sample(values: Tensor) -> Tensor:
-    """Returns a copy of some activations in double precision, spread over all of them."""
-    flat = values.detach().flatten()
+    """Returns a copy of some activations in double precision, spread over all of them that are finite."""
+    flat = values.detach()[values.detach().isfinite()]
     return flat[:: max(1, flat.numel() // _SAMPLES)].to(torch.float64, copy=True)

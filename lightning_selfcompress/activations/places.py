@@ -1,7 +1,7 @@
 """Where a network's activations are quantized: found in a step that is run once."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,19 +36,32 @@ class Seen:
     Args:
         samples: Parts of them, in double precision.
         least: The least of all of them.
+        largest: The largest of all of them.
     """
 
     samples: list[Tensor] = field(default_factory=list)
     least: float = float("inf")
+    largest: float = float("-inf")
 
     def add(self, x: Tensor) -> None:
         """Takes up a tensor."""
         self.samples.append(sample(x))
-        self.least = min(self.least, float(x.detach().min()) if x.numel() else self.least)
+        finite = x.detach()[x.detach().isfinite()]
+        if finite.numel():
+            self.least, self.largest = min(self.least, float(finite.min())), max(self.largest, float(finite.max()))
+
+    def join(self, other: "Seen") -> None:
+        """Takes up what was seen elsewhere, or in another run."""
+        self.samples += other.samples
+        self.least, self.largest = min(self.least, other.least), max(self.largest, other.largest)
 
     def point(self, where: str, bits: int) -> tuple[Point, float]:
-        """Returns the point, and its exponent. Codes are signed if any activation was negative."""
-        point = Point(where, self.least < 0, bits)
+        """Returns the point, and its exponent.
+
+        Codes are signed if any activation was negative, and if all were one number, which says nothing of the next
+        ones: a residual branch whose last normalization starts at zero returns zeros in the first step.
+        """
+        point = Point(where, self.least < 0 or self.least >= self.largest, bits)
         return point, best_exponent(torch.cat(self.samples), bits, point.signed)
 
 
@@ -59,10 +72,11 @@ def find_points(model: nn.Module, run: Callable[[], Any]) -> Places:
     """Runs a network once, and returns where its activations have to be quantized for integer kernels.
 
     These are the inputs of linear layers and convolutions, and in networks of images the operands of sums and
-    concatenations, and what is averaged. Each is quantized at the output of the innermost module that returns it and is
-    called once, so that all that read it read the same. Where no module returns it, it is quantized at the input of the
-    layer that reads it, or of the outermost module that takes it if it is an operand as well. Outputs of the network
-    stay as they are, and so do inputs that are whole numbers.
+    concatenations, and what is averaged, within modules that hold such layers: a mean that a loss takes is none. Each
+    is quantized at the output of the innermost module that returns it and runs once in each call of the module around
+    it, so that all that read it read the same. Where no such module returns it, or the layer that reads it reads other
+    tensors as well, it is quantized at the input of that layer, or of the outermost module that takes it if it is an
+    operand. Outputs of the network stay as they are, and so do inputs that are whole numbers.
 
     Args:
         model: The network. Of a converted network the quantized layers count, of any other all layers.
@@ -85,17 +99,21 @@ class _Finder(TorchFunctionMode):
         self._made: dict[tuple[int, int], list[str]] = {}  # innermost first
         self._taken: dict[tuple[int, int], list[str]] = {}  # outermost first
         self._calls: Counter[str] = Counter()
+        self._depth = 0  # of calls of modules with layers
         self._wanted: list[tuple[tuple[int, int], str | None, Seen]] = []
         self._kept: list[Tensor] = []  # so that no id is used again
         self._handles: list[Any] = []
 
     def __enter__(self) -> "_Finder":
-        quantized = any(isinstance(m, Quantized) for m in self._model.modules())
+        layers = dict(_layers(self._model))
         for path, module in self._model.named_modules():
+            holds_layers = any(isinstance(part, LAYERS) for part in module.modules())
+            self._handles.append(module.register_forward_pre_hook(self._entering(path, holds_layers)))
+            self._handles.append(module.register_forward_hook(self._leaving(holds_layers), always_call=True))
             if path and can_be_activated(module):
                 self._handles.append(module.register_forward_hook(self._noting(path)))
                 self._handles.append(module.register_forward_pre_hook(self._taking(path), with_kwargs=True))
-            if isinstance(module, LAYERS) and (isinstance(module, Quantized) or not quantized) and path:
+            if path in layers and can_be_activated(module):
                 self._handles.append(module.register_forward_pre_hook(self._wanting(path), with_kwargs=True))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -107,7 +125,9 @@ class _Finder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         operands: tuple[Any, ...] = ()
-        if func in _SUMS:
+        if not self._depth:
+            pass  # a loss
+        elif func in _SUMS:
             operands = tuple(args[:2])
         elif func in _JOINS and args:
             operands = tuple(args[0])
@@ -122,15 +142,16 @@ class _Finder(TorchFunctionMode):
         """Returns the places of what was wanted."""
         found: Places = {}
         operands = {key for key, reader, _ in self._wanted if reader is None}
+        makers_of = {key: [p for p in made if self._is_called_once(p)] for key, made in self._made.items()}
+        partly = {reader for key, reader, _ in self._wanted if not makers_of.get(key)}  # read what no module makes
         for key, reader, seen in self._wanted:
-            makers = [path for path in self._made.get(key, ()) if self._calls[path] == 1]
-            takers = [path for path in self._taken.get(key, ()) if self._calls[path] == 1 and key in operands]
+            makers = makers_of.get(key, []) if reader is None or reader not in partly else []
+            takers = [p for p in self._taken.get(key, ()) if self._is_called_once(p) and key in operands]
             takers += [reader] if reader is not None else []
             place = (makers[0], OUTPUT) if makers else (takers[0], INPUT) if takers else None
             if place is not None:
                 known = found.setdefault(place, Seen())
-                known.samples += seen.samples
-                known.least = min(known.least, seen.least)
+                known.join(seen)
         return found
 
     def _want(self, tensor: Tensor, reader: str | None) -> None:
@@ -144,9 +165,30 @@ class _Finder(TorchFunctionMode):
         self._kept.append(tensor)
         return id(tensor), tensor._version
 
+    def _is_called_once(self, path: str) -> bool:
+        """Returns whether a module runs once in each call of the module around it, so that one step size does."""
+        around = path
+        while around:
+            around = around.rpartition(".")[0]
+            if self._calls[around]:
+                return self._calls[path] == self._calls[around]
+        return self._calls[path] == 1 or any(True for _ in self._model.get_submodule(path).children())
+
+    def _entering(self, path: str, holds_layers: bool) -> Callable[..., None]:
+        def enter(_module: nn.Module, _args: Any) -> None:
+            self._calls[path] += 1
+            self._depth += holds_layers
+
+        return enter
+
+    def _leaving(self, holds_layers: bool) -> Callable[..., None]:
+        def leave(_module: nn.Module, _args: Any, _out: Any) -> None:
+            self._depth -= holds_layers
+
+        return leave
+
     def _noting(self, path: str) -> Callable[..., None]:
         def note(_module: nn.Module, _args: Any, out: Any) -> None:
-            self._calls[path] += 1
             if isinstance(out, Tensor) and out.is_floating_point():
                 self._made.setdefault(self._key(out), []).append(path)
 
@@ -167,6 +209,26 @@ class _Finder(TorchFunctionMode):
                 self._want(given[0], path)
 
         return want
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the layers whose inputs are wanted: the quantized ones, or all where none is."""
+    quantized = any(isinstance(m, Quantized) for m in model.modules())
+    for path, module in model.named_modules():
+        if path and isinstance(module, LAYERS) and (isinstance(module, Quantized) or not quantized):
+            yield path, module
+
+
+def layers_left(model: nn.Module) -> list[str]:
+    """Returns the layers whose inputs stay in float because the layer has a ``forward`` of its own.
+
+    Args:
+        model: The network that :func:`find_points` is given.
+
+    Returns:
+        Their paths.
+    """
+    return [path for path, module in _layers(model) if not can_be_activated(module)]
 
 
 def can_be_activated(module: nn.Module) -> bool:

@@ -165,10 +165,12 @@ class DepthTraining:
             depth_optimizer.attach()
 
     def _activations(self, owners: Mapping[int, Optimizer], first: Optimizer) -> list[tuple[Tensor, Optimizer]]:
-        """Returns the exponents of activations, each with the optimizer of its module, or else the first one."""
+        """Returns the exponents of activations, each with the optimizer of its module, or of the module around it."""
         found = []
-        for _, part in activated_modules(self._module):
-            own = (owners[id(p)] for p in part.parameters() if id(p) in owners)
+        for path, part in activated_modules(self._module):
+            parts = path.split(".")
+            around = (self._module.get_submodule(".".join(parts[:n])) for n in range(len(parts), -1, -1))
+            own = (owners[id(p)] for module in around for p in module.parameters() if id(p) in owners)
             found.append((exponents_of(part), next(own, first)))
         return found
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_selfcompress.activations.calibrate import Points, points_of, put_points
 from lightning_selfcompress.activations.layers import activated_modules, exponents_of
-from lightning_selfcompress.activations.places import find_points
+from lightning_selfcompress.activations.places import find_points, layers_left
 from lightning_selfcompress.tensors import copy_module
 from lightning_selfcompress.training.lightning_private import averaged_models
 from lightning_selfcompress.training.messages import tell, warn
@@ -38,7 +38,9 @@ def quantize_activations(trainer: Any, module: nn.Module, batch: Any, batch_idx:
         put_points(network, points)
     let_activations_train(module)
     count = sum(len(own) for own in points.values())
-    tell(f"SelfCompression quantizes {count} activation{'s' * (count != 1)} in {bits} bits, one step size each.")
+    left = layers_left(module)
+    why = f" In float stays what these read, which have a forward of their own: {', '.join(left)}." if left else ""
+    tell(f"SelfCompression quantizes {count} activation{'s' * (count != 1)} in {bits} bits, one step size each.{why}")
     return True
 
 

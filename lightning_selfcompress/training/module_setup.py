@@ -22,7 +22,7 @@ from lightning_selfcompress.training.found_activations import quantize_activatio
 from lightning_selfcompress.training.found_layers import axes_of_step, convert_when_loaded, tell_found
 from lightning_selfcompress.training.intercept import overrides
 from lightning_selfcompress.training.lightning_private import averaged_models
-from lightning_selfcompress.training.messages import tell
+from lightning_selfcompress.training.messages import tell, warn
 from lightning_selfcompress.training.sandbox import proves_nothing
 from lightning_selfcompress.training.strategies import (
     agree_on_depths,
@@ -103,6 +103,7 @@ class ModuleSetup:
         tell(f"{told}\n{plan}{later}")
         _tell_frozen(module)
         self._quantizes_activations = self._activations is not None and not any(activated_modules(module))
+        _tell_activated(module, self._activations)
         let_train(module)
 
     def find(self, module: nn.Module, batch: Any, batch_idx: int) -> bool:
@@ -231,6 +232,17 @@ def _in_float(module: nn.Module, method: Callable[..., Any]) -> Callable[..., An
             return method(*args, **kwargs)
 
     return wrapped
+
+
+def _tell_activated(pl_module: nn.Module, asked: int | None) -> None:
+    """Says that activations are quantized already, where that is not as it was asked for."""
+    bits = sorted({point.bits for _, part in activated_modules(pl_module) for point in part._points})
+    if bits and bits != [asked]:
+        warn(
+            f"SelfCompression(activations={asked}): this module quantizes activations in "
+            f"{', '.join(map(str, bits))} bits already, and goes on so. calibrate_activations(module, batches, "
+            f"bits=...) chooses other bits before the training."
+        )
 
 
 def _tell_frozen(pl_module: nn.Module) -> None:
