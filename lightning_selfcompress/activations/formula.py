@@ -21,6 +21,9 @@ _TRIED = 3 * EXPONENT_STEPS  # exponents below the one that holds all values, am
 _SAMPLES = 1 << 16
 
 
+_EDGE = 1e-4  # of a step: what lies at a limit is inside
+
+
 def code_limits(bits: int, signed: bool) -> tuple[int, int]:
     """Returns the smallest and the largest code of an activation.
 
@@ -70,28 +73,30 @@ def q_a_composite(x: Tensor, e: Tensor, low: int, high: int) -> Tensor:
 class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, e: Tensor, low: int, high: int) -> Tensor:
-        ctx.save_for_backward(x, e)
-        ctx.limits = low, high
         wide, step = _wide(x), step_size(e)
         codes = torch.mul(wide, (1 / step).to(wide.dtype)).clamp_(low, high).round_()
-        return codes.mul_(step.to(wide.dtype)).to(x.dtype)
+        value = codes.mul_(step.to(wide.dtype)).to(x.dtype)
+        ctx.save_for_backward(x, e, value)
+        ctx.limits = low, high
+        return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, e = ctx.saved_tensors
+        x, e, value = ctx.saved_tensors
         low, high = ctx.limits
         if torch.is_grad_enabled():  # with create_graph=True the gradient must be differentiable
             wanted = [t for t in (x, e) if t.requires_grad]
             grads = iter(torch.autograd.grad(q_a_composite(x, e, low, high), wanted, grad, create_graph=True))
             return *(next(grads) if t.requires_grad else None for t in (x, e)), None, None
-        wide, step = _wide(x), step_size(e)
-        level = wide * (1 / step).to(wide.dtype)
-        clipped = level.clamp(low, high)
-        inside = grad.to(wide.dtype).masked_fill(clipped != level, 0)
+        wide, g = _wide(x), _wide(grad)
+        level = wide * (1 / step_size(e)).to(wide.dtype)
+        inside = torch.ops.aten.hardtanh_backward(g, level, low - _EDGE, high + _EDGE)  # torch's fastest mask on a CPU
         if not ctx.needs_input_grad[1]:
             return inside.to(x.dtype), None, None, None
-        moved = clipped.round().mul_(grad).sub_(level.mul_(inside)).sum(dtype=torch.promote_types(e.dtype, x.dtype))
-        return inside.to(x.dtype), (moved * (step * LN2)).to(e.dtype).view(e.shape), None, None
+        order = (0, 2, 3, 1) if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else range(x.dim())
+        g, value, wide, flat = (t.permute(*order).reshape(-1) for t in (g, _wide(value), wide, inside))
+        moved = torch.dot(g, value) - torch.dot(flat, wide)  # 2^e (round(clip(y)) - y inside) is q_a(x) - x inside
+        return inside.to(x.dtype), (moved * LN2).to(e.dtype).view(e.shape), None, None
 
 
 def _wide(x: Tensor) -> Tensor:

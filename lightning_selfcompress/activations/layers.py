@@ -83,8 +83,10 @@ class Activated(nn.Module):
             return x
         if _of_thread.quantizer is not None:
             return _of_thread.quantizer(self, number, x)
-        point = self._points[number]
-        return q_a(x, cast(Tensor, self._buffers[EXPONENTS])[number], point.bits, point.signed)
+        point, exponents = self._points[number], cast(Tensor, self._buffers[EXPONENTS])
+        if not x.requires_grad:  # data: to learn its step, the first layer would have to compute gradients of its input
+            exponents = exponents.detach()
+        return q_a(x, exponents[number], point.bits, point.signed)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves or casts the module; exponents keep their identity, and a dtype of at least 32 bits."""
