@@ -59,12 +59,13 @@ def q_a(x: Tensor, e: Tensor, bits: int, signed: bool) -> Tensor:
 
 def q_a_composite(x: Tensor, e: Tensor, low: int, high: int) -> Tensor:
     """Computes :func:`q_a` with ordinary operations, for compilers, tracers and second derivatives."""
-    wide, step = _wide(x), step_size(e)
+    wide, e = _wide(x), e.reshape(1)  # a compiler cannot look up one number in the table of steps
+    step = step_size(e)
     slope = torch.exp2(e - e.detach())  # equals 1, and has the derivative ln 2 with respect to e
     level = wide * ((1 / step) / slope).to(wide.dtype)
     clipped = level.clamp(low, high)
     rounded = clipped + (clipped.round() - clipped).detach()
-    return (rounded * (step * slope).to(wide.dtype)).to(x.dtype)
+    return (rounded * (step * slope).to(wide.dtype)).view(x.shape).to(x.dtype)
 
 
 class _QuantizeActivation(torch.autograd.Function):
