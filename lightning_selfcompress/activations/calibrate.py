@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_selfcompress.activations.formula import LEAST_BITS, MOST_BITS
-from lightning_selfcompress.activations.layers import OUTPUT, Point, remove_activations, set_points
+from lightning_selfcompress.activations.layers import OUTPUT, Point, put_points, remove_activations
 from lightning_selfcompress.activations.places import Places, Seen, find_points, layers_left
 from lightning_selfcompress.tensors import tensors_in
 
@@ -95,12 +95,6 @@ def points_of(places: Places, bits: int) -> Points:
     for (path, where), seen in sorted(places.items(), key=lambda item: item[0][1] == OUTPUT):
         found[path] = (*found.get(path, ()), seen.point(where, bits))
     return found
-
-
-def put_points(model: nn.Module, points: Points) -> None:
-    """Has modules of a model quantize activations at some points."""
-    for path, own in points.items():
-        set_points(model.get_submodule(path), [point for point, _ in own], [exponent for _, exponent in own])
 
 
 def _call(model: nn.Module, batch: Any) -> None:

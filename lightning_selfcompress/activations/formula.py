@@ -62,41 +62,42 @@ def q_a(x: Tensor, e: Tensor, bits: int, signed: bool) -> Tensor:
 
 def q_a_composite(x: Tensor, e: Tensor, low: int, high: int) -> Tensor:
     """Computes :func:`q_a` with ordinary operations, for compilers, tracers and second derivatives."""
-    wide, step = _wide(x), step_size(e)
+    wide, e = _wide(x), e.reshape(1)  # a compiler cannot look up one number in the table of steps
+    step = step_size(e)
     slope = torch.exp2(e - e.detach())  # equals 1, and has the derivative ln 2 with respect to e
     level = wide * ((1 / step) / slope).to(wide.dtype)
     clipped = level.clamp(low, high)
     rounded = clipped + (clipped.round() - clipped).detach()
-    return (rounded * (step * slope).to(wide.dtype)).to(x.dtype)
+    return (rounded * (step * slope).to(wide.dtype)).view(x.shape).to(x.dtype)
 
 
 class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, e: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x, e)  # not the result, which the network may change in place
+        ctx.limits = low, high
         wide, step = _wide(x), step_size(e)
         codes = torch.mul(wide, (1 / step).to(wide.dtype)).clamp_(low, high).round_()
-        value = codes.mul_(step.to(wide.dtype)).to(x.dtype)
-        ctx.save_for_backward(x, e, value)
-        ctx.limits = low, high
-        return value
+        return codes.mul_(step.to(wide.dtype)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, e, value = ctx.saved_tensors
+        x, e = ctx.saved_tensors
         low, high = ctx.limits
         if torch.is_grad_enabled():  # with create_graph=True the gradient must be differentiable
             wanted = [t for t in (x, e) if t.requires_grad]
             grads = iter(torch.autograd.grad(q_a_composite(x, e, low, high), wanted, grad, create_graph=True))
             return *(next(grads) if t.requires_grad else None for t in (x, e)), None, None
-        wide, g = _wide(x), _wide(grad)
-        level = wide * (1 / step_size(e)).to(wide.dtype)
+        wide, g, step = _wide(x), _wide(grad), step_size(e)
+        level = wide * (1 / step).to(wide.dtype)
         inside = torch.ops.aten.hardtanh_backward(g, level, low - _EDGE, high + _EDGE)  # torch's fastest mask on a CPU
         if not ctx.needs_input_grad[1]:
             return inside.to(x.dtype), None, None, None
         order = (0, 2, 3, 1) if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else range(x.dim())
-        g, value, wide, flat = (t.permute(*order).reshape(-1) for t in (g, _wide(value), wide, inside))
-        moved = torch.dot(g, value) - torch.dot(flat, wide)  # 2^e (round(clip(y)) - y inside) is q_a(x) - x inside
-        return inside.to(x.dtype), (moved * LN2).to(e.dtype).view(e.shape), None, None
+        flat_g, flat_inside, flat = (t.permute(*order).reshape(-1) for t in (g, inside, level))
+        moved = -torch.dot(flat_inside, flat)
+        moved = moved + torch.dot(flat_g, flat.clamp_(low, high).round_())
+        return inside.to(x.dtype), (moved.to(e.dtype) * step * LN2).view(e.shape), None, None
 
 
 def _wide(x: Tensor) -> Tensor:

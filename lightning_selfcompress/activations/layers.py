@@ -24,6 +24,16 @@ KEYS = {INPUT: "activation_input", OUTPUT: "activation_output"}  # in state dict
 SHORT_KEYS = {INPUT: "qa_in", OUTPUT: "qa_out"}  # in packed files, where every character takes a byte
 
 
+# attributes by which torch's encoders decide on one operation for all, and their values for none
+_SHORTCUTS: dict[type[nn.Module], tuple[str, Any]] = {
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
+    nn.TransformerEncoder: ("use_nested_tensor", False),
+}
+
+
+_SHORTCUT = "_shortcut"  # the attribute in which such a module keeps the value that it had
+
+
 _LIMIT = 128 * EXPONENT_STEPS  # of exponents, in sixteenths
 
 
@@ -86,7 +96,7 @@ class Activated(nn.Module):
         point, exponents = self._points[number], cast(Tensor, self._buffers[EXPONENTS])
         if not x.requires_grad:  # data: to learn its step, the first layer would have to compute gradients of its input
             exponents = exponents.detach()
-        return q_a(x, exponents[number], point.bits, point.signed)
+        return q_a(x, exponents[number : number + 1], point.bits, point.signed)  # compilers take no number out of it
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moves or casts the module; exponents keep their identity, and a dtype of at least 32 bits."""
@@ -155,13 +165,16 @@ def base_class(module: nn.Module) -> type[nn.Module]:
     return module._base if isinstance(module, Activated) else type(module)
 
 
-def set_points(module: nn.Module, points: Sequence[Point], exponents: Sequence[float]) -> None:
+def set_points(
+    module: nn.Module, points: Sequence[Point], exponents: Sequence[float], near: Tensor | None = None
+) -> None:
     """Has a module quantize activations at these points, and at no others; without any it becomes what it was.
 
     Args:
         module: Any module, quantized or not.
         points: The points, at most one of each kind.
         exponents: The exponent of each point.
+        near: A tensor on the device and in the dtype of the activations, for modules that have none themselves.
 
     Raises:
         TypeError: If the module cannot change its class.
@@ -173,7 +186,7 @@ def set_points(module: nn.Module, points: Sequence[Point], exponents: Sequence[f
     module._non_persistent_buffers_set.discard(EXPONENTS)
     module.__dict__.pop("_points", None)
     if points:
-        near = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), None)
+        near = next(_floats(module), near)
         dtype = torch.float32 if near is None else torch.promote_types(near.dtype, torch.float32)
         values = torch.tensor([float(e) for e in exponents], dtype=dtype, device=None if near is None else near.device)
         if kept is not None:
@@ -183,6 +196,31 @@ def set_points(module: nn.Module, points: Sequence[Point], exponents: Sequence[f
     if isinstance(module, Quantized):
         wanted = quantized_class(wanted, tuple(module._quantized))
     object.__setattr__(module, "__class__", wanted)
+
+
+def _floats(module: nn.Module) -> Iterator[Tensor]:
+    return (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+
+
+def put_points(model: nn.Module, points: Mapping[str, Sequence[tuple[Point, float]]]) -> None:
+    """Has modules of a model quantize activations at some points.
+
+    Args:
+        model: A model.
+        points: Path of a module -> its points, each with its exponent. Exponents of modules without tensors lie where
+            those of the module before them do.
+    """
+    near = next(_floats(model), None)
+    for path, module in list(model.named_modules()):
+        near = next((t for t in (*module._parameters.values(), *module._buffers.values()) if _is_float(t)), near)
+        if path in points:
+            own = points[path]
+            set_points(module, [point for point, _ in own], [exponent for _, exponent in own], near)
+    keep_to_modules(model)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def activated_modules(model: nn.Module) -> "Iterator[tuple[str, Activated]]":
@@ -210,7 +248,27 @@ def remove_activations(model: nn.Module) -> nn.Module:
     """
     for _, module in list(activated_modules(model)):
         set_points(module, (), ())
+    keep_to_modules(model)
     return model
+
+
+def keep_to_modules(model: nn.Module) -> None:
+    """Has torch's encoders call their modules wherever these quantize activations, in place, and nowhere else.
+
+    In evaluation without gradients an encoder layer otherwise computes all of itself in one operation, past the
+    quantizers, and an encoder with a padding mask hands nested tensors to such layers.
+
+    Args:
+        model: A model whose points have changed.
+    """
+    for module in model.modules():
+        for kind, (name, off) in _SHORTCUTS.items():
+            if isinstance(module, kind):
+                was = module.__dict__.pop(_SHORTCUT, getattr(module, name))
+                quantizes = any(True for _ in activated_modules(module))
+                setattr(module, name, off if quantizes else was)
+                if quantizes:
+                    module.__dict__[_SHORTCUT] = was
 
 
 def saved_points(values: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, tuple[Point, float]]]:
@@ -241,11 +299,9 @@ def take_points(model: nn.Module, values: Mapping[str, Any], prefix: str = "") -
         prefix: What the names of the model begin with.
     """
     modules = dict(model.named_modules())
-    for path, places in saved_points(values, prefix).items():
-        module = modules.get(path)
-        points, exponents = zip(*places.values(), strict=True)
-        if module is not None and tuple(points) != getattr(module, "_points", ()):
-            set_points(module, points, exponents)
+    found = {path: tuple(places.values()) for path, places in saved_points(values, prefix).items() if path in modules}
+    differ = {p: own for p, own in found.items() if [n for n, _ in own] != list(getattr(modules[p], "_points", ()))}
+    put_points(model, differ)
 
 
 def point_numbers(model: nn.Module) -> Iterator[tuple[str, int]]:

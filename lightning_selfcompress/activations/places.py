@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_selfcompress.activations.formula import best_exponent, sample
 from lightning_selfcompress.activations.layers import INPUT, OUTPUT, Point, activated_class, base_class
 from lightning_selfcompress.quantize.layers import Quantized
+from lightning_selfcompress.tensors import tensors_in
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -26,6 +27,32 @@ _JOINS = {torch.cat, torch.concat, torch.concatenate}
 _MEANS = {torch.mean, Tensor.mean, avg_pool2d, avg_pool3d, adaptive_avg_pool2d, adaptive_avg_pool3d}
 
 
+# fmt: off
+_NONNEGATIVE = frozenset(  # operations whose results are never negative
+    (
+        "relu", "relu_", "relu6", "sigmoid", "hardsigmoid", "softmax", "softplus", "abs", "square", "exp"
+    )
+)
+
+
+_KEEP_SIGNS = frozenset(  # operations whose results are not negative if no operand is
+    (
+        "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+        "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "mean", "sum", "add", "add_",
+        "__add__", "__radd__", "__iadd__", "mul", "__mul__", "cat", "concat", "concatenate", "stack", "flatten",
+        "reshape", "view", "permute", "transpose", "unsqueeze", "squeeze", "contiguous", "__getitem__", "dropout",
+        "pad", "to"
+    )
+)
+# fmt: on
+
+
+_CLAMPS = frozenset(("hardtanh", "clamp", "clamp_min"))  # whose second argument is the least result
+
+
+_SOME = 256  # activations of unknown kind of which none is negative, to take it that none ever is
+
+
 _IMAGES = 4  # dimensions of a tensor from which sums and means are computed in integers
 
 
@@ -37,15 +64,21 @@ class Seen:
         samples: Parts of them, in double precision.
         least: The least of all of them.
         largest: The largest of all of them.
+        count: How many there were.
+        nonnegative: Whether all come from operations whose results are never negative.
     """
 
     samples: list[Tensor] = field(default_factory=list)
     least: float = float("inf")
     largest: float = float("-inf")
+    count: int = 0
+    nonnegative: bool = True
 
-    def add(self, x: Tensor) -> None:
-        """Takes up a tensor."""
+    def add(self, x: Tensor, nonnegative: bool) -> None:
+        """Takes up a tensor, and whether the operation that made it never makes a negative one."""
         self.samples.append(sample(x))
+        self.count += x.numel()
+        self.nonnegative &= nonnegative
         finite = x.detach()[x.detach().isfinite()]
         if finite.numel():
             self.least, self.largest = min(self.least, float(finite.min())), max(self.largest, float(finite.max()))
@@ -54,14 +87,17 @@ class Seen:
         """Takes up what was seen elsewhere, or in another run."""
         self.samples += other.samples
         self.least, self.largest = min(self.least, other.least), max(self.largest, other.largest)
+        self.count += other.count
+        self.nonnegative &= other.nonnegative
 
     def point(self, where: str, bits: int) -> tuple[Point, float]:
         """Returns the point, and its exponent.
 
-        Codes are signed if any activation was negative, and if all were one number, which says nothing of the next
-        ones: a residual branch whose last normalization starts at zero returns zeros in the first step.
+        Codes are signed if any activation was negative, and if another one may be: few were seen, or one number alone,
+        as a residual branch returns zeros in the first step if its last normalization starts at zero.
         """
-        point = Point(where, self.least < 0 or self.least >= self.largest, bits)
+        unknown = self.count < _SOME or self.least >= self.largest
+        point = Point(where, self.least < 0 or (unknown and not self.nonnegative), bits)
         return point, best_exponent(torch.cat(self.samples), bits, point.signed)
 
 
@@ -98,6 +134,7 @@ class _Finder(TorchFunctionMode):
         self._model = model
         self._made: dict[tuple[int, int], list[str]] = {}  # innermost first
         self._taken: dict[tuple[int, int], list[str]] = {}  # outermost first
+        self._nonnegative: set[tuple[int, int]] = set()
         self._calls: Counter[str] = Counter()
         self._depth = 0  # of calls of modules with layers
         self._wanted: list[tuple[tuple[int, int], str | None, Seen]] = []
@@ -136,7 +173,17 @@ class _Finder(TorchFunctionMode):
         if all(isinstance(t, Tensor) and t.dim() >= _IMAGES and not isinstance(t, nn.Parameter) for t in operands):
             for tensor in operands:
                 self._want(tensor, None)
-        return func(*args, **(kwargs or {}))
+        name, given = getattr(func, "__name__", ""), tensors_in((args, kwargs))
+        keeps = name in _KEEP_SIGNS and all(self._is_nonnegative(t) for t in given)  # before what is done in place
+        out = func(*args, **(kwargs or {}))
+        least = (kwargs or {}).get("min_val", (kwargs or {}).get("min", args[1] if len(args) > 1 else None))
+        clamped = name in _CLAMPS and isinstance(least, int | float) and least >= 0
+        if isinstance(out, Tensor) and (keeps or clamped or name in _NONNEGATIVE):
+            self._nonnegative.add(self._key(out))
+        return out
+
+    def _is_nonnegative(self, tensor: Tensor) -> bool:
+        return (id(tensor), tensor._version) in self._nonnegative
 
     def places(self) -> Places:
         """Returns the places of what was wanted."""
@@ -150,15 +197,14 @@ class _Finder(TorchFunctionMode):
             takers += [reader] if reader is not None else []
             place = (makers[0], OUTPUT) if makers else (takers[0], INPUT) if takers else None
             if place is not None:
-                known = found.setdefault(place, Seen())
-                known.join(seen)
+                found.setdefault(place, Seen()).join(seen)
         return found
 
     def _want(self, tensor: Tensor, reader: str | None) -> None:
         if tensor.is_floating_point() and tensor.numel():
             seen = Seen()
             with torch._C.DisableTorchFunction():
-                seen.add(tensor)
+                seen.add(tensor, self._is_nonnegative(tensor))
             self._wanted.append((self._key(tensor), reader, seen))
 
     def _key(self, tensor: Tensor) -> tuple[int, int]:

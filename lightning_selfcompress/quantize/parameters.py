@@ -100,6 +100,8 @@ _OF_THE_LIBRARIES = frozenset(vars(nn.Module())) | {
     USES,
     SIZES,
     "_removed_nbytes",
+    "_points",
+    "_shortcut",
     "_trainer",
     "_fabric",
 }

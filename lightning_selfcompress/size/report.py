@@ -4,6 +4,7 @@ The differentiable size Q counts real-valued bit depths, while a file holds inte
 levels {-1, 0} and costs one bit per weight. The report therefore shows both figures.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from lightning_selfcompress.activations.layers import activated_modules
 from lightning_selfcompress.packing import Packed, PackedSize, estimated_size, is_half, packed_size
 from lightning_selfcompress.quantize.formula import bit_depth, codes, integer_bits
 from lightning_selfcompress.quantize.layers import Quantized
@@ -111,6 +113,7 @@ class SizeReport:
         structure_nbytes: Bytes of names, shapes, attributes and the checksum.
         nbytes: Bytes of the packed file that :func:`export` writes.
         float_nbytes: Bytes of all parameters and saved buffers of the same network in float, before compression.
+        activation_bits: The bit depth of each activation that is quantized.
     """
 
     layers: tuple[LayerSize, ...]
@@ -119,6 +122,7 @@ class SizeReport:
     structure_nbytes: int
     nbytes: int
     float_nbytes: int
+    activation_bits: tuple[int, ...] = ()
 
     @property
     def total(self) -> LayerSize:
@@ -220,7 +224,13 @@ class SizeReport:
             left = self.total.macs / self.total.macs_before
             macs = [f"multiply-accumulates: {self.total.macs:,} of {self.total.macs_before:,}, {left:.1%}"]
         layers = table(_HEAD, map(_row, self.layers), _row(self.total)) if self.layers else NOTHING
-        return "\n".join([layers, "", parts, whole, *macs])
+        return "\n".join([layers, "", parts, whole, *macs, *_activations_text(self.activation_bits)])
+
+
+def _activations_text(bits: Sequence[int]) -> list[str]:
+    """Returns the lines on quantized activations, one for each bit depth; none without any."""
+    counts = sorted(Counter(bits).items())
+    return [f"{n} {'activation' if n == 1 else 'activations'} in {b} bits, one step size each" for b, n in counts]
 
 
 def _values(size: LayerSize) -> dict[str, Any]:
@@ -320,6 +330,7 @@ def size_report(model: nn.Module, *, exact: bool = True, floats: torch.dtype = t
         packed.structure_nbytes,
         packed.nbytes,
         float_nbytes_of(model),
+        tuple(point.bits for _, module in activated_modules(model) for point in module._points),
     )
 
 

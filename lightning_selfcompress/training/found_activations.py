@@ -2,16 +2,17 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
-from lightning_selfcompress.activations.calibrate import Points, points_of, put_points
-from lightning_selfcompress.activations.layers import activated_modules, exponents_of
+from lightning_selfcompress.activations.calibrate import Points, points_of
+from lightning_selfcompress.activations.layers import activated_modules, exponents_of, put_points
 from lightning_selfcompress.activations.places import find_points, layers_left
 from lightning_selfcompress.tensors import copy_module
 from lightning_selfcompress.training.lightning_private import averaged_models
 from lightning_selfcompress.training.messages import tell, warn
 from lightning_selfcompress.training.sandbox import CapturedStep, Sandbox
-from lightning_selfcompress.training.strategies import shards_parameters
+from lightning_selfcompress.training.strategies import keep_depths_from_ddp, shards_parameters
 from lightning_selfcompress.training.watched_steps import step_arguments
 
 
@@ -37,6 +38,8 @@ def quantize_activations(trainer: Any, module: nn.Module, batch: Any, batch_idx:
     for network in (module, *averaged_models(trainer.callbacks)):
         put_points(network, points)
     let_activations_train(module)
+    keep_depths_from_ddp(trainer.strategy, module)
+    torch.compiler.reset()  # graphs of the network without quantizers
     count = sum(len(own) for own in points.values())
     left = layers_left(module)
     why = f" In float stays what these read, which have a forward of their own: {', '.join(left)}." if left else ""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_selfcompress.activations.layers import activated_modules, exponents_of
 from lightning_selfcompress.quantize.parameters import learned_tensors
 from lightning_selfcompress.tensors import is_a, name_of
 from lightning_selfcompress.training.lightning_private import MULTIPROCESSING_LAUNCHER
@@ -83,11 +84,13 @@ def keep_depths_from_ddp(strategy: Any, module: nn.Module) -> None:
 
     Args:
         strategy: The strategy of the Trainer; nothing is done for one that does not replicate.
-        module: The converted module, not wrapped yet.
+        module: The converted module. A wrapper around it reads only once what to leave alone, so it is told as well.
     """
     if replicates(strategy):
         ignored = list(dict.fromkeys([*getattr(module, _IGNORED_BY_DDP, ()), *_learned_paths(module)]))
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
+        if isinstance(strategy.model, DistributedDataParallel):
+            strategy.model.parameters_to_ignore.update(ignored)
 
 
 def give_depths_back(module: nn.Module) -> None:
@@ -102,7 +105,7 @@ def give_depths_back(module: nn.Module) -> None:
 def agree_on_depths(strategy: Any, module: nn.Module) -> None:
     """Has all processes start with the depths and exponents of the first one, as DDP has it with weights."""
     if replicates(strategy):
-        tensors = list(learned_tensors(module).values())
+        tensors = list(_learned(module).values())
         for tensor, values in zip(tensors, strategy.broadcast([t.detach().cpu() for t in tensors]), strict=True):
             tensor.copy_(values)
 
@@ -119,8 +122,14 @@ def unwrapped(strategy: Any, module: nn.Module) -> Iterator[None]:
     strategy.configure_ddp()
 
 
+def _learned(module: nn.Module) -> dict[int, Tensor]:
+    """Returns all buffers that are learned, by their ids: depths and exponents of weights, exponents of activations."""
+    exponents = (exponents_of(part) for _, part in activated_modules(module))
+    return learned_tensors(module) | {id(e): e for e in exponents}
+
+
 def _learned_paths(module: nn.Module) -> Iterable[str]:
     """Names of all depths and exponents; of tied ones every name, since DDP may ask for any."""
-    learned = learned_tensors(module)
+    learned = _learned(module)
     named = module.named_modules(remove_duplicate=False)
     return [name_of(path, name) for path, m in named for name, t in m._buffers.items() if id(t) in learned]

@@ -58,6 +58,17 @@ def test_two_processes_stay_alike(how, two):
         assert difference < 1e-5
 
 
+@pytest.mark.case("Strategies", "DDP with two processes: activations in 8 bits")
+def test_two_processes_quantize_activations_alike(two):
+    """Exponents of activations start and learn alike in both processes, DDP leaves them alone, and channels leave."""
+    one, other = two["activations"]
+    assert one["exponents"] == other["exponents"]
+    assert len(one["exponents"]) == 3
+    assert one["losses"] != other["losses"]
+    assert [r["written by DDP"] for r in (one, other)] == [0, 0]
+    assert one["widths"] == other["widths"] == [3, 12]
+
+
 @pytest.mark.case("Strategies", "DDP with two processes: a budget of bytes")
 def test_two_processes_within_a_budget(two):
     """Both processes end with the same file, to the byte, at or just under the target; the first one logs."""

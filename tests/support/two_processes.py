@@ -13,7 +13,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from fits import NEVER, Widths, assert_only_living, data, fit
+from fits import NEVER, Kill, Widths, assert_only_living, data, fit
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from networks import Lit, batches, make_trainer, trained_tensors
@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_selfcompress import ParetoCheckpoint, SelfCompression, convert
+from lightning_selfcompress.activations.layers import activated_modules, exponents_of
 from lightning_selfcompress.packing import Packed, to_bytes
 from lightning_selfcompress.quantize.parameters import learned_tensors
 
@@ -80,7 +81,8 @@ class Synced(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         written = getattr(trainer.strategy.model, "modules_buffers", [])
-        self.count += sum(id(buffer) in learned_tensors(pl_module) for buffer in written)
+        learned = {*learned_tensors(pl_module), *(id(exponents_of(part)) for _, part in activated_modules(pl_module))}
+        self.count += sum(id(buffer) in learned for buffer in written)
         self.looked += isinstance(trainer.strategy.model, DistributedDataParallel)
 
 
@@ -129,6 +131,18 @@ def budget():
     return {"file": content.hex(), "nbytes": len(content), "losses": model.losses, "event files": written}
 
 
+def activations():
+    """A training with activations in 8 bits; their exponents, and what DDP wrote anew."""
+    torch.manual_seed(1)
+    model, synced = Lit(), Synced()
+    compression = SelfCompression(gamma=0.01, activations=8)
+    trainer = make_trainer(compression, Kill(), synced, max_epochs=2, devices=2, strategy=DDPStrategy())
+    trainer.fit(model, data(torch.float32, 60 * trainer.world_size))
+    exponents = {path: exponents_of(part).tolist() for path, part in activated_modules(model)}
+    widths = [model.net[0].out_channels, model.net[4].out_features]
+    return {"exponents": exponents, "losses": model.losses, "written by DDP": synced.count, "widths": widths}
+
+
 class Scored(Lit):
     """Logs another score in each process, of which each epoch's beats the last."""
 
@@ -148,6 +162,7 @@ def pareto():
 
 
 TRAININGS = {
+    "activations": activations,
     "pareto": pareto,
     "budget": budget,
     "plain": train,
