@@ -2,6 +2,7 @@
 
 from lightning_selfcompress.activations.calibrate import calibrate_activations
 from lightning_selfcompress.activations.formula import q_a
+from lightning_selfcompress.activations.layers import remove_activations
 from lightning_selfcompress.activations.places import find_points
 
-__all__ = ["calibrate_activations", "find_points", "q_a"]
+__all__ = ["calibrate_activations", "find_points", "q_a", "remove_activations"]

@@ -196,7 +196,18 @@ def exponents_of(module: Activated) -> Tensor:
 
 
 def remove_activations(model: nn.Module) -> nn.Module:
-    """Has a model quantize no activations any more, in place; returns it."""
+    """Has a model quantize no activations any more, in place; returns it.
+
+    >>> import torch
+    >>> from lightning_selfcompress import calibrate_activations
+    >>> from lightning_selfcompress.activations import remove_activations
+    >>> net = calibrate_activations(torch.nn.Sequential(torch.nn.Linear(4, 2)), [torch.randn(8, 4)])
+    >>> list(remove_activations(net).state_dict())
+    ['0.weight', '0.bias']
+
+    Args:
+        model: Any module.
+    """
     for _, module in list(activated_modules(model)):
         set_points(module, (), ())
     return model

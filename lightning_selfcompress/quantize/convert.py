@@ -115,6 +115,8 @@ def _put_back(layer: nn.Module, content: Content) -> None:
 def revert(model: nn.Module | ConversionPlan) -> nn.Module:
     """Turns every quantized layer back into its float class, with the same parameters and state-dict keys.
 
+    Activations that are quantized stay so; ``lightning_selfcompress.activations.remove_activations`` ends it.
+
     >>> from torch import nn
     >>> from lightning_selfcompress import convert, revert
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
