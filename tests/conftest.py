@@ -32,6 +32,7 @@ KINDS = {
     "reporting/test_sweep": "fit",
     "onnx/": "onnx",
     "fits/test_strategies": "process",
+    "removal/test_sharding": "process",
     "test_imports": "process",
     "test_documents": "process",
     "packing/test_damage": "long",

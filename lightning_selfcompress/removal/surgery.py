@@ -1,7 +1,7 @@
 """Surgery, which removes entries from a model's parameters and buffers in place and updates its size attributes."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,14 +10,17 @@ from torch import Tensor, nn
 from lightning_selfcompress.quantize.channel_axis import ChannelAxis
 from lightning_selfcompress.quantize.layers import COUPLING, Quantized
 from lightning_selfcompress.removal.own_widths import bring_widths_along, own_shapes
+from lightning_selfcompress.removal.sharding import check_shards, settle_shards, shard_again, shard_like
 from lightning_selfcompress.tensors import (
     NORMS,
     SIZES,
     is_bare_norm,
+    is_sharded,
     name_of,
     own_tensors,
     size_attribute,
     stored_tensors,
+    whole,
 )
 
 
@@ -49,8 +52,11 @@ def shrink(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
         kept: Dimension -> indices to keep along it.
 
     Returns:
-        A new tensor of the smaller shape, or the same object if ``kept`` is empty.
+        A new tensor of the smaller shape, or the same object if ``kept`` is empty. A sharded tensor is gathered in all
+        processes, and sharded again in the same way.
     """
+    if is_sharded(tensor) and kept:
+        return shard_like(shrink(whole(tensor), kept), tensor)
     for dim, indices in kept.items():
         tensor = tensor.index_select(dim, indices.to(tensor.device))
     return tensor
@@ -101,8 +107,15 @@ def remove(model: nn.Module, edits: Sequence[Edit]) -> list[Shrunk]:
         The tensors that have become smaller, for :func:`shrink_optimizer`.
 
     Raises:
-        ValueError: If the model's tensors do not have the planned sizes. The model is unchanged then.
+        ValueError: If the model's tensors do not have the planned sizes, or a parameter is sharded by something other
+            than ``fully_shard``. The model is unchanged then.
+        RuntimeError: If FSDP2 holds gradients that it has not reduced. The model is unchanged then.
+
+    Where FSDP2 shards the parameters, all processes call this with the same edits. Each parameter is gathered on its
+    own, so that a process never holds more than one whole parameter and its gradient.
     """
+    settle_shards(model)
+    check_shards(model)
     tensors = stored_tensors(model)
     for edit in (e for e in edits if not e.attribute):
         tensor = tensors.get(edit.name)
@@ -114,7 +127,7 @@ def remove(model: nn.Module, edits: Sequence[Edit]) -> list[Shrunk]:
             )
     kept = kept_entries(edits)
     shapes = {name: tuple(tensors[name].shape) for name in kept}
-    now = replace_tensors(model, {id(tensors[name]): _smaller(tensors[name], along) for name, along in kept.items()})
+    now = replace_tensors(model, _Smaller({id(tensors[name]): (tensors[name], along) for name, along in kept.items()}))
     for edit in (e for e in edits if e.attribute):
         path, _, name = edit.name.rpartition(".")
         set_size(model.get_submodule(path), name, edit.size - len(edit.removed))
@@ -165,7 +178,7 @@ def replace_tensors(
                         entries = replacements[id(tensor)]
                         fewer = tensor.numel() - entries.data.numel()
                         gone += 0 if name in learned else fewer * tensor.element_size()
-                        now[id(tensor)] = give(tensor, entries)
+                        now[id(tensor)] = _give(model, tensor, entries)
                     table[name] = now[id(tensor)]  # type: ignore[assignment]
         module.__dict__["_removed_nbytes"] = module.__dict__.get("_removed_nbytes", 0) + gone
     for module, (sizes, shapes, of_weights) in zip(touched, before, strict=True):
@@ -247,10 +260,32 @@ def zeros_in_place_of(tensor: Tensor, shape: Sequence[int]) -> Replacement:
     return Replacement(data.contiguous(memory_format=_memory_format(tensor)))
 
 
-@torch.no_grad()
-def _smaller(tensor: Tensor, kept: Mapping[int, Tensor]) -> Replacement:
-    data = shrink(tensor.detach(), kept).contiguous(memory_format=_memory_format(tensor))
-    return Replacement(data, shrink(tensor.grad, kept) if tensor.grad is not None else None)
+class _Smaller(Mapping[int, Replacement]):
+    """The kept entries of tensors, computed when they are asked for, so that memory holds one tensor twice."""
+
+    def __init__(self, edited: Mapping[int, tuple[Tensor, Mapping[int, Tensor]]]) -> None:
+        self._edited = edited
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._edited
+
+    @torch.no_grad()
+    def __getitem__(self, key: int) -> Replacement:
+        tensor, kept = self._edited[key]
+        data = shrink(whole(tensor.detach()), kept).contiguous(memory_format=_memory_format(tensor))
+        return Replacement(data, shrink(whole(tensor.grad), kept) if tensor.grad is not None else None)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._edited)
+
+    def __len__(self) -> int:
+        return len(self._edited)
+
+
+def _give(model: nn.Module, tensor: Tensor, entries: Replacement) -> Tensor:
+    if is_sharded(tensor):
+        return shard_again(model, tensor, entries.data, entries.grad)
+    return give(tensor, entries)
 
 
 def _learned_names(module: nn.Module) -> set[str]:
