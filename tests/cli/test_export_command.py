@@ -66,7 +66,7 @@ def test_onnx(said, monkeypatch):
     assert (status, lines) == (0, ["out.onnx: 4 bytes"])
     assert err == "words of the exporter\nselfcompress: this stays float\n"
     ((model, inputs, settings),) = seen
-    assert settings == {"round_to": 16, "weights": "multiply", "codes": None}
+    assert settings == {"round_to": 16, "weights": "multiply", "codes": None, "fastest": False}
     assert [(tuple(t.shape), t.dtype) for t in inputs] == [((1, 1, 8, 8), torch.float32), ((2, 3), torch.int64)]
     assert not model.training
 
@@ -115,3 +115,20 @@ def test_by_the_console_script(folder, tmp_path):
     images = next(iter(batches()))[0]
     expected = load_from_checkpoint(Lit, folder / "net.ckpt").eval()
     assert torch.equal(load(tmp_path / "net.scnn", Lit()).eval().net(images), expected.net(images))
+
+
+@pytest.mark.skipif(not hasattr(torch.onnx, "ops"), reason="torch's exporter writes DequantizeLinear since 2.8")
+def test_the_fastest_onnx_file(said, folder):
+    """With ``--fastest`` the times of all forms are told beside the file; no other kind of file has forms."""
+    pytest.importorskip("onnxruntime")
+    (folder / "fast.py").write_text(
+        "from networks import Lit\n\n\nclass Fast(Lit):\n    def forward(self, x):\n        return self.net(x)\n"
+    )
+    command = ["export", "net.ckpt", "--model", "fast:Fast", "-o", "out.onnx", "--fastest"]
+    status, lines, err = said(*command, "--to", "onnx", "--input", "1,1,8,8")
+    assert (status, len(lines)) == (0, 1)
+    assert all(f"{form} " in err for form in ("float", "multiply", "dequantize"))
+    assert "ms (kept)" in err
+    status, _, err = said(*command, "--to", "packed")
+    assert status == 1
+    assert "Expected --fastest with --to onnx" in err

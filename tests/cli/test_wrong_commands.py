@@ -77,7 +77,7 @@ EXPORT = ["export", "net.ckpt", *MODEL, "-o", "never.scnn"]
         ([*EXPORT, "--model", "no.such:Thing"], "Expected a module 'no.such' for --model, found none in the current"),
         (
             [*EXPORT, "--model", "networks:Lot"],
-            "Expected a class 'Lot' in 'networks'. LightningModules there: Lit, Gan",
+            "Expected a class 'Lot' in 'networks'. LightningModules there: Regression, Lit, Gan",
         ),
         ([*EXPORT, "--model", "networks:small_net"], "Expected a LightningModule in --model 'networks:small_net', got"),
         ([*EXPORT, "--model", "grouped:Broken"], "Expected a LightningModule in --model 'grouped:Broken', got"),
