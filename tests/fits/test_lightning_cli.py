@@ -31,6 +31,7 @@ ARGUMENTS = {
     "prune_every_n_epochs": 1,
     "round_to": 1,
     "teacher": None,
+    "activations": None,
 }
 QUIET = {
     "accelerator": "cpu",
